@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A pytest session in the guest that runs what the host asks for, and reports to the host alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _pytest.runner import runtestprotocol
+
+from harness.agent import protocol
+from harness.agent.channel import Channel
+
+
+class HostDriven:
+    """Replaces pytest's loop over the items by the host's wishes."""
+
+    def __init__(self, link: Channel, handlers: Mapping[str, Callable[[Any], protocol.Message]]) -> None:
+        self._link = link
+        self._handlers = handlers
+        self._errors: list[str] = []
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_configure(self, config: pytest.Config) -> None:
+        """Silence the terminal: the host has its own. (`-p no:terminal` would remove the options reports depend on.)"""
+        config.pluginmanager.unregister(name="terminalreporter")
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Keep what went wrong for the host."""
+        if report.failed:
+            self._errors.append(f"{report.nodeid}: {report.longreprtext}")
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Serve the host; never returns on a port, which never ends."""
+        items = {item.nodeid: item for item in session.items}
+        self._link.send(protocol.Collected(list(items), self._errors))
+        while True:
+            try:
+                message = self._link.receive()
+            except EOFError:
+                return True
+            if isinstance(message, protocol.Run):
+                self._run(items[message.nodeid], items.get(message.next_nodeid), message.marker)
+            else:
+                self._link.send(self._handlers[message.kind](message))
+
+    def _run(self, item: pytest.Item, next_item: pytest.Item | None, marker: str) -> None:
+        mark(f"begin {marker}")
+        for report in runtestprotocol(item, log=False, nextitem=next_item):
+            data = item.config.hook.pytest_report_to_serializable(config=item.config, report=report)
+            self._link.send(protocol.Report(_json_safe(data)))
+        mark(f"end {marker}")
+        self._link.send(protocol.Finished(item.nodeid, int(Path("/proc/sys/kernel/tainted").read_text())))
+
+
+def _json_safe(data: Any) -> dict[str, Any]:
+    # Properties may hold anything; what JSON cannot say is said as text.
+    result: dict[str, Any] = json.loads(json.dumps(data, default=str))
+    return result
+
+
+def mark(text: str) -> None:
+    """Leave a line in the kernel's log, and so on the console, at a level the console prints."""
+    try:
+        with open("/dev/kmsg", "w") as log:
+            log.write(f"<4>harness: {text}\n")
+    except PermissionError:
+        pass  # a board where we are not root has no console we could read either
+
+
+def run_pytest(
+    link: Channel, args: list[str], directory: Path, handlers: Mapping[str, Callable[[Any], protocol.Message]]
+) -> None:
+    """Collect in ``directory`` and serve the host until it hangs up.
+
+    :param handlers: answers to messages that have nothing to do with tests, by kind.
+    """
+    own = [f"--rootdir={directory}", "-c", str(directory / "pytest.ini"), "-p", "no:cacheprovider"]
+    plugin = HostDriven(link, handlers)
+    pytest.main([*own, *args], plugins=[plugin])

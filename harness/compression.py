@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Unpacks the compressions that kernels and modules come in, by the names that the kernel's build gives them."""
+
+from __future__ import annotations
+
+import lzma
+import subprocess
+import zlib
+
+import zstandard
+
+from harness.errors import HostError
+
+#: nothing a kernel is made of unpacks to more than this (bytes)
+LIMIT = 1 << 30
+
+#: first bytes of each, longest first
+MAGIC = {
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x02\x21\x4c\x18": "lz4",
+    b"\x5d\0\0": "lzma",
+    b"\x1f\x8b": "gzip",
+}
+
+
+class DamagedError(ValueError):
+    """Compressed data that is not what it claims to be, or ends early."""
+
+
+class UnknownCompressionError(ValueError):
+    """A compression that nothing here unpacks."""
+
+
+def name_of(data: bytes) -> str:
+    """The compression that ``data`` begins with; empty if it is none we know."""
+    return next((name for magic, name in MAGIC.items() if data.startswith(magic)), "")
+
+
+def decompress(name: str, data: bytes) -> bytes:
+    """Unpack one stream; what follows it (padding, or the unpacked size that the kernel's build appends) is ignored.
+
+    :param name: ``gzip``, ``xz`` (or ``xzkern``), ``lzma``, ``zstd`` (or ``zstd22``) or ``lz4``.
+    :raises DamagedError: if the stream is broken, ends early, or unpacks to more than :data:`LIMIT`.
+    :raises UnknownCompressionError: if the name is another.
+    :raises HostError: if it takes a program that this host lacks.
+    """
+    try:
+        match name:
+            case "gzip":
+                inflate = zlib.decompressobj(wbits=31)
+                unpacked, whole = inflate.decompress(data, LIMIT), inflate.eof
+            case "xz" | "xzkern" | "lzma":
+                unlzma = lzma.LZMADecompressor()
+                unpacked, whole = unlzma.decompress(data, LIMIT), unlzma.eof
+            case "zstd" | "zstd22":
+                unzstd = zstandard.ZstdDecompressor().decompressobj()
+                unpacked, whole = unzstd.decompress(data), unzstd.eof
+            case "lz4":
+                return _lz4(data)
+            case _:
+                raise UnknownCompressionError(f"compression {name!r} is not supported")
+    except (zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError) as error:
+        raise DamagedError(f"its {name} data does not unpack ({error})") from None
+    if not whole:
+        raise DamagedError(f"its {name} data ends early")
+    return unpacked
+
+
+def gzip_head(data: bytes, size: int) -> bytes:
+    """The first ``size`` bytes of a gzip stream whose end may be missing; empty if it is none."""
+    try:
+        return zlib.decompressobj(wbits=31).decompress(data, size)
+    except zlib.error:
+        return b""
+
+
+def _lz4(data: bytes) -> bytes:
+    try:
+        done = subprocess.run(["lz4", "-dc"], input=data, capture_output=True, check=False)
+    except FileNotFoundError:
+        raise HostError("this kernel is compressed with lz4: install the package lz4, or give the raw image") from None
+    # lz4 stumbles over the size that follows the stream, but only after it has written everything.
+    if not done.stdout:
+        raise DamagedError("its lz4 data does not unpack")
+    return done.stdout

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Writes cpio archives in the "newc" format, the one the kernel unpacks as an initramfs.
+
+Format: Documentation/driver-api/early-userspace/buffer-format.rst. The kernel accepts several archives one after the
+other, later files replacing earlier ones; that is how modules and tests travel beside an unchanging userland.
+Archives are deterministic: no times, no owners, numbering by order.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file, directory or symbolic link; owned by root, dated 1970."""
+
+    #: path inside the archive, without a leading slash
+    path: str
+    #: type and permission bits, as in ``st_mode``
+    mode: int
+    #: contents, or the target of a symbolic link
+    data: bytes = b""
+
+
+def file(path: str, data: bytes, *, executable: bool = False) -> Entry:
+    """A regular file."""
+    return Entry(path, stat.S_IFREG | (0o755 if executable else 0o644), data)
+
+
+def directory(path: str) -> Entry:
+    """A directory."""
+    return Entry(path, stat.S_IFDIR | 0o755)
+
+
+def symlink(path: str, target: str) -> Entry:
+    """A symbolic link."""
+    return Entry(path, stat.S_IFLNK | 0o777, target.encode())
+
+
+def with_parents(entries: Iterable[Entry]) -> list[Entry]:
+    """``entries`` with every missing parent directory in front of what needs it.
+
+    The kernel's unpacker creates no directories by itself and silently drops a file that has none.
+    """
+    known: set[str] = set()
+    result: list[Entry] = []
+    for entry in entries:
+        parents = [str(p) for p in reversed(PurePosixPath(entry.path).parents) if str(p) != "."]
+        result += [directory(p) for p in parents if p not in known]
+        known.update(parents)
+        if stat.S_ISDIR(entry.mode):
+            if entry.path in known:
+                continue
+            known.add(entry.path)
+        result.append(entry)
+    return result
+
+
+def archive(entries: Iterable[Entry]) -> bytes:
+    """The entries as one archive, padded so that another can follow."""
+    out = bytearray()
+    for inode, entry in enumerate([*with_parents(entries), Entry("TRAILER!!!", 0)], start=1):
+        name = entry.path.encode() + b"\0"
+        links = 2 if stat.S_ISDIR(entry.mode) else 1
+        # inode, mode, uid, gid, nlink, mtime, size, device major/minor, rdev major/minor, name size, checksum
+        fields = (inode, entry.mode, 0, 0, links, 0, len(entry.data), 0, 0, 0, 0, len(name), 0)
+        out += b"070701" + b"".join(b"%08X" % value for value in fields) + name
+        out += bytes(-len(out) % 4)
+        out += entry.data
+        out += bytes(-len(out) % 4)
+    out += bytes(-len(out) % 512)
+    return bytes(out)

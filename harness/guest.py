@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A guest that answers: the conversation with the agent, and the watch over it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import secrets
+import select
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from harness.agent import protocol
+from harness.deadline import Deadline
+from harness.errors import BootError, DeadlineExceeded, GuestLost, LostCondition, ProtocolError
+from harness.vm import Vm
+
+_M = TypeVar("_M", bound=protocol.Message)
+
+#: How often the watch looks for panics and dead processes while the agent is quiet, in seconds.
+_TICK = 0.1
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for what, in seconds, for one accelerator."""
+
+    #: from power-on to the agent's first answer
+    boot: float
+    #: for an answer that needs no test code
+    answer: float
+    #: without a heartbeat, of which there are four a second
+    silence: float
+    #: for a test that names no time of its own
+    test: float
+
+    @classmethod
+    def scaled(cls, slowdown: float) -> Patience:
+        """Figures for a guest that is ``slowdown`` times slower than hardware virtualisation."""
+        return cls(boot=15 * slowdown, answer=8 * slowdown, silence=3 + slowdown, test=10 * slowdown)
+
+
+class Guest:
+    """A machine whose agent we talk to.
+
+    :param vm: connected; may still be stopped.
+    :param patience: scaled by the machine's speed.
+    """
+
+    def __init__(self, vm: Vm, patience: Patience) -> None:
+        self.vm = vm
+        self.patience = patience
+        self.ready: protocol.Ready | None = None
+        self._decoder = protocol.Decoder()
+        self._inbox: list[protocol.Message] = []
+        self._last_beat = time.monotonic()
+        self._console_offset = 0
+
+    def hello(self, deadline: Deadline) -> protocol.Ready:
+        """Wait for the agent, give it our clock and fresh randomness, and learn who it is.
+
+        :raises BootError: if the guest dies or stays silent before it answers.
+        """
+        self._send(protocol.Hello(time.time(), secrets.token_hex(64)), deadline)
+        try:
+            self.ready = self._expect(protocol.Ready, deadline, watch_heartbeat=False)
+        except GuestLost as lost:
+            raise BootError(f"the guest never reached its agent: {lost}{self._last_words()}") from lost
+        except DeadlineExceeded as error:
+            raise BootError(
+                f"the guest never reached its agent: it was silent until the deadline{self._last_words()}"
+            ) from error
+        return self.ready
+
+    def collect(self, archive: bytes, args: list[str], deadline: Deadline) -> protocol.Collected:
+        """Give the guest its tests and let it collect them."""
+        self._send(protocol.Collect(base64.b64encode(archive).decode(), args), deadline)
+        return self._expect(protocol.Collected, deadline)
+
+    def run(self, run: protocol.Run, deadline: Deadline) -> Iterator[dict[str, Any] | protocol.Finished]:
+        """Run one test; yields its serialised reports as they come, then Finished.
+
+        :raises GuestLost: if the guest dies, hangs, or is still at it when the deadline passes.
+        """
+        self._send(run, deadline)
+        while True:
+            try:
+                message = self._next(deadline)
+            except DeadlineExceeded:
+                raise GuestLost(LostCondition.TEST_TIMEOUT, "the test did not end in time") from None
+            if isinstance(message, protocol.Finished):
+                yield message
+                return
+            yield _checked(message, protocol.Report).data
+
+    def ask_for_traceback(self) -> None:
+        """Make the agent print to the console where its Python code is. It does not survive this."""
+        with contextlib.suppress(OSError):
+            self.vm.heartbeat.send(b"q")
+            time.sleep(1.0)
+
+    def start_shell(self, authorized_key: str, deadline: Deadline) -> None:
+        """Start the SSH server behind the machine's shell wire."""
+        self._send(protocol.Shell(authorized_key), deadline)
+        self._expect(protocol.ShellReady, deadline)
+
+    def _send(self, message: protocol.Message, deadline: Deadline) -> None:
+        data = memoryview(protocol.encode(message))
+        self.vm.agent.setblocking(False)
+        while data:
+            try:
+                data = data[self.vm.agent.send(data) :]
+            except BlockingIOError:
+                deadline.check("the guest to read what we send")
+                self.vm.check()
+                select.select([], [self.vm.agent], [], _TICK)
+            except OSError as error:
+                self._gone(error)
+
+    def _gone(self, error: OSError | None) -> None:
+        # QEMU closes its sockets a moment before it can be reaped.
+        self.vm.child.wait(Deadline.after(2))
+        self.vm.check()
+        raise GuestLost(LostCondition.QEMU_DIED, f"QEMU closed the agent's wire: {error or 'end of file'}")
+
+    def _expect(self, wanted: type[_M], deadline: Deadline, *, watch_heartbeat: bool = True) -> _M:
+        return _checked(self._next(deadline, watch_heartbeat=watch_heartbeat), wanted)
+
+    def _next(self, deadline: Deadline, *, watch_heartbeat: bool = True) -> protocol.Message:
+        self._last_beat = time.monotonic()
+        while not self._inbox:
+            readable, _, _ = select.select([self.vm.agent, self.vm.heartbeat], [], [], _TICK)
+            if self.vm.heartbeat in readable and self._drain(self.vm.heartbeat.fileno()):
+                self._last_beat = time.monotonic()
+            if self.vm.agent in readable:
+                self._receive()
+                continue
+            self.vm.check()
+            silent = time.monotonic() - self._last_beat
+            if watch_heartbeat and silent > self.patience.silence:
+                message = f"no heartbeat for {silent:.0f} s: nothing is scheduled in the guest"
+                raise GuestLost(LostCondition.HANG, message)
+            deadline.check("the agent")
+        return self._inbox.pop(0)
+
+    def _receive(self) -> None:
+        try:
+            data = self.vm.agent.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._gone(error)
+            return
+        if not data:
+            self._gone(None)
+        try:
+            self._inbox += self._decoder.feed(data)
+        except protocol.BadFrame as error:
+            raise ProtocolError(f"the agent does not speak the protocol: {error}") from error
+
+    @staticmethod
+    def _drain(fd: int) -> bool:
+        try:
+            return bool(os.read(fd, 1 << 16))
+        except OSError:
+            return False
+
+    def _last_words(self) -> str:
+        lines = self.vm.console_bytes()[-2000:].decode(errors="replace").splitlines()[-12:]
+        return "\n" + "\n".join(lines) if lines else " (the console is empty)"
+
+
+def _checked(message: protocol.Message, wanted: type[_M]) -> _M:
+    if not isinstance(message, wanted):
+        raise ProtocolError(f"the agent said {message.kind!r} out of turn")
+    return message

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Turns what a guest said and what was seen of it into pytest reports.
+
+A test's own verdict is not the last word: a kernel that complains on the console, taints itself, or dies during a
+test fails that test, whatever the test thinks. Trouble of ours is never a verdict about the kernel: it is reported as
+an error in set-up, and named with KCIDB's words (a ``verdict`` property on every report).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal
+
+import pytest
+
+from harness import console, taint
+from harness.errors import GuestLost, HarnessError, LostCondition, ProtocolError
+
+#: Where the agent unpacks the tests; host paths are shown instead.
+_GUEST_TESTS = "/harness/tests/"
+
+#: What a report of the agent may hold; anything else in it is dropped.
+_FIELDS = ("outcome", "longrepr", "when", "sections", "duration", "start", "stop", "user_properties", "wasxfail")
+
+#: Ways to lose a guest that say nothing about its kernel.
+_OURS = (LostCondition.QEMU_DIED,)
+
+
+class Verdict(StrEnum):
+    """KCIDB's status words, worst first (schema v5.3)."""
+
+    #: the kernel is at fault
+    FAIL = "FAIL"
+    #: the test broke
+    ERROR = "ERROR"
+    #: the harness broke: the test never ran, or its result is lost
+    MISS = "MISS"
+    PASS = "PASS"
+    #: ran and has no verdict
+    DONE = "DONE"
+    SKIP = "SKIP"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """All that was seen of one test in a guest."""
+
+    #: the agent's serialised reports
+    reports: Sequence[dict[str, Any]]
+    #: how the guest was lost during the test, or None
+    lost: HarnessError | None
+    #: the console during the test
+    console: str
+    #: /proc/sys/kernel/tainted before and after; equal if unknown
+    taint: tuple[int, int]
+    #: report sections to add when the test did not pass
+    evidence: Sequence[tuple[str, str]]
+
+    @property
+    def unharmed(self) -> bool:
+        """Whether nothing but the test's own verdict speaks against this guest: it may run another test."""
+        return self.lost is None and not console.splats(self.console) and self.taint[0] == self.taint[1]
+
+
+def judge(item: pytest.Item, seen: Observation) -> list[pytest.TestReport]:
+    """The final reports for one test."""
+    reports = [_restore(item, data) for data in seen.reports]
+    if seen.lost is not None and not (isinstance(seen.lost, GuestLost) and seen.lost.condition not in _OURS):
+        return missed(item, str(seen.lost), seen.evidence)
+    complaints = _complaints(seen)
+    if complaints:
+        _fail(item, reports, "\n\n".join(complaints))
+    verdict = _verdict(reports, bool(complaints))
+    for report in reports:
+        report.user_properties.append(("verdict", str(verdict)))
+        if report.failed:
+            report.sections.extend(seen.evidence)
+    return reports
+
+
+def missed(item: pytest.Item, why: str, evidence: Sequence[tuple[str, str]] = ()) -> list[pytest.TestReport]:
+    """Reports for a test that could not be run, or whose result was lost, through no fault of the kernel's."""
+    report = _made(item, "setup", "failed", f"infrastructure: {why}")
+    report.sections.extend(evidence)
+    report.user_properties.append(("verdict", str(Verdict.MISS)))
+    return [report, _made(item, "teardown", "passed", None)]
+
+
+def _complaints(seen: Observation) -> list[str]:
+    complaints = []
+    if isinstance(seen.lost, GuestLost):
+        complaints.append(f"guest lost ({seen.lost.condition}): {seen.lost}")
+    splats = console.splats(seen.console)
+    complaints += [
+        f"the kernel complained during this test: {each.title}\n{console.escape(each.text)}" for each in splats
+    ]
+    damage = [bit for bit in taint.new(*seen.taint) if bit.damage]
+    if damage and not splats:
+        names = ", ".join(map(str, damage))
+        complaints.append(f"the kernel tainted itself during this test, without a word on the console: {names}")
+    return complaints
+
+
+def _fail(item: pytest.Item, reports: list[pytest.TestReport], why: str) -> None:
+    """Make the report of the test's call say ``why``, in front of what it says already."""
+    by_phase = {report.when: report for report in reports}
+    if "setup" not in by_phase:
+        reports.insert(0, _made(item, "setup", "passed", None))
+    call = by_phase.get("call")
+    if call is None:
+        call = _made(item, "call", "failed", None)
+        reports.insert(1, call)
+    own = f"\n\nThe test itself failed as well:\n{call.longreprtext}" if call.failed and call.longrepr else ""
+    call.outcome = "failed"
+    call.longrepr = why + own
+    if hasattr(call, "wasxfail"):
+        del call.wasxfail  # expected to fail, but not to break the kernel
+    if "teardown" not in by_phase:
+        reports.append(_made(item, "teardown", "passed", None))
+
+
+def _verdict(reports: Sequence[pytest.TestReport], kernel_complained: bool) -> Verdict:
+    failed = [report.when for report in reports if report.failed]
+    if kernel_complained or "call" in failed:
+        return Verdict.FAIL
+    if failed:
+        return Verdict.ERROR
+    return Verdict.SKIP if any(report.skipped for report in reports) else Verdict.PASS
+
+
+def _made(
+    item: pytest.Item,
+    when: Literal["setup", "call", "teardown"],
+    outcome: Literal["passed", "failed"],
+    text: str | None,
+) -> pytest.TestReport:
+    return pytest.TestReport(item.nodeid, item.location, {item.name: 1}, outcome, text, when)
+
+
+def _restore(item: pytest.Item, data: dict[str, Any]) -> pytest.TestReport:
+    """The report a guest sent, as ours: its text made safe, its identity taken from the host's own item.
+
+    :raises ProtocolError: if it is no report.
+    """
+    clean = {name: _clean(data[name]) for name in _FIELDS if name in data}
+    clean |= {"nodeid": item.nodeid, "location": item.location, "keywords": {item.name: 1}}
+    clean["$report_type"] = "TestReport"
+    try:
+        if clean["outcome"] not in ("passed", "failed", "skipped") or clean["when"] not in (
+            "setup",
+            "call",
+            "teardown",
+        ):
+            raise ValueError("unknown outcome or phase")
+        if isinstance(clean["longrepr"], list):
+            path, line, reason = clean["longrepr"]
+            clean["longrepr"] = (str(path), int(line), str(reason))
+        clean["sections"] = [(str(name), str(text)) for name, text in clean["sections"]]
+        clean["user_properties"] = [(str(name), value) for name, value in clean["user_properties"]]
+        report = item.config.hook.pytest_report_from_serializable(config=item.config, data=clean)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ProtocolError(f"the agent sent something that is not a report: {error!r}") from error
+    assert isinstance(report, pytest.TestReport)
+    return report
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return console.escape(value.replace(_GUEST_TESTS, ""))
+    if isinstance(value, list):
+        return [_clean(each) for each in value]
+    if isinstance(value, dict):
+        return {str(name): _clean(each) for name, each in value.items()}
+    return value

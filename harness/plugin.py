@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The pytest plug-in: ``--kernel`` turns the tests below ``guest_tests/`` into tests that run inside guests.
+
+Without ``--kernel`` it does nothing but keep guest tests from running on the host. Imports are kept light: this module
+is loaded by every pytest run of every environment the project is installed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from harness.runner import Runner
+
+_RUNNERS = pytest.StashKey[dict[str, "Runner"]]()
+
+MARKERS = (
+    "shared_guest: this test leaves nothing behind, so that its guest may run the next such test",
+    "guest_timeout(seconds): how long the test may take with hardware virtualisation; scaled for emulation",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the options."""
+    group = parser.getgroup("kernel", "tests inside Linux guests")
+    group.addoption(
+        "--kernel",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="a kernel to run the guest tests on: debian:VERSION, debian:SUITE, a build tree, an image, a .deb, "
+        "or ssh://USER@HOST. Repeat it to compare kernels.",
+    )
+    group.addoption(
+        "--arch", action="append", default=[], metavar="ARCH", help="x86_64 or arm64, where the kernel leaves it open"
+    )
+    group.addoption("--append", default="", metavar="PARAMS", help="more for the kernel's command line")
+    group.addoption(
+        "--isolate",
+        choices=("test", "module", "kernel"),
+        default="test",
+        help="what gets a fresh guest of its own (default: every test that is not marked shared_guest)",
+    )
+    group.addoption("--cold", action="store_true", help="boot every guest instead of cloning a booted one")
+    group.addoption("--guest-memory", type=int, default=640, metavar="MIB", help="memory of a guest (default: 640)")
+    group.addoption("--guest-cpus", type=int, default=1, metavar="N", help="virtual CPUs of a guest (default: 1)")
+    group.addoption(
+        "--debian-mirror",
+        default="",
+        metavar="URI",
+        help="where Debian's packages come from (default: the mirror in the host's own apt configuration)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Understand the kernels, and point pytest at the guest tests unless told otherwise."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+    if not config.getoption("kernel"):
+        return
+    from harness.runner import GUEST_TESTS
+
+    if config.args_source is not config.ArgsSource.ARGS:
+        config.args[:] = [str(GUEST_TESTS)]
+    config.stash[_RUNNERS] = _runners(config)
+
+
+def _runners(config: pytest.Config) -> dict[str, Runner]:
+    from harness import arch, kernels
+    from harness.errors import UsageError
+    from harness.provision import Options
+    from harness.runner import Runner
+
+    options = Options(
+        append=config.getoption("append"),
+        memory=config.getoption("guest_memory"),
+        cpus=config.getoption("guest_cpus"),
+        debian_mirror=config.getoption("debian_mirror"),
+    )
+    try:
+        specs: list[kernels.BootSpec | kernels.SshSpec] = []
+        wanted: list[arch.Architecture | None] = [arch.find(name) for name in config.getoption("arch")]
+        for each in wanted or [None]:
+            specs += kernels.parse_all(config.getoption("kernel"), each)
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from error
+    runners: dict[str, Runner] = {}
+    for spec in specs:
+        if isinstance(spec, kernels.SshSpec):
+            raise pytest.UsageError(f"{spec}: machines reached by SSH are not supported yet")
+        runners[spec.label] = Runner(
+            spec,
+            options,
+            isolation=config.getoption("isolate"),
+            cold=config.getoption("cold"),
+            pytest_args=_guest_args(config),
+            markers=list(MARKERS),
+            progress=_progress(config),
+        )
+    return runners
+
+
+def _guest_args(config: pytest.Config) -> list[str]:
+    """The options that shape what the guest's pytest reports."""
+    args = ["guest_tests", f"--tb={config.getoption('tbstyle')}"]
+    if config.getoption("showlocals", default=False):
+        args.append("--showlocals")
+    return args + ["-v"] * max(0, config.getoption("verbose"))
+
+
+def _progress(config: pytest.Config) -> Callable[[str], None]:
+    """A function that tells a person, and nobody else, what takes so long."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+
+    def say(message: str) -> None:
+        if reporter is not None and reporter.isatty:
+            reporter.ensure_newline()
+            reporter.write_line(f"harness: {message}")
+
+    return say
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Fetch the kernels before anything runs, so that a wrong name is a usage error."""
+    from harness.errors import UsageError
+
+    if session.config.getoption("collectonly", default=False):
+        return
+    for runner in session.config.stash.get(_RUNNERS, {}).values():
+        try:
+            runner.provision()
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from error
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End all guests."""
+    for runner in session.config.stash.get(_RUNNERS, {}).values():
+        runner.close()
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say which kernels run, and how."""
+    lines = []
+    for runner in config.stash.get(_RUNNERS, {}).values():
+        if "provisioned" in vars(runner):
+            kernel, machine = runner.provisioned
+            accelerator = machine.accelerator
+            lines.append(f"kernel {runner.spec.label}: {kernel.release}, {kernel.provenance}")
+            lines.append(f"  under {accelerator.name}: {accelerator.reason}")
+    return lines
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Multiply guest tests by kernels."""
+    runners = metafunc.config.stash.get(_RUNNERS, None)
+    if not runners or not _is_guest_test(metafunc.definition):
+        return
+    from harness.runner import KERNEL_PARAMETER
+
+    metafunc.fixturenames.append(KERNEL_PARAMETER)
+    metafunc.parametrize(KERNEL_PARAMETER, list(runners), ids=list(runners), scope="session")
+
+
+def _is_guest_test(item: pytest.Item) -> bool:
+    from harness.runner import GUEST_TESTS
+
+    return item.path.is_relative_to(GUEST_TESTS)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without a kernel, guest tests must not touch the host's memory management."""
+    if _RUNNERS not in config.stash:
+        for item in items:
+            if _is_guest_test(item):
+                item.add_marker(pytest.mark.skip(reason="runs in a guest: give --kernel, for example --kernel=debian:"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Run guest tests in a guest of their kernel."""
+    runners = item.config.stash.get(_RUNNERS, None)
+    if not runners or not _is_guest_test(item):
+        return None
+    from harness.runner import kernel_label
+
+    label = kernel_label(item)
+    following = nextitem if nextitem is not None and kernel_label(nextitem) == label else None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in runners[label].run(item, following):
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True

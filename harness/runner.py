@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Runs pytest items in guests of one kernel: which guest an item gets, and what is done when it is lost."""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+import subprocess
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any, Literal
+
+import pytest
+
+from harness import console, image, paths, provision
+from harness.agent import protocol
+from harness.cache import Progress
+from harness.deadline import Deadline
+from harness.errors import GuestLost, HarnessError, LostCondition, ProtocolError, UsageError
+from harness.fleet import Fleet
+from harness.guest import Guest
+from harness.judge import Observation, judge, missed
+from harness.kernels import BootSpec, Kernel
+from harness.qemu import Machine
+
+#: Where guest tests live.
+GUEST_TESTS = paths.PROJECT / "guest_tests"
+
+#: What separates one guest from the next.
+Isolation = Literal["test", "module", "kernel"]
+
+#: Bytes of console shown as evidence; the end is where it happened.
+_SHOWN_CONSOLE = 16 << 10
+
+
+@dataclass
+class _Current:
+    """The guest in use."""
+
+    guest: Guest
+    nodeids: frozenset[str]
+    #: what it is shared by, see Runner._scope
+    scope: str | None
+    taint: int
+
+
+class Runner:
+    """Everything about one kernel of the run.
+
+    :param spec: which kernel.
+    :param options: about its machines.
+    :param isolation: how often a fresh guest is taken.
+    :param cold: boot instead of cloning.
+    :param pytest_args: for the guest's pytest.
+    :param markers: the registered markers.
+    """
+
+    def __init__(
+        self,
+        spec: BootSpec,
+        options: provision.Options,
+        *,
+        isolation: Isolation,
+        cold: bool,
+        pytest_args: list[str],
+        markers: list[str],
+        progress: Progress,
+    ) -> None:
+        self.spec = spec
+        self._options = options
+        self._isolation = isolation
+        self._cold = cold
+        self._args = pytest_args
+        self._markers = markers
+        self._progress = progress
+        self._current: _Current | None = None
+        self._broken: HarnessError | None = None
+        self._told = False
+
+    @cached_property
+    def provisioned(self) -> tuple[Kernel, Machine]:
+        """The kernel and its machine; fetched on first use."""
+        return provision.provision(self.spec, self._options, self._progress)
+
+    def provision(self) -> None:
+        """Fetch what is needed now. Trouble other than a wrong request is kept, for the tests to report.
+
+        :raises UsageError: if there is no such kernel.
+        """
+        try:
+            _ = self.provisioned
+        except UsageError:
+            raise
+        except HarnessError as error:
+            self._broken = error
+
+    @cached_property
+    def fleet(self) -> Fleet:
+        """Where guests come from."""
+        _, machine = self.provisioned
+        tests = image.tests_archive(GUEST_TESTS, self._markers)
+        return Fleet(machine, tests, self._args, self._cold, self._progress)
+
+    def run(self, item: pytest.Item, next_item: pytest.Item | None) -> list[pytest.TestReport]:
+        """Run one item, and say what came of it.
+
+        :param next_item: what this kernel runs next; None if nothing, or another kernel's turn comes.
+        """
+        try:
+            if self._broken is not None:
+                raise self._broken
+            current = self._guest_for(item)
+        except HarnessError as error:
+            # A kernel that does not boot will not boot for the next test either. Details are told once.
+            message = str(error).partition("\n")[0] if self._told else str(error)
+            self._broken, self._told = error, True
+            return missed(item, message)
+        nodeid = guest_nodeid(item)
+        if nodeid not in current.nodeids:
+            return missed(item, f"{nodeid} was collected on the host but not in the guest, see its collection errors")
+        keep = next_item is not None and self._shares(current, next_item)
+        if next_item is not None and not keep:
+            self.fleet.start_ahead()
+        seen = self._observe(current, item, next_item if keep else None)
+        if keep and seen.unharmed:
+            current.taint = seen.taint[1]
+        else:
+            self._drop()
+        try:
+            return judge(item, seen)
+        except ProtocolError as error:
+            self._drop()
+            return missed(item, str(error))
+
+    def close(self) -> None:
+        """End all guests."""
+        self._drop()
+        if "fleet" in self.__dict__:
+            self.fleet.close()
+
+    def _guest_for(self, item: pytest.Item) -> _Current:
+        if self._current is None:
+            guest, collected = self.fleet.fresh()
+            assert guest.ready is not None
+            for error in collected.errors:
+                self._progress(console.escape(f"{self.spec.label}: {error}"))
+            self._current = _Current(guest, frozenset(collected.nodeids), self._scope(item), guest.ready.tainted)
+        return self._current
+
+    def _scope(self, item: pytest.Item) -> str | None:
+        """What the guest that runs ``item`` may be shared with; None for nothing."""
+        if self._isolation == "kernel":
+            return ""
+        if self._isolation == "module":
+            return str(item.path)
+        return "shared" if item.get_closest_marker("shared_guest") else None
+
+    def _shares(self, current: _Current, next_item: pytest.Item) -> bool:
+        return current.scope is not None and current.scope == self._scope(next_item)
+
+    def _observe(self, current: _Current, item: pytest.Item, next_item: pytest.Item | None) -> Observation:
+        guest = current.guest
+        marker = secrets.token_hex(6)
+        run = protocol.Run(guest_nodeid(item), guest_nodeid(next_item) if next_item else "", marker)
+        reports: list[dict[str, Any]] = []
+        lost: HarnessError | None = None
+        after = current.taint
+        try:
+            for answer in guest.run(run, Deadline.after(self._time_for(item))):
+                if isinstance(answer, protocol.Finished):
+                    after = answer.tainted
+                else:
+                    reports.append(answer)
+        except (GuestLost, ProtocolError) as error:
+            lost = error
+            if isinstance(error, GuestLost) and error.condition is LostCondition.TEST_TIMEOUT:
+                guest.ask_for_traceback()
+        text = console.decode(guest.vm.console_bytes())
+        log = console.cut(text, marker) + console.aftermath(text, marker)
+        return Observation(reports, lost, log, (current.taint, after), self._evidence(item, log, guest))
+
+    def _time_for(self, item: pytest.Item) -> float:
+        marker = item.get_closest_marker("guest_timeout")
+        patience = self.fleet.patience
+        return float(marker.args[0]) * self.fleet.machine.accelerator.slowdown if marker else patience.test
+
+    def _evidence(self, item: pytest.Item, log: str, guest: Guest) -> list[tuple[str, str]]:
+        kernel, machine = self.provisioned
+        shown = console.escape(log[-_SHOWN_CONSOLE:]) or "(nothing)"
+        accelerator = machine.accelerator
+        facts = [
+            f"kernel:  {kernel.release} from {kernel.provenance}",
+            f"guest:   {self.fleet.origin}, {accelerator.name} ({accelerator.reason})",
+            f"QEMU:    {_qemu_version(guest.vm.child.argv[0])}",
+            f"command: {guest.vm.child.command}",
+        ]
+        arch = f" --arch={self.spec.arch}"
+        append = f" --append={shlex.quote(self._options.append)}" if self._options.append else ""
+        again = f"pytest --kernel={shlex.quote(self.spec.text)}{arch}{append} {shlex.quote(item.nodeid)}"
+        return [("kernel console", shown), ("machine", "\n".join(facts)), ("run it again", again)]
+
+    def _drop(self) -> None:
+        if self._current is not None:
+            self._current.guest.vm.close()
+            self._current = None
+
+
+def guest_nodeid(item: pytest.Item) -> str:
+    """The item's id inside the guest, where no parameter names the kernel."""
+    label = kernel_label(item)
+    head, bracket, parameters = item.nodeid.partition("[")
+    rest = parameters.removesuffix("]").removeprefix(label).removeprefix("-")
+    return f"{head}[{rest}]" if bracket and rest else head
+
+
+def kernel_label(item: pytest.Item) -> str:
+    """The label of the kernel an item is for; empty if it is no guest test."""
+    callspec = getattr(item, "callspec", None)
+    return str(callspec.params.get(KERNEL_PARAMETER, "")) if callspec else ""
+
+
+#: The name of the parameter that multiplies guest tests by kernels.
+KERNEL_PARAMETER = "_kernel"
+
+
+@cache
+def _qemu_version(program: str) -> str:
+    """The first line of ``--version``."""
+    return subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout.partition("\n")[0]

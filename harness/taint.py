@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The kernel's taint bits: what has happened to a kernel since it was started.
+
+A bit is set once and stays, so that a test is judged by the bits that are *new* after it: modules loaded at boot set
+some on every kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Taint:
+    """One bit of ``/proc/sys/kernel/tainted``."""
+
+    #: number of the bit, from 0
+    bit: int
+    #: the letter in the "Tainted:" line of a report; empty for a bit that this table does not know
+    letter: str
+    #: TAINT_name in the kernel, in lower case with spaces
+    name: str
+    #: first kernel with this bit; "2.6" stands for all that concern us
+    since: str
+    #: the bit tells that this kernel misbehaved, and not merely what was loaded into it or done to it
+    damage: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.letter or '?'}={self.name}"
+
+
+#: kernel/panic.c taint_flags and include/linux/panic.h, the same in 6.12 and 7.3 but for FWCTL
+TAINTS: tuple[Taint, ...] = (
+    # G stands in the letter's place while this bit is clear; every other bit has a space there.
+    Taint(0, "P", "proprietary module", "2.6"),
+    Taint(1, "F", "forced module", "2.6"),
+    Taint(2, "S", "cpu out of spec", "2.6"),
+    Taint(3, "R", "forced rmmod", "2.6"),
+    Taint(4, "M", "machine check", "2.6"),
+    Taint(5, "B", "bad page", "2.6", damage=True),
+    Taint(6, "U", "user", "2.6"),
+    Taint(7, "D", "die", "2.6", damage=True),
+    Taint(8, "A", "overridden acpi table", "2.6"),
+    Taint(9, "W", "warn", "2.6", damage=True),
+    Taint(10, "C", "crap", "2.6"),
+    Taint(11, "I", "firmware workaround", "2.6"),
+    Taint(12, "O", "oot module", "3.2"),
+    Taint(13, "E", "unsigned module", "3.15"),
+    Taint(14, "L", "softlockup", "3.17", damage=True),
+    Taint(15, "K", "livepatch", "4.0"),
+    Taint(16, "X", "aux", "4.15"),
+    Taint(17, "T", "randstruct", "4.17"),
+    Taint(18, "N", "test", "6.0"),
+    Taint(19, "J", "fwctl", "6.15"),
+)
+
+
+def decode(value: int) -> tuple[Taint, ...]:
+    """The bits set in ``value``, lowest first. Bits of a newer kernel come with an empty letter.
+
+    :param value: what ``/proc/sys/kernel/tainted`` holds.
+    :raises ValueError: if it is negative, which no kernel says.
+    """
+    if value < 0:
+        raise ValueError(f"a taint mask is never negative, but this one is {value}")
+    known = {taint.bit: taint for taint in TAINTS}
+    set_bits = (bit for bit in range(value.bit_length()) if value >> bit & 1)
+    return tuple(known.get(bit) or Taint(bit, "", f"unknown bit {bit}", "", damage=True) for bit in set_bits)
+
+
+def describe(value: int) -> str:
+    """``value`` for people, such as "W=warn, O=oot module", or "not tainted"."""
+    return ", ".join(map(str, decode(value))) or "not tainted"
+
+
+def new(before: int, after: int) -> tuple[Taint, ...]:
+    """The bits that ``after`` has and ``before`` had not. Each of them that is :attr:`Taint.damage` is a fault."""
+    return decode(after & ~before)
