@@ -8,13 +8,14 @@ signature of each index and the digest of each package; none of its checks is ev
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -152,11 +153,38 @@ def host_mirror(mirror: str = "", keyring: str = "") -> Mirror:
 
 
 def _host_sources() -> list[tuple[str, str, str]]:
-    """URI, suite and component of each package index of the host's own apt, read by apt itself."""
-    target = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)"
-    done = _run(["apt-get", "indextargets", "--format", target, "Created-By: Packages"])
-    rows = [line.split("|") for line in done.stdout.splitlines() if line.count("|") == 2]
-    return [(uri.rstrip("/"), suite, component) for uri, suite, component in rows]
+    """URI, suite and component of each source of packages in the host's own apt configuration.
+
+    Read from the files, because apt itself lists a source only once its index has been fetched, which a fresh
+    container has not done.
+    """
+    done = _run(["apt-config", "shell", "main", "Dir::Etc::sourcelist/f", "parts", "Dir::Etc::sourceparts/d"])
+    places = dict(re.findall(r"^(\w+)='(.*)'$", done.stdout, re.MULTILINE))
+    files = [Path(places["main"])] if "main" in places else []
+    files += sorted(Path(places["parts"]).glob("*")) if "parts" in places else []
+    rows: list[tuple[str, str, str]] = []
+    for file in files:
+        if not file.is_file() or file.suffix not in (".list", ".sources"):
+            continue
+        text = re.sub(r"^\s*#.*\n?", "", file.read_text(errors="replace"), flags=re.MULTILINE)
+        rows += _stanzas(text) if file.suffix == ".sources" else _lines(text)
+    return rows
+
+
+def _lines(text: str) -> Iterator[tuple[str, str, str]]:
+    for uri, suite, components in re.findall(r"^\s*deb\s+(?:\[.*?\]\s*)?(\S+)\s+(\S+)(.*)$", text, re.MULTILINE):
+        for component in components.partition("#")[0].split():
+            yield uri.rstrip("/"), suite, component
+
+
+def _stanzas(text: str) -> Iterator[tuple[str, str, str]]:
+    for stanza in re.split(r"\n\s*\n", text):
+        fields = re.findall(r"^(\S+?):(.*(?:\n[ \t].*)*)", stanza, re.MULTILINE)
+        values = {name.lower(): value.split() for name, value in fields}
+        if "deb" in values.get("types", []) and values.get("enabled", ["yes"]) != ["no"]:
+            names = ("uris", "suites", "components")
+            for uri, suite, component in itertools.product(*(values.get(name, []) for name in names)):
+                yield uri.rstrip("/"), suite, component
 
 
 @dataclass(frozen=True)
@@ -186,16 +214,16 @@ class Archive:
         """Every version of every kernel package in some suites.
 
         :param names: suites, each by its full code name.
-        :param strict: whether a suite that cannot be had is an error; else it is left out with a note.
+        :param strict: whether it is an error that the first suite cannot be had. Others are left out with a note.
         :param max_age: fetch an index again that is older than this many seconds.
-        :raises FetchError: if no index could be had (or, when strict, one could not).
+        :raises FetchError: if no index could be had (or, when strict, not the first).
         """
         wanted = tuple(names)
         roots = [_Root.of(self, name, arch) for name in wanted if self._base(name)]
         with ThreadPoolExecutor(max_workers=len(wanted)) as pool:
             troubles = list(pool.map(lambda root: root.refresh(max_age, again=strict), roots))
         reasons = "; ".join(filter(None, troubles))
-        if reasons and (strict or all(troubles)):
+        if reasons and (all(troubles) or (strict and troubles[0])):
             raise FetchError(reasons)
         if reasons:
             self.progress(f"{reasons}; going on without")

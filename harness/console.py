@@ -153,7 +153,7 @@ _BLOCKED_IN = re.compile(rf"^ (?!_*schedule|io_schedule|preempt_schedule|__switc
 _LOCK_AT = re.compile(rf", at: {_FN}|^(?P<file>\S+\.[ch]:\d+) ", re.M)
 _MARK = re.compile(r"harness: (?P<verb>begin|end) (?P<id>\S{1,128})\s*$")
 
-#: before and since 6.18 or so: "WARNING: CPU: 1 PID: 2 at FILE:LINE FN", "WARNING: FILE:LINE at FN, CPU#1: COMM/2"
+#: 6.12: "WARNING: CPU: 1 PID: 2 at FILE:LINE FN"; 7.3: "WARNING: FILE:LINE at FN, CPU#1: COMM/2"
 _WARNING = re.compile(
     r"WARNING: (?=CPU: \d+ PID: |at |\S+:\d+ at )(?:CPU: \d+ PID: \d+ )?"
     rf"(?:at )?(?:(?P<site>[^\s:]+:\d+) ?)?(?:at )?(?:{_FN})?"
@@ -264,13 +264,20 @@ RULES: tuple[Rule, ...] = (
     Rule(
         Kind.BAD_PAGE,
         _STACK,
+        "BUG: Bad page",
+        _r(r"BUG: (?P<what>Bad page (?:state|cache))"),
+        "{what}: {why}",
+        _r(r"^page dumped because: (?P<why>.+)", re.M),
+    ),
+    Rule(
+        Kind.BAD_PAGE,
+        _STACK,
         "BUG: Bad ",
         _r(
-            r"BUG: (?P<what>Bad page (?:state|map|cache)|Bad rss-counter state)"
-            r"(?:.* type:(?P<type>\w+)| in process .* (?P<level>p[gmtu4]+[de]):)?"
+            r"BUG: (?P<what>Bad page map|Bad rss-counter state)"
+            r"(?:.*? type:(?P<type>\w+)| in process .*?  (?P<level>p[gmtu4]+[de]):)?"
         ),
-        "{what}: {type}{level}{why}",
-        _r(r"^page dumped because: (?P<why>.+)", re.M),
+        "{what}: {type}{level}",
     ),
     Rule(Kind.BAD_PAGE, _LINE, "BUG: non-zero", _r(r"BUG: (?P<what>non-zero pgtables_bytes on freeing mm)"), "{what}"),
     Rule(
@@ -360,7 +367,7 @@ _TRAIL = re.compile(
 #: what may stand right above a headline and be part of the report
 _LEAD = re.compile(
     r"={20}|page: ?\S|head: |memcg:|(?:anon |ksm )?flags: |aops:|page_type: |raw: |page dumped because|invalid mapping"
-    r"|vma [0-9a-f]{8}|prot [0-9a-f]+ |pgoff [0-9a-f]+ |mm [0-9a-f]{8}"
+    r"|vma [0-9a-f]{8}|prot [0-9a-f]+ |pgoff [0-9a-f]+ |refcnt [0-9a-f]+|mm [0-9a-f]{8}"
 )
 _LEAD_REACH = 24
 

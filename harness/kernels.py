@@ -250,7 +250,7 @@ def parse(text: str, wanted: Architecture | None = None) -> BootSpec | SshSpec:
         return _parse_ssh(text, wanted)
     # Further schemes (a git revision, a named variant) branch off here.
     path = Path(text).expanduser()
-    if path.is_dir():
+    if text and path.is_dir():
         return _parse_tree(text, path, wanted)
     if path.is_file():
         return _parse_deb(text, path, wanted) if path.suffix == ".deb" else _parse_image(text, path, wanted)

@@ -48,6 +48,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--guest-memory", type=int, default=640, metavar="MIB", help="memory of a guest (default: 640)")
     group.addoption("--guest-cpus", type=int, default=1, metavar="N", help="virtual CPUs of a guest (default: 1)")
     group.addoption(
+        "--answer", action="store_true", help="end with the answer of guest_tests/test_question.py in words"
+    )
+    group.addoption(
         "--debian-mirror",
         default="",
         metavar="URI",
@@ -152,6 +155,25 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
             lines.append(f"kernel {runner.spec.label}: {kernel.release}, {kernel.provenance}")
             lines.append(f"  under {accelerator.name}: {accelerator.reason}")
     return lines
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the answer in words where it was asked for."""
+    if not config.getoption("answer"):
+        return
+    from harness import answer
+
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    reports = [report for report in reports if isinstance(report, pytest.TestReport)]
+    for runner in config.stash.get(_RUNNERS, {}).values():
+        if "provisioned" not in vars(runner):
+            continue
+        kernel, machine = runner.provisioned
+        again = f"{runner.again} guest_tests/test_question.py --answer"
+        seen = answer.records(reports, runner.spec.label)
+        terminalreporter.section("Does mremap() break KSM's reverse map?")
+        for line in answer.answer(f"{kernel.release} ({kernel.arch}, {machine.accelerator.name})", seen, again):
+            terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -194,10 +194,14 @@ class Runner:
             f"QEMU:    {_qemu_version(guest.vm.child.argv[0])}",
             f"command: {guest.vm.child.command}",
         ]
-        arch = f" --arch={self.spec.arch}"
-        append = f" --append={shlex.quote(self._options.append)}" if self._options.append else ""
-        again = f"pytest --kernel={shlex.quote(self.spec.text)}{arch}{append} {shlex.quote(item.nodeid)}"
+        again = f"{self.again} {shlex.quote(item.nodeid)}"
         return [("kernel console", shown), ("machine", "\n".join(facts)), ("run it again", again)]
+
+    @property
+    def again(self) -> str:
+        """The command line that selects this kernel once more."""
+        append = f" --append={shlex.quote(self._options.append)}" if self._options.append else ""
+        return f"pytest --kernel={shlex.quote(self.spec.text)} --arch={self.spec.arch}{append}"
 
     def _drop(self) -> None:
         if self._current is not None:

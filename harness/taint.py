@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from harness.errors import ProtocolError
+
 
 @dataclass(frozen=True)
 class Taint:
@@ -59,10 +61,10 @@ def decode(value: int) -> tuple[Taint, ...]:
     """The bits set in ``value``, lowest first. Bits of a newer kernel come with an empty letter.
 
     :param value: what ``/proc/sys/kernel/tainted`` holds.
-    :raises ValueError: if it is negative, which no kernel says.
+    :raises ProtocolError: if it is no unsigned long, which is what the kernel keeps the bits in.
     """
-    if value < 0:
-        raise ValueError(f"a taint mask is never negative, but this one is {value}")
+    if not 0 <= value < 1 << 64:
+        raise ProtocolError(f"the guest reports a taint mask that no kernel can have: {value.bit_length()} bits")
     known = {taint.bit: taint for taint in TAINTS}
     set_bits = (bit for bit in range(value.bit_length()) if value >> bit & 1)
     return tuple(known.get(bit) or Taint(bit, "", f"unknown bit {bit}", "", damage=True) for bit in set_bits)

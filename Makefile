@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0
+# `make run` and `make test` do all of the set-up on a fresh Debian or Ubuntu machine, and are quick when it is done.
+
+KERNEL ?= debian:
+ARCH ?=
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test lint types unit guest setup host clean
+
+run: setup ## boot a kernel and print the answer; KERNEL=debian:7.3 ARCH=arm64 choose another
+	$(BIN)/pytest --kernel='$(KERNEL)' $(if $(ARCH),--arch=$(ARCH)) guest_tests/test_question.py --answer
+
+test: lint types unit guest ## every gate
+
+lint: setup ## style, and the formatter's opinion
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: setup ## mypy, strict
+	$(BIN)/mypy
+
+unit: setup ## the harness's own tests; those below tests/integration boot real kernels
+	$(BIN)/pytest tests
+
+guest: setup ## the guest suite on Debian's stable kernel, on both architectures
+	$(BIN)/pytest --kernel=debian:6.12 --arch=x86_64 --arch=arm64 -n 2 --dist=loadgroup
+
+setup: host .venv/ready
+
+# What only the system can provide: each line is a test, and the package that makes it pass.
+host:
+	@missing=; need() { command -v "$$1" >/dev/null || missing="$$missing $$2"; }; \
+	need qemu-system-x86_64 qemu-system-x86; need qemu-system-aarch64 qemu-system-arm; \
+	need apt-get apt; need dpkg-deb dpkg; need setpriv util-linux; need $(PYTHON) python3; \
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
+	[ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing="$$missing debian-archive-keyring"; \
+	[ -z "$$missing" ] && exit 0; \
+	as=; [ "$$(id -u)" = 0 ] || as="sudo -n"; \
+	if [ -n "$$as" ] && ! $$as true 2>/dev/null; then \
+	    echo "Missing packages, and no right to install them. Run: apt-get install$$missing" >&2; exit 1; \
+	fi; \
+	echo "installing$$missing"; \
+	$$as apt-get update -qq && \
+	$$as env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null
+
+.venv/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or later is needed: set PYTHON=python3.12, or so" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+clean: ## remove what set-up made here; caches live under ~/.cache/mremap-harness and /dev/shm
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
