@@ -127,22 +127,31 @@ def config_layer(config: Mapping[str, str]) -> bytes:
 
 
 #: What pytest.ini says in the guest. The host's own configuration is about the host.
-PYTEST_INI = "[pytest]\naddopts = --strict-markers\nmarkers =\n"
+PYTEST_INI = "[pytest]\naddopts = --strict-markers\npythonpath = .\nmarkers =\n"
+
+#: The library for guest tests. It goes along with tests that live elsewhere.
+LIBRARY = paths.PROJECT / "guest_tests"
 
 
 def tests_archive(directory: Path, markers: Iterable[str]) -> bytes:
     """The guest's tests as a tar archive that depends on nothing but their contents.
 
-    :param directory: ``guest_tests``; lands under its own name.
+    :param directory: holds the tests; lands under its own name.
     :param markers: the registered markers, for pytest's strict mode.
     """
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         ini = PYTEST_INI + "".join(f"    {marker}\n" for marker in markers)
         _add(tar, "pytest.ini", ini.encode())
-        for path in sorted(directory.rglob("*.py")):
-            _add(tar, str(Path(directory.name) / path.relative_to(directory)), path.read_bytes())
+        library = {name: path for name, path in _sources(LIBRARY).items() if not path.match("test_*.py")}
+        for name, path in sorted({**library, **_sources(directory)}.items()):
+            _add(tar, name, path.read_bytes())
     return out.getvalue()
+
+
+def _sources(directory: Path) -> dict[str, Path]:
+    """The Python files below a directory, by their names in the archive."""
+    return {str(Path(directory.name) / path.relative_to(directory)): path for path in directory.rglob("*.py")}
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -8,6 +8,7 @@ is loaded by every pytest run of every environment the project is installed in.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -50,6 +51,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--answer", action="store_true", help="end with the answer of guest_tests/test_question.py in words"
     )
+    parser.addini(
+        "guest_tests", "the directory of the tests that run in guests (default: the project's own)", default=""
+    )
     group.addoption(
         "--debian-mirror",
         default="",
@@ -64,11 +68,16 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", marker)
     if not config.getoption("kernel"):
         return
-    from harness.runner import GUEST_TESTS
-
     if config.args_source is not config.ArgsSource.ARGS:
-        config.args[:] = [str(GUEST_TESTS)]
+        config.args[:] = [str(guest_tests(config))]
     config.stash[_RUNNERS] = _runners(config)
+
+
+def guest_tests(config: pytest.Config) -> Path:
+    """Where the guest tests live: the project's own directory, or the ini option's, relative to the root directory."""
+    from harness import paths
+
+    return config.rootpath / (config.getini("guest_tests") or paths.PROJECT / "guest_tests")
 
 
 def _runners(config: pytest.Config) -> dict[str, Runner]:
@@ -97,6 +106,7 @@ def _runners(config: pytest.Config) -> dict[str, Runner]:
         runners[spec.label] = Runner(
             spec,
             options,
+            guest_tests(config),
             isolation=config.getoption("isolate"),
             cold=config.getoption("cold"),
             pytest_args=_guest_args(config),
@@ -108,7 +118,7 @@ def _runners(config: pytest.Config) -> dict[str, Runner]:
 
 def _guest_args(config: pytest.Config) -> list[str]:
     """The options that shape what the guest's pytest reports."""
-    args = ["guest_tests", f"--tb={config.getoption('tbstyle')}"]
+    args = [guest_tests(config).name, f"--tb={config.getoption('tbstyle')}"]
     if config.getoption("showlocals", default=False):
         args.append("--showlocals")
     return args + ["-v"] * max(0, config.getoption("verbose"))
@@ -189,9 +199,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _is_guest_test(item: pytest.Item) -> bool:
-    from harness.runner import GUEST_TESTS
-
-    return item.path.is_relative_to(GUEST_TESTS)
+    return item.path.is_relative_to(guest_tests(item.config))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -8,11 +8,12 @@ import shlex
 import subprocess
 from dataclasses import dataclass
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from harness import console, image, paths, provision
+from harness import console, image, provision
 from harness.agent import protocol
 from harness.cache import Progress
 from harness.deadline import Deadline
@@ -22,9 +23,6 @@ from harness.guest import Guest
 from harness.judge import Observation, judge, missed
 from harness.kernels import BootSpec, Kernel
 from harness.qemu import Machine
-
-#: Where guest tests live.
-GUEST_TESTS = paths.PROJECT / "guest_tests"
 
 #: What separates one guest from the next.
 Isolation = Literal["test", "module", "kernel"]
@@ -49,6 +47,7 @@ class Runner:
 
     :param spec: which kernel.
     :param options: about its machines.
+    :param tests: the directory of guest tests.
     :param isolation: how often a fresh guest is taken.
     :param cold: boot instead of cloning.
     :param pytest_args: for the guest's pytest.
@@ -59,6 +58,7 @@ class Runner:
         self,
         spec: BootSpec,
         options: provision.Options,
+        tests: Path,
         *,
         isolation: Isolation,
         cold: bool,
@@ -68,6 +68,7 @@ class Runner:
     ) -> None:
         self.spec = spec
         self._options = options
+        self._tests = tests
         self._isolation = isolation
         self._cold = cold
         self._args = pytest_args
@@ -98,7 +99,7 @@ class Runner:
     def fleet(self) -> Fleet:
         """Where guests come from."""
         _, machine = self.provisioned
-        tests = image.tests_archive(GUEST_TESTS, self._markers)
+        tests = image.tests_archive(self._tests, self._markers)
         return Fleet(machine, tests, self._args, self._cold, self._progress)
 
     def run(self, item: pytest.Item, next_item: pytest.Item | None) -> list[pytest.TestReport]:
@@ -115,7 +116,7 @@ class Runner:
             message = str(error).partition("\n")[0] if self._told else str(error)
             self._broken, self._told = error, True
             return missed(item, message)
-        nodeid = guest_nodeid(item)
+        nodeid = self._guest_nodeid(item)
         if nodeid not in current.nodeids:
             return missed(item, f"{nodeid} was collected on the host but not in the guest, see its collection errors")
         keep = next_item is not None and self._shares(current, next_item)
@@ -161,7 +162,7 @@ class Runner:
     def _observe(self, current: _Current, item: pytest.Item, next_item: pytest.Item | None) -> Observation:
         guest = current.guest
         marker = secrets.token_hex(6)
-        run = protocol.Run(guest_nodeid(item), guest_nodeid(next_item) if next_item else "", marker)
+        run = protocol.Run(self._guest_nodeid(item), self._guest_nodeid(next_item) if next_item else "", marker)
         reports: list[dict[str, Any]] = []
         lost: HarnessError | None = None
         after = current.taint
@@ -197,6 +198,13 @@ class Runner:
         again = f"{self.again} {shlex.quote(item.nodeid)}"
         return [("kernel console", shown), ("machine", "\n".join(facts)), ("run it again", again)]
 
+    def _guest_nodeid(self, item: pytest.Item) -> str:
+        """The item's id inside the guest, where no parameter names the kernel and paths start at the tests."""
+        path = item.path.relative_to(self._tests.parent).as_posix()
+        head, bracket, parameters = item.nodeid.partition("::")[2].partition("[")
+        rest = parameters.removesuffix("]").removeprefix(kernel_label(item)).removeprefix("-")
+        return f"{path}::{head}[{rest}]" if bracket and rest else f"{path}::{head}"
+
     @property
     def again(self) -> str:
         """The command line that selects this kernel once more."""
@@ -207,14 +215,6 @@ class Runner:
         if self._current is not None:
             self._current.guest.vm.close()
             self._current = None
-
-
-def guest_nodeid(item: pytest.Item) -> str:
-    """The item's id inside the guest, where no parameter names the kernel."""
-    label = kernel_label(item)
-    head, bracket, parameters = item.nodeid.partition("[")
-    rest = parameters.removesuffix("]").removeprefix(label).removeprefix("-")
-    return f"{head}[{rest}]" if bracket and rest else head
 
 
 def kernel_label(item: pytest.Item) -> str:

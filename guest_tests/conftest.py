@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What all tests share: places for memory, KSM under control, whether the kernel relocates, evidence on failure."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import Final
+
+import pytest
+
+from guest_tests.evidence import Evidence
+from guest_tests.mm import ksm as mm_ksm
+from guest_tests.mm import system
+from guest_tests.mm.ksm import Ksm
+from guest_tests.mm.mapping import CarveOut, carve_out
+
+_EVIDENCE: Final = pytest.StashKey[Evidence]()
+
+
+@pytest.fixture(scope="session")
+def relocate() -> bool:
+    """Whether mremap() of this kernel knows the relocation flags: which column of a test's expectations holds."""
+    return system.supports_relocate()
+
+
+@pytest.fixture
+def area() -> Iterator[CarveOut]:
+    """A carve-out of 40 pages, unmapped in the end."""
+    with carve_out(40) as carved:
+        yield carved
+
+
+@pytest.fixture
+def ksm() -> Iterator[Ksm]:
+    """KSM under control, with ksmd standing still; every knob is restored in the end. Skips without CONFIG_KSM."""
+    system.require_config("KSM")
+    if not mm_ksm.available():
+        pytest.skip(f"needs CONFIG_KSM=y: this kernel has no {mm_ksm.DIRECTORY}")
+    with Ksm() as controlled:
+        yield controlled
+
+
+@pytest.fixture(autouse=True)
+def _evidence(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    request.node.stash[_EVIDENCE] = Evidence(monkeypatch)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Attach evidence to the report of a test that failed, while its carve-outs are still there."""
+    report = yield
+    if call.when == "call" and report.failed and _EVIDENCE in item.stash:
+        report.sections += item.stash[_EVIDENCE].sections()
+    return report

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What the kernel says of page frames: /proc/kpageflags and /proc/kpagecount (root only, CONFIG_PROC_PAGE_MONITOR)."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import os
+import struct
+
+from guest_tests.mm import pagemap
+from guest_tests.mm.mapping import map_anonymous
+
+
+class Flag(enum.IntFlag, boundary=enum.KEEP):
+    """Bits of a frame (include/uapi/linux/kernel-page-flags.h, include/linux/kernel-page-flags.h, 7.3).
+
+    Bits 32 and up are for the kernel's own hackers and may change without notice.
+    """
+
+    LOCKED = 1 << 0
+    REFERENCED = 1 << 2
+    UPTODATE = 1 << 3
+    DIRTY = 1 << 4
+    LRU = 1 << 5
+    ACTIVE = 1 << 6
+    SLAB = 1 << 7
+    WRITEBACK = 1 << 8
+    RECLAIM = 1 << 9
+    BUDDY = 1 << 10
+    MMAP = 1 << 11
+    ANON = 1 << 12
+    SWAPCACHE = 1 << 13
+    SWAPBACKED = 1 << 14
+    COMPOUND_HEAD = 1 << 15
+    COMPOUND_TAIL = 1 << 16
+    HUGE = 1 << 17
+    UNEVICTABLE = 1 << 18
+    #: poisoned, or taken away by soft offline
+    HWPOISON = 1 << 19
+    NOPAGE = 1 << 20
+    #: merged by KSM; KSM's zero pages are not marked so. Only where :func:`tells_ksm`: use guest_tests.mm.ksm.is_ksm
+    KSM = 1 << 21
+    THP = 1 << 22
+    OFFLINE = 1 << 23
+    ZERO_PAGE = 1 << 24
+    #: set through page_idle and not accessed since; CONFIG_IDLE_PAGE_TRACKING
+    IDLE = 1 << 25
+    PGTABLE = 1 << 26
+    RESERVED = 1 << 32
+    MLOCKED = 1 << 33
+    OWNER_2 = 1 << 34
+    PRIVATE = 1 << 35
+    PRIVATE_2 = 1 << 36
+    OWNER_PRIVATE = 1 << 37
+    ARCH = 1 << 38
+    SOFTDIRTY = 1 << 40
+    ARCH_2 = 1 << 41
+    ARCH_3 = 1 << 42
+
+
+def _word(path: str, pfn: int) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = os.pread(fd, 8, pfn * 8)
+    finally:
+        os.close(fd)
+    if len(data) != 8:
+        raise LookupError(f"{path} has no frame {pfn:#x}")
+    (word,) = struct.unpack("=Q", data)
+    return int(word)
+
+
+def flags(pfn: int) -> Flag:
+    """The flags of page frame ``pfn``.
+
+    :raises LookupError: if there is no such frame.
+    """
+    return Flag(_word("/proc/kpageflags", pfn))
+
+
+def flags_at(address: int, pid: pagemap.Pid = "self") -> Flag:
+    """The flags of the frame that is present at ``address``.
+
+    :raises LookupError: if none is present.
+    """
+    return flags(pagemap.pfn(address, pid))
+
+
+@functools.cache
+def tells_ksm() -> bool:
+    """Whether :attr:`Flag.KSM` can be trusted, found out by looking at a page that cannot be merged.
+
+    Linux 6.12 sets it for every anonymous page: ``stable_page_flags()`` in its fs/proc/page.c tests the two bits of
+    ``PAGE_MAPPING_KSM`` for "any" instead of "both". 7.3 has it right.
+    """
+    scratch = map_anonymous(1).fill()
+    try:
+        return Flag.KSM not in flags_at(scratch.address)
+    finally:
+        scratch.unmap()
+
+
+def mapcount(pfn: int) -> int:
+    """How often page frame ``pfn`` is mapped; for large folios a rounded average where the kernel keeps no more."""
+    return _word("/proc/kpagecount", pfn)
+
+
+def describe(pfn: int) -> str:
+    """A page frame in words, for messages: ``pfn 0x1234 ANON|KSM|LRU mapped 2 times``."""
+    return f"pfn {pfn:#x} {flags(pfn).name or 'no flags'} mapped {mapcount(pfn)} times"

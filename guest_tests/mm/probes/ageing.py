@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Probes that make the kernel collect the accessed bits of a page from all its mappings.
+
+They are asked one place at a time: the page is touched through that place alone, and if the kernel learns of it, the
+walk found the place. Before that the kernel has to see the page unused while nobody touches it, or the answer would
+prove nothing. Each walk needs somebody in the process of the place to touch it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+from guest_tests.mm import numa
+from guest_tests.mm.probes import damon
+from guest_tests.mm.probes.base import Answer, Probe
+from guest_tests.mm.probes.place import Page, Place, changes, touch
+
+
+class IdleBitmap(Probe):
+    """The idle-page bitmap: marked idle, touched through one place, and read.
+
+    Both marking and reading walk (page_idle_clear_pte_refs(), mm/page_idle.c). A mapping that they miss keeps its
+    accessed bit unseen, and the page stays idle.
+    """
+
+    name = "idle_bitmap"
+    #: a walk gives up where it cannot lock the page at once
+    tries: Final = 3
+
+    def missing(self) -> str | None:
+        """See :meth:`Probe.missing`."""
+        return None if _BITMAP.exists() else "needs CONFIG_IDLE_PAGE_TRACKING"
+
+    def force(self, page: Page) -> str:
+        """Mark the page idle."""
+        with open(_BITMAP, "r+b", buffering=0) as file:
+            # Zeros change nothing.
+            os.pwrite(file.fileno(), (1 << page.pfn % 64).to_bytes(8, "little"), page.pfn // 64 * 8)
+        return ""
+
+    def idle(self, page: Page) -> bool:
+        """Whether the page is still idle."""
+        with open(_BITMAP, "rb", buffering=0) as file:
+            word = int.from_bytes(os.pread(file.fileno(), 8, page.pfn // 64 * 8), "little")
+        return bool(word >> page.pfn % 64 & 1)
+
+    def look(self, page: Page) -> Answer:
+        """See :meth:`Probe.look`."""
+        drain()
+        self.force(page)
+        if not self.idle(page):
+            return self.unable("the page does not stay idle while nobody touches it", changes(page.before, page.before))
+        found = frozenset(place for place in page.places if any(self._seen(page, place) for _ in range(self.tries)))
+        return Answer(self.name, found, frozenset(page.places) - found, _seen_at(page, found))
+
+    def _seen(self, page: Page, place: Place) -> bool:
+        self.force(page)
+        return place.run(touch, place.address) and not self.idle(page)
+
+
+class DamonAccess(Probe):
+    """DAMON's monitoring of physical memory: is an access through this place noticed?
+
+    Every sample clears the accessed bits by one walk and looks at them by another (damon_folio_mkold() and
+    damon_folio_young(), mm/damon/ops-common.c).
+    """
+
+    name = "damon"
+
+    def missing(self) -> str | None:
+        """See :meth:`Probe.missing`."""
+        return damon.missing()
+
+    def force(self, page: Page) -> str:
+        """Let DAMON start."""
+        self._kdamond.command("on")
+        return ""
+
+    def look(self, page: Page) -> Answer:
+        """See :meth:`Probe.look`."""
+        drain()
+        found = set()
+        with damon.Kdamond(page.pfn, "stat", accessed=True) as kdamond:
+            self._kdamond = kdamond
+            self.force(page)
+            if not kdamond.running:
+                return self.unable("DAMON does not run", changes(page.before, page.before))
+            # The first samples still see accesses from before.
+            time.sleep(2 * kdamond.aggregation)
+            before = kdamond.applied()
+            time.sleep(2 * kdamond.aggregation)
+            quiet = kdamond.applied()
+            if quiet != before:
+                evidence = f"seen accessed in {quiet - before} aggregations"
+                return self.unable("the page is accessed although nobody touches it", evidence)
+            for place in page.places:
+                place.run(touch_for, place.address, 2 * kdamond.aggregation, kdamond.sample / 2)
+                # What the last samples saw must not be counted for the next place.
+                time.sleep(2 * kdamond.aggregation)
+                count = kdamond.applied()
+                if count > quiet:
+                    found.add(place)
+                quiet = count
+        return Answer(self.name, frozenset(found), frozenset(page.places) - found, _seen_at(page, found))
+
+
+_BITMAP: Final = Path("/sys/kernel/mm/page_idle/bitmap")
+
+
+def drain() -> None:
+    """Flush the per-CPU batches of pages on their way to an LRU list: idle tracking and DAMON skip pages in them.
+
+    move_pages(2) does so first of all, even for no page (lru_cache_disable() in do_pages_move(), mm/migrate.c, 5.13).
+    """
+    try:
+        numa.move_pages(0, [], [])
+    except OSError:  # without CONFIG_NUMA
+        Path("/proc/sys/vm/compact_memory").write_text("1")
+
+
+def touch_for(address: int, seconds: float, pause: float) -> None:
+    """Touch again and again."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        touch(address)
+        time.sleep(pause)
+
+
+def _seen_at(page: Page, found: set[Place] | frozenset[Place]) -> str:
+    return ", ".join(
+        f"{place} {page.before[place]}: access {'seen' if place in found else 'not seen'}" for place in page.places
+    )

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0
+"""DAMON watching one page of physical memory, through sysfs (CONFIG_DAMON_SYSFS, 5.18; CONFIG_DAMON_PADDR).
+
+Files and commands as in Documentation/admin-guide/mm/damon/usage.rst of Linux 6.12 to 7.3.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from guest_tests.mm.mapping import PAGE_SIZE
+from guest_tests.mm.waiting import slowness
+
+_KDAMONDS: Final = Path("/sys/kernel/mm/damon/admin/kdamonds")
+#: CONFIG_DAMON_STAT_ENABLED_DEFAULT (6.17) starts a monitor of its own that lets nobody else watch
+#: (damon_start() with "exclusive", mm/damon/stat.c).
+_STAT: Final = Path("/sys/module/damon_stat/parameters/enabled")
+_ANY: Final = 1 << 31
+
+
+def missing() -> str | None:
+    """Why DAMON cannot watch physical memory here, or None."""
+    if not _KDAMONDS.exists():
+        return "needs CONFIG_DAMON_SYSFS and CONFIG_DAMON_PADDR (Linux 5.18)"
+    if (_KDAMONDS / "nr_kdamonds").read_text().strip() != "0":
+        return f"needs DAMON for itself, but {_KDAMONDS}/nr_kdamonds is not 0"
+    try:
+        (_KDAMONDS / "nr_kdamonds").write_text("1")
+        (_KDAMONDS / "0/contexts/nr_contexts").write_text("1")
+        offered = (_KDAMONDS / "0/contexts/0/avail_operations").read_text().split()
+    finally:
+        (_KDAMONDS / "nr_kdamonds").write_text("0")
+    return None if "paddr" in offered else "needs CONFIG_DAMON_PADDR"
+
+
+class Kdamond:
+    """DAMON's kernel thread, set up for one page frame and one scheme. A context manager that undoes everything.
+
+    :param pfn: the frame.
+    :param action: what the scheme does when it applies, e.g. ``stat`` (nothing but counting) or ``pageout``.
+    :param accessed: whether the scheme applies only while the page is seen accessed.
+    """
+
+    def __init__(self, pfn: int, action: str, accessed: bool) -> None:
+        self._start = pfn * PAGE_SIZE
+        self._action = action
+        self._accessed = accessed
+        self._stat = ""
+        #: seconds between two looks at the page's accessed bits
+        self.sample = 0.001 * slowness()
+        #: seconds after which the scheme is applied to what was seen
+        self.aggregation = 4 * self.sample
+
+    def __enter__(self) -> Self:
+        if _STAT.exists():
+            self._stat = _STAT.read_text().strip()
+            _STAT.write_text("N")
+        (_KDAMONDS / "nr_kdamonds").write_text("1")
+        try:
+            self._prepare()
+        except BaseException:
+            self._undo()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._undo()
+
+    def _prepare(self) -> None:
+        (_KDAMONDS / "0/contexts/nr_contexts").write_text("1")
+        for name, value in {
+            "operations": "paddr",
+            "monitoring_attrs/intervals/sample_us": int(self.sample * 1e6),
+            "monitoring_attrs/intervals/aggr_us": int(self.aggregation * 1e6),
+            "monitoring_attrs/nr_regions/min": 3,  # the least the kernel takes
+            "monitoring_attrs/nr_regions/max": 4,
+            "targets/nr_targets": 1,
+            "targets/0/regions/nr_regions": 1,
+            "targets/0/regions/0/start": self._start,
+            "targets/0/regions/0/end": self._start + PAGE_SIZE,
+            "schemes/nr_schemes": 1,
+            "schemes/0/action": self._action,
+            "schemes/0/access_pattern/sz/max": _ANY,
+            "schemes/0/access_pattern/nr_accesses/min": int(self._accessed),
+            "schemes/0/access_pattern/nr_accesses/max": _ANY,
+            "schemes/0/access_pattern/age/max": _ANY,
+        }.items():
+            (_KDAMONDS / "0/contexts/0" / name).write_text(str(value))
+
+    def _undo(self) -> None:
+        if self.running:
+            self.command("off")
+        (_KDAMONDS / "nr_kdamonds").write_text("0")
+        if self._stat == "Y":
+            _STAT.write_text("Y")
+
+    @property
+    def running(self) -> bool:
+        """Whether it watches."""
+        return (_KDAMONDS / "0/state").read_text().strip() == "on"
+
+    def command(self, word: str) -> None:
+        """Give a command, such as ``on`` and ``off``.
+
+        :raises OSError: EBUSY while somebody else watches exclusively, EINVAL if what was set up makes no sense.
+        """
+        (_KDAMONDS / "0/state").write_text(word)
+
+    def applied(self) -> int:
+        """How often the scheme's access pattern held so far, at the end of an aggregation."""
+        self.command("update_schemes_stats")
+        return int((_KDAMONDS / "0/contexts/0/schemes/0/stats/nr_tried").read_text())

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Swap areas of the guest (CONFIG_SWAP)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from guest_tests.mm.vmstat import meminfo
+
+
+@dataclass(frozen=True)
+class Area:
+    """One line of /proc/swaps."""
+
+    #: device or file
+    path: str
+    #: kB
+    size: int
+    #: kB
+    used: int
+
+
+def areas() -> list[Area]:
+    """The swap areas in use; none without CONFIG_SWAP."""
+    try:
+        lines = Path("/proc/swaps").read_text().splitlines()[1:]
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        words = line.split()
+        found.append(Area(words[0], int(words[-3]), int(words[-2])))
+    return found
+
+
+def total_kb() -> int:
+    """SwapTotal in kB."""
+    return meminfo().get("SwapTotal", 0)
+
+
+def free_kb() -> int:
+    """SwapFree in kB."""
+    return meminfo().get("SwapFree", 0)
+
+
+def require_swap(kb: int = 1) -> None:
+    """Skip the test unless that many kB of swap are free."""
+    if free_kb() < kb:
+        pytest.skip(f"needs {kb} kB of free swap, this machine has {free_kb()} kB of {total_kb()} kB")

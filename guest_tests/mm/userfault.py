@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0
+"""userfaultfd, as far as moving memory needs it: registered ranges, and the event a move sends."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import select
+import struct
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+from guest_tests.mm import syscalls
+from guest_tests.mm.mapping import Mapping
+from guest_tests.mm.waiting import patience
+
+# include/uapi/linux/userfaultfd.h
+_API: Final = 0xAA
+_UFFDIO_API: Final = 0xC018AA3F
+_UFFDIO_REGISTER: Final = 0xC020AA00
+_UFFDIO_UNREGISTER: Final = 0x8010AA01
+
+MODE_MISSING: Final = 1
+#: 5.7
+MODE_WP: Final = 2
+#: shared memory and hugetlb only (5.13)
+MODE_MINOR: Final = 4
+
+#: a move sends an event and waits until it is read
+FEATURE_EVENT_REMAP: Final = 1 << 2
+#: 5.14
+FEATURE_MINOR_SHMEM: Final = 1 << 10
+
+EVENT_PAGEFAULT: Final = 0x12
+EVENT_REMAP: Final = 0x14
+
+
+class _Api(ctypes.Structure):
+    _fields_ = (("api", ctypes.c_uint64), ("features", ctypes.c_uint64), ("ioctls", ctypes.c_uint64))
+
+
+class _Register(ctypes.Structure):
+    _fields_ = (
+        ("start", ctypes.c_uint64),
+        ("length", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("ioctls", ctypes.c_uint64),
+    )
+
+
+@dataclass(frozen=True)
+class Event:
+    """One message: a fault (``arguments`` = flags, address, thread) or a move (from, to, length in bytes)."""
+
+    #: ``EVENT_*``
+    event: int
+    #: its three words
+    arguments: tuple[int, int, int]
+
+
+class Userfault:
+    """A userfaultfd: a context manager that unregisters everything in the end."""
+
+    def __init__(self, features: int = 0) -> None:
+        """Open it and agree on ``FEATURE_*``.
+
+        :raises OSError: ENOSYS without CONFIG_USERFAULTFD, EINVAL for a feature the kernel does not know.
+        """
+        self.fd = syscalls.call("userfaultfd", os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            fcntl.ioctl(self.fd, _UFFDIO_API, _Api(api=_API, features=features))
+        except OSError:
+            os.close(self.fd)
+            raise
+
+    def register(self, mapping: Mapping, mode: int = MODE_MISSING) -> None:
+        """Have faults of ``mapping`` reported here instead of served by the kernel.
+
+        :raises OSError: EINVAL for memory or a mode that cannot be.
+        """
+        fcntl.ioctl(self.fd, _UFFDIO_REGISTER, _Register(start=mapping.address, length=mapping.length, mode=mode))
+
+    def unregister(self, mapping: Mapping) -> None:
+        """Give ``mapping`` back to the kernel."""
+        fcntl.ioctl(self.fd, _UFFDIO_UNREGISTER, struct.pack("=QQ", mapping.address, mapping.length))
+
+    def read(self, seconds: float = 5.0) -> Event | None:
+        """The next event, or None if there is none in time.
+
+        :param seconds: how long an ordinary machine may take.
+        """
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        if not poll.poll(patience(seconds) * 1000):
+            return None
+        event, first, second, third = struct.unpack("=B7xQQQ", os.read(self.fd, 32))
+        return Event(event, (first, second, third))
+
+    def close(self) -> None:
+        """Close it: the kernel serves all faults again."""
+        os.close(self.fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()

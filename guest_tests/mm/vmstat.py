@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Counters of the system (/proc/vmstat, /proc/meminfo) and of processes (/proc/PID/status), as integers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+Pid = int | str
+
+
+def vmstat() -> dict[str, int]:
+    """/proc/vmstat: events since boot, and numbers of pages now. Which there are depends on the kernel.
+
+    Of use here: ``pgmigrate_success``, ``pgmigrate_fail``, ``pswpout``, ``cow_ksm``, ``ksm_swpin_copy`` (5.19),
+    ``thp_split_page``, ``thp_split_pmd``.
+    """
+    pairs = (line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    return {name: int(value) for name, value in pairs}
+
+
+def delta(before: dict[str, int], name: str) -> int:
+    """By how much a counter of :func:`vmstat` rose since ``before``.
+
+    :raises KeyError: if this kernel does not count it.
+    """
+    return vmstat()[name] - before[name]
+
+
+def meminfo() -> dict[str, int]:
+    """/proc/meminfo in kB (``HugePages_*`` are counts): ``MemFree``, ``Committed_AS``, ``HardwareCorrupted`` …."""
+    pairs = (line.partition(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return {name: int(value.split()[0]) for name, _, value in pairs}
+
+
+def status(pid: Pid = "self") -> dict[str, int]:
+    """The sizes in /proc/PID/status in kB: ``VmSize``, ``VmRSS``, ``RssAnon``, ``VmSwap``, ``VmLck`` ….
+
+    ``Rss*`` are exact only after a while: threads hand in their share in batches.
+    """
+    found = {}
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        words = value.split()
+        if words[1:] == ["kB"]:
+            found[name] = int(words[0])
+    return found

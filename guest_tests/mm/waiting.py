@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Bounded waits inside the guest, scaled to the speed of the machine.
+
+An emulated guest may be twenty times slower than the machine a time was chosen on, so that times are given for an
+ordinary machine and stretched by the measured :func:`slowness`.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+
+#: what the loop below takes on an ordinary machine of the 2020s, in seconds
+_REFERENCE = 0.004
+#: never stretch further: whoever runs us has a deadline too
+_MOST = 6.0
+
+
+@functools.cache
+def slowness() -> float:
+    """How much slower than an ordinary machine this one is: 1 to 6, measured once."""
+    begin = time.perf_counter()
+    for _ in range(100_000):
+        pass
+    return min(_MOST, max(1.0, (time.perf_counter() - begin) / _REFERENCE))
+
+
+def patience(seconds: float = 10.0) -> float:
+    """``seconds`` of an ordinary machine as seconds of this one."""
+    return seconds * slowness()
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
+    """Poll ``condition`` until it holds.
+
+    :param what: completes the sentence "gave up waiting for …".
+    :param seconds: how long an ordinary machine may take; scaled by :func:`slowness`.
+    :raises TimeoutError: if it does not hold in time.
+    """
+    limit = patience(seconds)
+    begin = time.monotonic()
+    pause = 0.0005
+    while not condition():
+        if time.monotonic() - begin > limit:
+            raise TimeoutError(f"gave up waiting for {what} after {limit:.0f} s")
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.02)

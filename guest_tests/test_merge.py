@@ -1,0 +1,616 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Which mappings become one when memory moves: rows 25 to 46.
+
+Anonymous memory that was never faulted in takes the offset (``vm_pgoff``) of wherever it goes, so that it merges with
+compatible neighbours. Memory that was faulted in keeps the offset of the place where that happened, because its pages
+are found by it; at any other place no neighbour continues that offset, and nothing merges. That is what relocation is
+for: it rewrites the pages, so that the offset can follow.
+
+The rules are copy_vma(), vma_merge_new_range() and is_mergeable_anon_vma() in mm/vma.c of Linux 6.12 and 7.3. Pictures
+show pages of the carve-out, ``f`` faulted and ``u`` unfaulted memory, and ``s`` the source that is moved in, faulted
+unless said otherwise. All blocks are five pages long.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from collections.abc import Sequence
+
+import pytest
+
+from guest_tests.checks import check_rmap, expect_layout, layout, relocate_or_refused
+from guest_tests.mm import maps, numa, pagemap, syscalls, system
+from guest_tests.mm.mapping import ZERO, CarveOut, Mapping, move
+from guest_tests.mm.syscalls import (
+    MREMAP_DONTUNMAP,
+    MREMAP_MUST_RELOCATE_ANON,
+    MREMAP_RELOCATE_ANON,
+    PROT_READ,
+    PROT_RW,
+)
+
+pytestmark = pytest.mark.shared_guest
+
+#: pages in a block
+_BLOCK = 5
+#: where the source is before it moves: far from everything
+_AWAY = 30
+
+Layout = list[tuple[int, int]]
+
+#: every kernel moves without a flag; with it a kernel either relocates or refuses
+plain_or_must = pytest.mark.parametrize("flag", [0, MREMAP_MUST_RELOCATE_ANON], ids=["plain", "must"])
+
+
+def _block(area: CarveOut, at: int, *, faulted: bool = True) -> Mapping:
+    mapping = area.map(at, _BLOCK)
+    return mapping.fill(seed=at) if faulted else mapping
+
+
+def _moved(relocate: bool, area: CarveOut, source: Mapping, to: int, flag: int) -> Mapping | None:
+    """Move to page ``to``; None where the flag was refused and nothing changed. Frames and data come along."""
+    before = pagemap.pfns(source.address, source.pages)
+    if flag:
+        moved = relocate_or_refused(relocate, area, source, area.page(to), flag)
+    else:
+        moved = move(source, area.page(to)).check()
+    if moved is not None:
+        assert pagemap.pfns(moved.address, moved.pages) == before, "the move changed page frames"
+    return moved
+
+
+def _still_works(*mappings: Mapping) -> None:
+    """All data is right, every page is found by the reverse map, and untouched memory can be faulted in."""
+    for number, mapping in enumerate(mappings):
+        mapping.check()
+        if all(content == ZERO for content in mapping.contents):
+            mapping.fill(seed=100 + number)
+    check_rmap(*mappings)
+
+
+def _move_between(
+    relocate: bool,
+    area: CarveOut,
+    flag: int,
+    *,
+    faulted: Sequence[int] = (),
+    unfaulted: Sequence[int] = (),
+    to: int,
+    plain: Layout,
+    relocated: Layout,
+) -> None:
+    """Move five faulted pages from far away to page ``to``, and see what merges.
+
+    :param faulted: where faulted neighbours begin, in pages of ``area``.
+    :param unfaulted: the same of unfaulted ones.
+    :param plain: the mappings after a move without flag, as :func:`guest_tests.checks.layout` gives them.
+    :param relocated: the same after a relocation.
+    """
+    neighbours = [_block(area, at) for at in faulted] + [_block(area, at, faulted=False) for at in unfaulted]
+    source = _block(area, _AWAY)
+    moved = _moved(relocate, area, source, to, flag)
+    if moved is not None:
+        why = "relocated memory merges like native memory" if flag else "moved memory keeps the offset of its old place"
+        expect_layout(area, relocated if flag else plain, why)
+        _still_works(moved, *neighbours)
+
+
+# --- one or two neighbours ---------------------------------------------------------------------------------------
+
+
+@plain_or_must
+def test_after_unfaulted(relocate: bool, area: CarveOut, flag: int) -> None:
+    """Row 25, after-unfaulted.
+
+    ::
+
+        page   0         5         10
+               |uuuuuuuuu|sssssssss|          two; relocated: one
+    """
+    _move_between(relocate, area, flag, unfaulted=[0], to=5, plain=[(0, 5), (5, 5)], relocated=[(0, 10)])
+
+
+@plain_or_must
+def test_before_unfaulted(relocate: bool, area: CarveOut, flag: int) -> None:
+    """Row 26, before-unfaulted.
+
+    ::
+
+        page   0         5         10
+               |sssssssss|uuuuuuuuu|          two; relocated: one
+    """
+    _move_between(relocate, area, flag, unfaulted=[5], to=0, plain=[(0, 5), (5, 5)], relocated=[(0, 10)])
+
+
+@plain_or_must
+def test_between_unfaulted(relocate: bool, area: CarveOut, flag: int) -> None:
+    """Row 27, between-unfaulted.
+
+    ::
+
+        page   0         5         10        15
+               |uuuuuuuuu|sssssssss|uuuuuuuuu|          three; relocated: one
+    """
+    three = [(0, 5), (5, 5), (10, 5)]
+    _move_between(relocate, area, flag, unfaulted=[0, 10], to=5, plain=three, relocated=[(0, 15)])
+
+
+@plain_or_must
+def test_after_faulted(relocate: bool, area: CarveOut, flag: int) -> None:
+    """Row 28, after-faulted.
+
+    ::
+
+        page   0         5         10
+               |fffffffff|sssssssss|          two; relocated: one
+    """
+    _move_between(relocate, area, flag, faulted=[0], to=5, plain=[(0, 5), (5, 5)], relocated=[(0, 10)])
+
+
+@plain_or_must
+def test_before_faulted(relocate: bool, area: CarveOut, flag: int) -> None:
+    """Row 29, before-faulted.
+
+    ::
+
+        page   0         5         10
+               |sssssssss|fffffffff|          two; relocated: one
+    """
+    _move_between(relocate, area, flag, faulted=[5], to=0, plain=[(0, 5), (5, 5)], relocated=[(0, 10)])
+
+
+@plain_or_must
+def test_between_faulted_and_unfaulted(relocate: bool, area: CarveOut, flag: int) -> None:
+    """Row 30, between-faulted-unfaulted: three without flag on every kernel, never two, for the offset of the source
+    fits neither side.
+
+    ::
+
+        page   0         5         10        15
+               |fffffffff|sssssssss|uuuuuuuuu|          three; relocated: one
+    """
+    three = [(0, 5), (5, 5), (10, 5)]
+    _move_between(relocate, area, flag, faulted=[0], unfaulted=[10], to=5, plain=three, relocated=[(0, 15)])
+
+
+@plain_or_must
+def test_between_unfaulted_and_faulted(relocate: bool, area: CarveOut, flag: int) -> None:
+    """Row 31, between-unfaulted-faulted: three without flag on every kernel, never two, for the offset of the source
+    fits neither side.
+
+    ::
+
+        page   0         5         10        15
+               |uuuuuuuuu|sssssssss|fffffffff|          three; relocated: one
+    """
+    three = [(0, 5), (5, 5), (10, 5)]
+    _move_between(relocate, area, flag, faulted=[10], unfaulted=[0], to=5, plain=three, relocated=[(0, 15)])
+
+
+@plain_or_must
+def test_between_faulted(relocate: bool, area: CarveOut, flag: int) -> None:
+    """Row 32, between-faulted: the neighbours were faulted in separately, each with an anon_vma of its own. A relocated
+    source can share one of them only, and find_mergeable_anon_vma() (mm/vma.c) prefers the one behind it.
+
+    ::
+
+        page   0         5         10        15
+               |fffffffff|sssssssss|fffffffff|          three; relocated: the right pair is one
+    """
+    three = [(0, 5), (5, 5), (10, 5)]
+    _move_between(relocate, area, flag, faulted=[0, 10], to=5, plain=three, relocated=[(0, 5), (5, 10)])
+
+
+@plain_or_must
+def test_between_the_halves_of_one_mapping(relocate: bool, area: CarveOut, flag: int) -> None:
+    """Row 33, between-correct-faulted: the neighbours share their anon_vma, because they were one mapping. Without flag
+    a stranger between them stays alone; only what was cut out there fits (row 36).
+
+    ::
+
+        page   0         5         10        15
+               |fffffffff|fffffffff|fffffffff|
+               |fffffffff|         |fffffffff|
+               |fffffffff|sssssssss|fffffffff|          three; relocated: one
+    """
+    whole = area.map(0, 15).fill()
+    area.reserve(5, 5)
+    source = _block(area, _AWAY)
+    moved = _moved(relocate, area, source, 5, flag)
+    if moved is not None:
+        why = "a relocated mapping between two of one anon_vma" if flag else "a moved mapping keeps its old offset"
+        expect_layout(area, [(0, 15)] if flag else [(0, 5), (5, 5), (10, 5)], why)
+        _still_works(whole.part(0, 5), moved, whole.part(10, 5))
+
+
+@plain_or_must
+@pytest.mark.parametrize("faulted", [True, False], ids=["faulted", "unfaulted"])
+def test_a_neighbour_that_becomes_equal_later(relocate: bool, area: CarveOut, flag: int, faulted: bool) -> None:
+    """Row 34, mprotect-later: the neighbour is read-only at the time of the move.
+
+    ::
+
+        page   0         5         10
+               |fffffffff|sssssssss|          two
+                read-only  writable
+               |fffffffff|sssssssss|          two; relocated: one
+                writable   writable
+    """
+    neighbour = _block(area, 0, faulted=faulted).mprotect(PROT_READ)
+    moved = _moved(relocate, area, _block(area, _AWAY), 5, flag)
+    if moved is not None:
+        expect_layout(area, [(0, 5), (5, 5)], "different protections do not merge")
+        neighbour.mprotect(PROT_RW)
+        why = "relocated, then equal protections" if flag else "equal protections, but the offset of another place"
+        expect_layout(area, [(0, 10)] if flag else [(0, 5), (5, 5)], why)
+        _still_works(moved, neighbour)
+
+
+# --- unfaulted sources, and moves back ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("faulted", "unfaulted", "to", "merged"),
+    [
+        pytest.param([0], [], 5, [(0, 10)], id="after-faulted"),
+        pytest.param([5], [], 0, [(0, 10)], id="before-faulted"),
+        pytest.param([0, 10], [], 5, [(0, 10), (10, 5)], id="between-faulted"),
+        pytest.param([0], [10], 5, [(0, 15)], id="between-faulted-and-unfaulted"),
+        pytest.param([10], [0], 5, [(0, 15)], id="between-unfaulted-and-faulted"),
+        pytest.param([], [0, 10], 5, [(0, 15)], id="between-unfaulted"),
+    ],
+)
+def test_an_unfaulted_source_merges_anywhere(
+    area: CarveOut, faulted: list[int], unfaulted: list[int], to: int, merged: Layout
+) -> None:
+    """Row 35, unfaulted-plain: it has no pages that would hold it to an offset. Between two that were faulted
+    separately it joins the first, and the second cannot join them: two anon_vmas.
+
+    ::
+
+        page   0         5         10        15
+               |fffffffff|uuuuuuuuu|fffffffff|          moved between two faulted
+               |-------------------|---------|
+    """
+    neighbours = [_block(area, at) for at in faulted] + [_block(area, at, faulted=False) for at in unfaulted]
+    moved = move(_block(area, _AWAY, faulted=False), area.page(to)).check()
+    expect_layout(area, merged, "unfaulted memory takes the offset of its new place")
+    _still_works(moved, *neighbours)
+
+
+@pytest.mark.parametrize("first", [0, 5, 10], ids=["head", "middle", "tail"])
+def test_a_move_back_closes_the_hole(area: CarveOut, first: int) -> None:
+    """Row 36, away-and-back: a hole made with mremap() is closed by moving the piece back: the offset it kept is the
+    right one again. Twice, because the second time must find everything as the first time left it.
+
+    ::
+
+        page   0         5         10        15          30
+               |fffffffff|fffffffff|fffffffff|                       one
+               |fffffffff|         |fffffffff|     ...   |sssssssss| three
+               |fffffffff|fffffffff|fffffffff|                       one
+    """
+    whole = area.map(0, 15).fill()
+    frames = pagemap.pfns(whole.address, whole.pages)
+    rest = [(0, 5), (5, 5), (10, 5)]
+    for _ in range(2):
+        piece = move(whole.part(first, 5), area.page(_AWAY)).check()
+        around = {0: [(5, 10)], 5: [rest[0], rest[2]], 10: [(0, 10)]}[first]
+        expect_layout(area, [*around, (_AWAY, 5)], "a piece was moved out of the mapping")
+        area.reserve(first, 5)
+        move(piece, area.page(first))
+        expect_layout(area, [(0, 15)], "the piece was moved back to where it was faulted in")
+        whole.check()
+    assert pagemap.pfns(whole.address, whole.pages) == frames, "moving a piece away and back changed page frames"
+    check_rmap(whole)
+
+
+def test_a_whole_mapping_moved_back_merges_with_what_it_left(area: CarveOut) -> None:
+    """Row 36, away-and-back: over an intermediate place, and back in two halves.
+
+    ::
+
+        page   0         5         10        20        30
+               |fffffffff|sssssssss|
+               |fffffffff|                   |sssssssss|
+               |fffffffff|                             |sssssssss|
+               |fffffffff|ssss                             |sssss|      the first two pages
+               |fffffffff|sssssssss|                                    one again
+    """
+    whole = area.map(0, 10).fill()
+    once = move(whole.part(5, 5), area.page(20))
+    twice = move(once, area.page(_AWAY)).check()
+    expect_layout(area, [(0, 5), (_AWAY, 5)], "moved away in two steps")
+    move(twice.part(0, 2), area.page(5))
+    expect_layout(area, [(0, 7), (_AWAY + 2, 3)], "the first two pages are back")
+    move(twice.part(2, 3), area.page(7))
+    expect_layout(area, [(0, 10)], "all pages are back")
+    whole.check()
+    check_rmap(whole)
+
+
+@pytest.mark.parametrize(
+    ("new", "merged"),
+    [
+        pytest.param([0], [(0, 10)], id="after-unfaulted"),
+        pytest.param([10], [(5, 10)], id="before-unfaulted"),
+        pytest.param([0, 10], [(0, 15)], id="between-unfaulted"),
+    ],
+)
+def test_a_move_back_next_to_unfaulted_memory(area: CarveOut, new: list[int], merged: Layout) -> None:
+    """Rows 25 to 27 with the offset out of the way: the source returns to where it was faulted in, between neighbours
+    that appeared meanwhile and were never touched. Linux 6.16 (879bca0a2c4f) lets faulted memory merge with unfaulted
+    memory in every position; before, only an unfaulted range could be added to a faulted mapping, because
+    is_mergeable_anon_vma() (mm/vma.c of 6.12) wants one anon_vma in the chain of its neighbour, which has none.
+
+    ::
+
+        page   0         5         10        15
+                         |fffffffff|               faulted in here
+                                                   moved away
+               |uuuuuuuuu|         |uuuuuuuuu|     new
+               |uuuuuuuuu|sssssssss|uuuuuuuuu|     moved back: one; before 6.16: three
+    """
+    away = move(_block(area, 5), area.page(_AWAY))
+    neighbours = [_block(area, at, faulted=False) for at in new]
+    moved = move(away, area.page(5)).check()
+    apart = sorted([(5, 5), *[(at, 5) for at in new]])
+    expect_layout(area, merged if system.release() >= (6, 16, 0) else apart, "the offset fits, one side is unfaulted")
+    _still_works(moved, *neighbours)
+
+
+@pytest.mark.parametrize("faulted", [0, 5], ids=["first", "second"])
+def test_unfaulted_and_faulted_memory_merge_by_mprotect(area: CarveOut, faulted: int) -> None:
+    """Rows 25 and 26 without any move: two halves of one mapping, one faulted in while they differ in protection. When
+    that becomes equal, the unfaulted half joins; 6.16 (879bca0a2c4f) does so whichever half the call is about.
+
+    ::
+
+        page   0         5         10
+               |fffffffff|uuuuuuuuu|      read-write, read-only
+               |-------------------|      read-write
+    """
+    whole = area.map(0, 10)
+    halves = {0: whole.part(0, 5), 5: whole.part(5, 5)}
+    other = halves[5 - faulted].mprotect(PROT_READ)
+    halves[faulted].fill()
+    expect_layout(area, [(0, 5), (5, 5)], "different protections do not merge")
+    other.mprotect(PROT_RW)
+    expect_layout(area, [(0, 10)] if system.release() >= (6, 16, 0) else [(0, 5), (5, 5)], "both halves are writable")
+    _still_works(halves[faulted], other)
+
+
+# --- what only relocation can do ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("back", [0, MREMAP_RELOCATE_ANON], ids=["plain-back", "relocate-back"])
+def test_relocated_away_and_moved_back(relocate: bool, area: CarveOut, back: int) -> None:
+    """Row 37, relocate-away-plain-back: relocated memory is native to the intermediate place, so that a plain move back
+    does not close the hole; relocating it back does.
+
+    ::
+
+        page   0         5         10        15          30
+               |fffffffff|         |fffffffff|     ...   |sssssssss|   relocated
+               |fffffffff|sssssssss|fffffffff|                         three; relocated again: one
+    """
+    whole = area.map(0, 15).fill()
+    moved = relocate_or_refused(relocate, area, whole.part(5, 5), area.page(_AWAY), MREMAP_RELOCATE_ANON)
+    if moved is not None:
+        area.reserve(5, 5)
+        move(moved, area.page(5), back)
+        expected = [(0, 15)] if back else [(0, 5), (5, 5), (10, 5)]
+        expect_layout(area, expected, "relocated back" if back else "moved back with the offset of the other place")
+        _still_works(whole)
+
+
+@plain_or_must
+@pytest.mark.parametrize("side", ["after", "before"])
+def test_a_new_neighbour_joins_relocated_memory(relocate: bool, area: CarveOut, flag: int, side: str) -> None:
+    """Row 38, isolated-then-merge: the destination has no neighbour at the time of the move.
+
+    ::
+
+        page   15        20        25        30
+                         |sssssssss|               moved
+                         |sssssssss|uuuuuuuuu|     new: two; relocated: one
+    """
+    moved = _moved(relocate, area, _block(area, 0), 20, flag)
+    if moved is not None:
+        expect_layout(area, [(20, 5)], "there was nothing to merge with")
+        at = 25 if side == "after" else 15
+        fresh = _block(area, at, faulted=False)
+        apart = sorted([(20, 5), (at, 5)])
+        why = "new memory beside relocated memory" if flag else "new memory beside memory with another place's offset"
+        expect_layout(area, [(min(20, at), 10)] if flag else apart, why)
+        _still_works(moved, fresh)
+
+
+def test_an_unfaulted_source_must_relocate(relocate: bool, area: CarveOut) -> None:
+    """Row 39, must-unfaulted: there is nothing to relocate, and so nothing that could fail.
+
+    ::
+
+        page   0         5         10
+               |fffffffff|uuuuuuuuu|      moved there with "must": one
+    """
+    neighbour = _block(area, 0)
+    source = _block(area, _AWAY, faulted=False)
+    moved = relocate_or_refused(relocate, area, source, area.page(5), MREMAP_MUST_RELOCATE_ANON)
+    if moved is not None:
+        expect_layout(area, [(0, 10)], "unfaulted memory takes the offset of its new place")
+        _still_works(moved, neighbour)
+
+
+#: Row 40: mappings after a plain move and after a relocation, by which of left, middle and right are faulted
+_PERMUTATIONS: dict[tuple[bool, bool, bool], tuple[Layout, Layout]] = {
+    (False, False, False): ([(0, 15)], [(0, 15)]),
+    (False, False, True): ([(0, 15)], [(0, 15)]),
+    (True, False, False): ([(0, 15)], [(0, 15)]),
+    (True, False, True): ([(0, 10), (10, 5)], [(0, 10), (10, 5)]),
+    (False, True, False): ([(0, 5), (5, 5), (10, 5)], [(0, 15)]),
+    (False, True, True): ([(0, 5), (5, 5), (10, 5)], [(0, 15)]),
+    (True, True, False): ([(0, 5), (5, 5), (10, 5)], [(0, 15)]),
+    (True, True, True): ([(0, 5), (5, 5), (10, 5)], [(0, 5), (5, 10)]),
+}
+
+
+@pytest.mark.parametrize(
+    "flag", [0, MREMAP_RELOCATE_ANON, MREMAP_MUST_RELOCATE_ANON], ids=["plain", "relocate", "must"]
+)
+@pytest.mark.parametrize(
+    ("left", "middle", "right"),
+    [
+        pytest.param(*faulted, id="".join("f" if each else "u" for each in faulted))
+        for faulted in itertools.product([False, True], repeat=3)
+    ],
+)
+def test_every_combination(relocate: bool, area: CarveOut, flag: int, left: bool, middle: bool, right: bool) -> None:
+    """Row 40, 8-permutations: all combinations of faulted and unfaulted.
+
+    ::
+
+        page   0         5         10        15
+               |  left   | middle  |  right  |      the middle one is moved in
+    """
+    first, last = _block(area, 0, faulted=left), _block(area, 10, faulted=right)
+    moved = _moved(relocate, area, _block(area, _AWAY, faulted=middle), 5, flag)
+    if moved is not None:
+        plain, relocated = _PERMUTATIONS[left, middle, right]
+        expect_layout(area, relocated if flag else plain, "all three may merge, as far as anon_vmas and offsets allow")
+        _still_works(first, moved, last)
+
+
+@plain_or_must
+def test_the_middle_of_a_mapping(relocate: bool, area: CarveOut, flag: int) -> None:
+    """Row 41, partial-middle: the source is split in two, on every kernel.
+
+    ::
+
+        page   0         5         10        15        20        25        30
+               |fffffffff|sssssssss|fffffffff|         |uuuuuuuuu|
+               |fffffffff|         |fffffffff|         |uuuuuuuuu|sssssssss|   four; relocated: three
+    """
+    whole = area.map(0, 15).fill()
+    neighbour = _block(area, 20, faulted=False)
+    moved = _moved(relocate, area, whole.part(5, 5), 25, flag)
+    if moved is not None:
+        target = [(20, 10)] if flag else [(20, 5), (25, 5)]
+        expect_layout(area, [(0, 5), (10, 5), *target], "the middle was moved next to unfaulted memory")
+        _still_works(moved, whole.part(0, 5), whole.part(10, 5), neighbour)
+
+
+def test_relocating_and_keeping_the_source(relocate: bool, area: CarveOut) -> None:
+    """Row 42, dontunmap-relocate: the source stays mapped, empty, and as good as new.
+
+    ::
+
+        page   0         5         20        25        30
+               |sssssssss|         |uuuuuuuuu|
+               |    0    |         |uuuuuuuuu|sssssssss|    relocated: merged at its new place
+    """
+    source, neighbour = _block(area, 0), _block(area, 20, faulted=False)
+    flags = MREMAP_MUST_RELOCATE_ANON | MREMAP_DONTUNMAP
+    moved = relocate_or_refused(relocate, area, source, area.page(25), flags)
+    if moved is not None:
+        expect_layout(area, [(0, 5), (20, 10)], "relocated from a source that stays")
+        assert pagemap.pfns(source.address, 5) == [None] * 5, "the source kept pages that were moved"
+        source.check()
+        _still_works(moved, source, neighbour)
+
+
+@pytest.mark.parametrize("fixed", [True, False], ids=["to-a-place", "anywhere"])
+def test_growing_while_relocating(relocate: bool, area: CarveOut, fixed: bool) -> None:
+    """Row 43, grow-move: there is no room in place, because the carve-out's reservation follows.
+
+    ::
+
+        page   0         5         15        20        25        30
+               |sssssssss|         |uuuuuuuuu|
+                                   |uuuuuuuuu|sssssssss 000000000|    relocated: one
+    """
+    source, neighbour = _block(area, 0), _block(area, 15, faulted=False)
+    before = pagemap.pfns(source.address, 5)
+    to = area.page(20) if fixed else None
+    moved = relocate_or_refused(relocate, area, source, to, MREMAP_MUST_RELOCATE_ANON, pages=10)
+    if moved is not None:
+        assert moved.address != source.address, "there was no room in place"
+        expect_layout(area, [(15, 15)] if fixed else [(15, 5)], "five pages were relocated and grew to ten")
+        assert pagemap.pfns(moved.address, 10) == [*before, *[None] * 5], "relocation changed page frames"
+        _still_works(moved.part(0, 5), moved.part(5, 5), neighbour)
+        if not fixed:
+            moved.unmap()
+
+
+def test_shrinking_while_relocating(relocate: bool, area: CarveOut) -> None:
+    """Row 44, mremap-shrink-move: five of ten pages arrive, the others are gone.
+
+    ::
+
+        page   0         5         10        15        20        25
+               |sssssssss sssssssss|         |uuuuuuuuu|
+                                             |uuuuuuuuu|sssssssss|    relocated: one
+    """
+    source, neighbour = area.map(0, 10).fill(), _block(area, 15, faulted=False)
+    moved = relocate_or_refused(relocate, area, source, area.page(20), MREMAP_MUST_RELOCATE_ANON, pages=5)
+    if moved is not None:
+        expect_layout(area, [(15, 10)], "five of ten pages were relocated")
+        assert not maps.vmas_between(source.address, source.end), "the source is still mapped"
+        _still_works(moved, neighbour)
+
+
+def test_a_neighbour_of_another_name(relocate: bool, area: CarveOut) -> None:
+    """Row 45, named-vma: names must be equal to merge, and nothing else is in the way once it is relocated.
+
+    ::
+
+        page   15        20        25
+               |uuuuuuuuu|sssssssss|     two of different names; one as soon as the names are equal
+    """
+    neighbour, source = _block(area, 15, faulted=False), _block(area, 0)
+    try:
+        syscalls.name_anonymous(neighbour.address, neighbour.length, "neighbour")
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        pytest.skip("needs CONFIG_ANON_VMA_NAME=y: this kernel has it off")
+    moved = relocate_or_refused(relocate, area, source, area.page(20), MREMAP_MUST_RELOCATE_ANON)
+    if moved is not None:
+        expect_layout(area, [(15, 5), (20, 5)], "different names do not merge")
+        syscalls.name_anonymous(moved.address, moved.length, "neighbour")
+        expect_layout(area, [(15, 10)], "relocated, then equal names")
+        _still_works(moved, neighbour)
+
+
+def test_a_neighbour_of_another_memory_policy(relocate: bool, area: CarveOut) -> None:
+    """Row 46, mempolicy-differs: memory policies must be equal to merge, and nothing else is in the way once it is
+    relocated.
+
+    ::
+
+        page   15        20        25
+               |uuuuuuuuu|sssssssss|     two of different policies; one as soon as the policies are equal
+    """
+    system.require_config("NUMA")
+    neighbour, source = _block(area, 15, faulted=False), _block(area, 0)
+    node = numa.nodes()[0]
+    numa.mbind(neighbour.address, neighbour.length, numa.MPOL_BIND, [node])
+    moved = relocate_or_refused(relocate, area, source, area.page(20), MREMAP_MUST_RELOCATE_ANON)
+    if moved is not None:
+        expect_layout(area, [(15, 5), (20, 5)], "different memory policies do not merge")
+        numa.mbind(moved.address, moved.length, numa.MPOL_BIND, [node])
+        expect_layout(area, [(15, 10)], "relocated, then equal memory policies")
+        numa.mbind(moved.address, moved.length, numa.MPOL_DEFAULT, [])  # the check migrates to the other node
+        _still_works(moved, neighbour)
+
+
+def test_the_layout_that_is_judged_can_be_wrong(area: CarveOut) -> None:
+    """The instrument of all tests here: two mappings are told from one, and what differs is said."""
+    area.map(0, 10)
+    assert layout(area) == [(0, 10)]
+    area.map(3, 2, prot=PROT_READ)
+    with pytest.raises(
+        AssertionError, match=r"expected .* \[\(0, 10\)\], the kernel has \[\(0, 3\), \(3, 2\), \(5, 5\)\]"
+    ):
+        expect_layout(area, [(0, 10)], "one protection")

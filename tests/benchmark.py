@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Measures what users wait for, against virtme-ng doing the same on the same kernel in the same run.
+
+Run by hand, on a quiet machine: ``.venv/bin/python tests/benchmark.py --kernel=debian:7.3``. It prints
+medians and ratios as a table for the README. It is no test: nothing fails for being slow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import arch, image, kernels, provision
+from harness.agent import protocol
+from harness.deadline import Deadline
+from harness.fleet import Fleet
+from harness.guest import Guest
+from harness.plugin import MARKERS
+from harness.runner import GUEST_TESTS
+
+#: The smallest check worth a kernel: does mremap() move a page?
+ONE_TEST = "guest_tests/test_flags.py::test_a_plain_move_works"
+SAME_FOR_VNG = (
+    "import ctypes,mmap;libc=ctypes.CDLL(None);m=mmap.mmap(-1,8192);"
+    "a=ctypes.addressof(ctypes.c_char.from_buffer(m));libc.mremap.restype=ctypes.c_void_p;"
+    "assert libc.mremap(ctypes.c_void_p(a),4096,8192,1)"
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table."""
+
+    what: str
+    #: seconds (or MiB) of each round
+    samples: tuple[float, ...]
+    unit: str = "s"
+
+    @property
+    def median(self) -> float:
+        """The middle one."""
+        return statistics.median(self.samples)
+
+    def __str__(self) -> str:
+        low, high = min(self.samples), max(self.samples)
+        return f"| {self.what} | {self.median:.2f} {self.unit} | {low:.2f}-{high:.2f} | {len(self.samples)} |"
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Seconds of wall time."""
+    begin = time.monotonic()
+    action()
+    return time.monotonic() - begin
+
+
+def run(argv: list[str]) -> None:
+    """Run a command that must succeed."""
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(argv)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def pytest_command(kernel: str, *more: str) -> list[str]:
+    """Our command line, as a user types it."""
+    return [sys.executable, "-m", "pytest", "-q", f"--kernel={kernel}", *more]
+
+
+def vng_command(kernel: kernels.Kernel, directory: Path) -> list[str] | None:
+    """The peer's command line; None if it is not installed."""
+    program = shutil.which("vng", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+    if program is None or kernel.modules is None:
+        return None
+    # virtme-ng looks for the modules where a distribution installs them.
+    installed = Path("/lib/modules") / kernel.release
+    if not installed.exists():
+        print(f"virtme-ng needs {installed}: ln -s {kernel.modules.directory} {installed} && depmod {kernel.release}")
+        return None
+    script = directory / "check.py"
+    script.write_text(SAME_FOR_VNG)
+    return [program, "--disable-kvm", "-r", str(kernel.image), "--", "python3", str(script)]
+
+
+def unique_memory(guest: Guest) -> float:
+    """MiB of memory that only this guest's QEMU has."""
+    total = 0
+    for line in Path(f"/proc/{guest.vm.child.pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith(("Private_Clean:", "Private_Dirty:")):
+            total += int(line.split()[1])
+    return total / 1024
+
+
+def clones(fleet: Fleet, rounds: int) -> list[Figure]:
+    """From starting a clone's process to its agent's answer, and what it costs in memory after a test."""
+    starts, memory, tests = [], [], []
+    for _ in range(rounds):
+        begin = time.monotonic()
+        guest, _collected = fleet.fresh()
+        starts.append(time.monotonic() - begin)
+        begin = time.monotonic()
+        for _ in guest.run(protocol.Run(ONE_TEST, "", "bench"), Deadline.after(60)):
+            pass
+        tests.append(time.monotonic() - begin)
+        memory.append(unique_memory(guest))
+        guest.vm.close()
+    return [
+        Figure("clone, from start to the agent's answer", tuple(starts)),
+        Figure("one test in a fresh clone, without starting it", tuple(tests)),
+        Figure("memory of a clone after a test, beyond the template", tuple(memory), "MiB"),
+    ]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kernel", default="debian:7.3")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--suite", action="store_true", help="time the whole suite as well")
+    options = parser.parse_args()
+    spec = kernels.parse(options.kernel, arch.host())
+    assert isinstance(spec, kernels.BootSpec)
+    kernel, machine = provision.provision(spec, provision.Options(), print)
+    fleet = Fleet(machine, image.tests_archive(GUEST_TESTS, MARKERS), ["guest_tests", "--tb=auto"], False, print)
+    print(f"\n{kernel.release}, {machine.accelerator.name}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}\n")
+    figures = clones(fleet, options.rounds)
+    one = pytest_command(options.kernel, ONE_TEST)
+    run(one)  # warm the caches
+    with tempfile.TemporaryDirectory() as directory:
+        peer = vng_command(kernel, Path(directory))
+        ours, theirs = [], []
+        for _ in range(options.rounds):  # side by side, so that both see the same machine
+            ours.append(timed(lambda: run(one)))
+            if peer:
+                theirs.append(timed(lambda: run(peer)))
+    figures.append(Figure("`pytest --kernel=… one test`, command to exit", tuple(ours)))
+    if theirs:
+        figures.append(Figure("virtme-ng, one Python check on that kernel", tuple(theirs)))
+    if options.suite:
+        figures.append(Figure("the whole suite", (timed(lambda: run(pytest_command(options.kernel, "-n", "2"))),)))
+    print("| what | median | range | rounds |\n|---|---|---|---|")
+    for figure in figures:
+        print(figure)
+    if theirs:
+        print(f"\nvirtme-ng takes {statistics.median(theirs) / statistics.median(ours):.1f} times as long.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,510 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Debian kernels are found, verified, fetched and cached: from an archive made here, and from the real one."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import apt, deb, modules
+from harness.apt import KEYRING_VARIABLE, Archive, Mirror, host_mirror
+from harness.arch import ARM64, X86_64, Architecture
+from harness.cache import Cache
+from harness.deadline import Deadline
+from harness.errors import FetchError, HostError, SpecError
+from harness.kernels import BootSpec, Kernel, parse
+from tests.kernel_files import CONFIG, IMAGES, build_deb, ko
+
+REAL_KERNELS = ("debian:6.12", "debian:6.18", "debian:7.3", "debian:trixie-backports")
+#: run as its own process, so that it can be killed or race another
+RESOLVE = """
+import sys
+from pathlib import Path
+from harness import kernels, arch
+from harness.apt import Archive
+from harness.cache import Cache
+cache = Cache(Path(sys.argv[1]))
+print(kernels.parse(sys.argv[3], arch.X86_64).resolve(cache, Archive(cache, sys.argv[2])).release)
+"""
+
+
+@dataclass
+class Server:
+    """A Debian archive on a loopback port: counts requests, and can stall in the middle of packages."""
+
+    directory: Path
+    gnupg: Path
+    requests: list[str] = field(default_factory=list)
+    published: int = 0
+    stall: threading.Event = field(default_factory=threading.Event)
+    stalled: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        server = self
+
+        class Handler(SimpleHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.requests.append(self.path)
+                super().do_GET()
+
+            def copyfile(self, source: Any, outputfile: Any) -> None:
+                if self.path.endswith(".deb") and server.stall.is_set():
+                    outputfile.write(source.read(100))
+                    outputfile.flush()
+                    server.stalled.set()
+                    while server.stall.is_set():
+                        time.sleep(0.02)
+                super().copyfile(source, outputfile)
+
+            def log_message(self, *_args: object) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(self.directory)))
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self._http.server_port}/debian"
+
+    @property
+    def keyring(self) -> Path:
+        return self.directory.parent / "keyring.gpg"
+
+    def stop(self) -> None:
+        self.stall.clear()
+        self._http.shutdown()
+        self._http.server_close()
+
+    def gpg(self, *arguments: str) -> None:
+        command = ["gpg", "--homedir", str(self.gnupg), "--batch", "--quiet", "--yes", *arguments]
+        subprocess.run(command, check=True, capture_output=True)
+
+    def publish(self, suite: str, *packages: Path, valid_until: str = "", sign: bool = True) -> None:
+        """Write a suite's signed index."""
+        base = self.directory / ("debian-security" if suite.endswith("-security") else "debian")
+        pool = base / "pool"
+        pool.mkdir(parents=True, exist_ok=True)
+        sums = []
+        for arch in ("amd64", "arm64"):
+            stanzas = []
+            for path in packages:
+                fields = deb.control(path)
+                if fields["Architecture"] != arch:
+                    continue
+                shutil.copy(path, pool)
+                data = path.read_bytes()
+                fields |= {"Filename": f"pool/{path.name}", "Size": str(len(data)), "SHA256": _sha256(data)}
+                stanzas.append("".join(f"{name}: {value}\n" for name, value in fields.items()))
+            index = "\n".join(stanzas).encode()
+            directory = base / "dists" / suite / "main" / f"binary-{arch}"
+            directory.mkdir(parents=True, exist_ok=True)
+            for name, data in (("Packages", index), ("Packages.gz", gzip.compress(index))):
+                (directory / name).write_bytes(data)
+                sums.append(f" {_sha256(data)} {len(data)} main/binary-{arch}/{name}\n")
+        release = base / "dists" / suite / "Release"
+        date = "Thu, 01 Jan 2026 00:00:00 UTC"
+        text = f"Origin: Test\nSuite: {suite}\nCodename: {suite}\nDate: {date}\nArchitectures: amd64 arm64\n"
+        text += "Components: main\n" + (f"Valid-Until: {valid_until}\n" if valid_until else "")
+        release.write_text(text + "SHA256:\n" + "".join(sums))
+        inrelease = release.with_name("InRelease")
+        if sign:
+            self.gpg("--clearsign", "--output", str(inrelease), str(release))
+            # HTTP dates have whole seconds: each index must look newer than the one before it.
+            self.published += 1
+            os.utime(inrelease, (time.time() + 2 * self.published,) * 2)
+        else:
+            inrelease.unlink(missing_ok=True)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def kernel_deb(directory: Path, version: str, arch: Architecture = X86_64, flavour: str = "cloud") -> Path:
+    """A kernel package of one piece."""
+    release = f"{version.partition('-')[0]}-{flavour}-{arch.debian}"
+    files: dict[str, bytes | str] = {
+        f"boot/vmlinuz-{release}": IMAGES[arch] + version.encode(),
+        f"boot/config-{release}": CONFIG,
+        f"usr/lib/modules/{release}/kernel/zram.ko": ko(),
+    }
+    return build_deb(directory, f"linux-image-{release}", files, arch.debian, version=version)
+
+
+def split_kernel(directory: Path, version: str) -> list[Path]:
+    """The packages of a kernel in pieces: image, binary, modules, base."""
+    release = f"{version.partition('-')[0]}-cloud-amd64"
+    lib = f"usr/lib/modules/{release}"
+    parts: dict[str, dict[str, bytes | str]] = {
+        "binary": {f"{lib}/vmlinuz": IMAGES[X86_64] + version.encode()},
+        "modules": {f"{lib}/kernel/zram.ko": ko()},
+        "base": {f"{lib}/config": CONFIG},
+    }
+    depends = ", ".join(f"linux-{part}-{release} (= {version})" for part in parts)
+    pointer = build_deb(directory, f"linux-image-{release}", {"usr/share/doc/x": "x"}, version=version, depends=depends)
+    named = [(f"linux-{part}-{release}", files) for part, files in parts.items()]
+    return [pointer, *(build_deb(directory, name, files, version=version) for name, files in named)]
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    gpgconf = shutil.which("gpgconf")
+    if not gpgconf:
+        pytest.skip("needs gpg to sign an archive: install the package gnupg")
+    for variable in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    # Sockets of gpg-agent have short paths, those of pytest's directories are long.
+    gnupg = Path("/tmp") / f"mremap-test-{tmp_path.name[-20:]}-{time.time_ns()}"
+    gnupg.mkdir(mode=0o700)
+    server = Server(tmp_path / "www", gnupg)
+    server.directory.mkdir()
+    server.gpg("--passphrase", "", "--quick-generate-key", "test@localhost", "ed25519", "sign", "never")
+    server.gpg("--output", str(server.keyring), "--export")
+    monkeypatch.setenv(KEYRING_VARIABLE, str(server.keyring))
+    yield server
+    server.stop()
+    subprocess.run([gpgconf, "--homedir", str(gnupg), "--kill", "all"], check=False, capture_output=True)
+    shutil.rmtree(gnupg, ignore_errors=True)
+
+
+@dataclass
+class Client:
+    """A cache and an archive on the server, and what they said."""
+
+    server: Server
+    root: Path
+    said: list[str] = field(default_factory=list)
+
+    def resolve(self, text: str, arch: Architecture = X86_64) -> Kernel:
+        cache = Cache(self.root, self.said.append)
+        spec = parse(text, arch)
+        assert isinstance(spec, BootSpec)
+        return spec.resolve(cache, Archive(cache, self.server.uri, self.said.append))
+
+    def process(self, text: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", RESOLVE, str(self.root), self.server.uri, text]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.fixture
+def client(server: Server, tmp_path: Path) -> Client:
+    return Client(server, tmp_path / "cache")
+
+
+# Choosing
+
+
+def test_a_version_prefix_is_matched_by_components_and_the_newest_wins(client: Client, tmp_path: Path) -> None:
+    versions = ["9.1.9-1", "9.1.10-1", "9.10.1-1", "9.12.2-1", "9.1.11-1~bpo13+1"]
+    client.server.publish("trixie", *(kernel_deb(tmp_path, version) for version in versions[:-1]))
+    client.server.publish("trixie-backports", kernel_deb(tmp_path, versions[-1]))
+    chosen = {text: client.resolve(f"debian:{text}").provenance.version for text in ("9.1", "9.1.9", "9", "9.10")}
+    assert chosen == {"9.1": "9.1.11-1~bpo13+1", "9.1.9": "9.1.9-1", "9": "9.12.2-1", "9.10": "9.10.1-1"}
+    assert client.resolve("debian:trixie").provenance.version == "9.12.2-1"
+    assert client.resolve("debian:trixie-backports").provenance.version == "9.1.11-1~bpo13+1"
+
+
+def test_only_cloud_kernels_of_the_wanted_architecture_are_taken(client: Client, tmp_path: Path) -> None:
+    packages = [kernel_deb(tmp_path, "9.1.1-1"), kernel_deb(tmp_path, "9.1.2-1", ARM64)]
+    packages += [kernel_deb(tmp_path, "9.1.3-1", flavour="rt"), kernel_deb(tmp_path, "9.1.4-1", flavour="cloud-dbg")]
+    client.server.publish("trixie", *packages)
+    assert client.resolve("debian:9.1").release == "9.1.1-cloud-amd64"
+    assert client.resolve("debian:9.1", ARM64).release == "9.1.2-cloud-arm64"
+
+
+def test_security_updates_of_a_release_come_with_it(client: Client, tmp_path: Path) -> None:
+    client.server.publish("trixie", kernel_deb(tmp_path, "9.1.1-1"))
+    client.server.publish("trixie-security", kernel_deb(tmp_path, "9.1.2-1"))
+    assert client.resolve("debian:stable").release == "9.1.2-cloud-amd64"
+
+
+def test_a_kernel_in_pieces_is_put_together(client: Client, tmp_path: Path) -> None:
+    client.server.publish("trixie", *split_kernel(tmp_path, "9.3.4-1~bpo13+1"))
+    kernel = client.resolve("debian:9.3")
+    assert kernel.release == "9.3.4-cloud-amd64"
+    assert kernel.has("KSM")
+    assert [module.name for module in modules.select(kernel.modules, {})] == ["zram"]
+    assert kernel.provenance.package == "linux-binary-9.3.4-cloud-amd64"
+
+
+def test_a_whole_kernel_comes_before_a_newer_one_in_pieces_that_are_gone(client: Client, tmp_path: Path) -> None:
+    newer = [path for path in split_kernel(tmp_path, "9.3.5-1") if "modules" not in path.name]
+    client.server.publish("trixie", *split_kernel(tmp_path, "9.3.4-1"), *newer)
+    assert client.resolve("debian:9.3").release == "9.3.4-cloud-amd64"
+    kernel = client.resolve("debian:9.3.5")
+    assert kernel.provenance.missing == ("linux-modules-9.3.5-cloud-amd64",)
+    assert any("no longer lists linux-modules-9.3.5-cloud-amd64" in line for line in client.said)
+
+
+def test_an_unknown_version_names_the_nearest(client: Client, tmp_path: Path) -> None:
+    client.server.publish("trixie", *(kernel_deb(tmp_path, version) for version in ("9.1.1-1", "9.3.1-1")))
+    with pytest.raises(SpecError, match=r"^Debian has no kernel 9\.2 for x86_64: the nearest are 9\.1\.1, 9\.3\.1$"):
+        client.resolve("debian:9.2")
+
+
+# Trust
+
+
+def test_a_tampered_package_is_refused_and_not_cached(client: Client, tmp_path: Path) -> None:
+    client.server.publish("trixie", kernel_deb(tmp_path, "9.1.1-1"))
+    (package,) = (client.server.directory / "debian/pool").iterdir()
+    data = bytearray(package.read_bytes())
+    data[-1] ^= 1
+    package.write_bytes(data)
+    with pytest.raises(FetchError, match=r"^linux-image-9\.1\.1-cloud-amd64 cannot be .* Hash Sum") as e:
+        client.resolve("debian:9.1")
+    assert "\n" not in str(e.value)
+    assert not list(client.root.glob("debs/*"))
+    assert not list(client.root.glob("kernels/*"))
+
+
+def test_a_tampered_index_is_refused(client: Client, tmp_path: Path) -> None:
+    client.server.publish("trixie", kernel_deb(tmp_path, "9.1.1-1"))
+    inrelease = client.server.directory / "debian/dists/trixie/InRelease"
+    inrelease.write_text(inrelease.read_text().replace("Origin: Test", "Origin: Evil"))
+    with pytest.raises(FetchError, match="the signature of trixie does not verify"):
+        client.resolve("debian:9.1")
+
+
+def test_an_unsigned_index_is_refused(client: Client, tmp_path: Path) -> None:
+    client.server.publish("trixie", kernel_deb(tmp_path, "9.1.1-1"), sign=False)
+    with pytest.raises(FetchError, match="the signature of trixie does not verify"):
+        client.resolve("debian:9.1")
+
+
+def test_an_index_signed_by_somebody_else_is_refused(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.server.publish("trixie")
+    if not apt.KEYRING.exists():
+        pytest.skip("needs the keys of the Debian archive: install the package debian-archive-keyring")
+    monkeypatch.setenv(KEYRING_VARIABLE, str(apt.KEYRING))
+    with pytest.raises(FetchError, match="the signature of trixie does not verify"):
+        client.resolve("debian:9.1")
+
+
+def test_an_expired_suite_is_an_error_if_asked_for_and_else_left_out(client: Client, tmp_path: Path) -> None:
+    client.server.publish("trixie", kernel_deb(tmp_path, "9.1.1-1"))
+    client.server.publish("sid", kernel_deb(tmp_path, "9.2.1-1"), valid_until="Fri, 02 Jan 2026 00:00:00 UTC")
+    with pytest.raises(FetchError, match="the Release file of sid has expired"):
+        client.resolve("debian:unstable")
+    with pytest.raises(SpecError, match=r"Debian has no kernel 9\.2"):
+        client.resolve("debian:9.2")
+    assert client.resolve("debian:9.1").release == "9.1.1-cloud-amd64"
+
+
+def test_unreleased_suites_are_searched_last(client: Client, tmp_path: Path) -> None:
+    client.server.publish("trixie", kernel_deb(tmp_path, "9.1.1-1"))
+    client.server.publish("sid", kernel_deb(tmp_path, "9.1.2-1"), kernel_deb(tmp_path, "9.2.1-1"))
+    assert client.resolve("debian:9.1").release == "9.1.1-cloud-amd64"
+    assert not any("/sid/" in path for path in client.server.requests)
+    assert client.resolve("debian:9.2").release == "9.2.1-cloud-amd64"
+
+
+# Cache and faults
+
+
+def test_a_cached_kernel_needs_no_network_and_no_apt(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.server.publish("trixie", kernel_deb(tmp_path, "9.1.1-1"))
+    first = client.resolve("debian:9.1")
+    client.server.requests.clear()
+    monkeypatch.setenv("PATH", "")
+    assert client.resolve("debian:9.1").image == first.image
+    assert client.server.requests == []
+
+
+def test_a_stale_index_serves_while_the_network_is_away(client: Client, tmp_path: Path) -> None:
+    client.server.publish("trixie", kernel_deb(tmp_path, "9.1.1-1"))
+    client.resolve("debian:trixie")
+    client.server.stop()
+    _age(client.root)
+    client.said.clear()
+    assert client.resolve("debian:trixie").release == "9.1.1-cloud-amd64"
+    assert any("using the index of trixie from" in line for line in client.said)
+
+
+def test_no_network_and_nothing_cached_is_one_line(client: Client) -> None:
+    client.server.stop()
+    with pytest.raises(FetchError, match="the index of trixie cannot be fetched") as caught:
+        client.resolve("debian:trixie")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_old_index_is_fetched_again(client: Client, tmp_path: Path) -> None:
+    client.server.publish("trixie", kernel_deb(tmp_path, "9.1.1-1"))
+    client.resolve("debian:trixie")
+    client.server.publish("trixie", kernel_deb(tmp_path, "9.1.2-1"))
+    assert client.resolve("debian:trixie").release == "9.1.1-cloud-amd64"
+    _age(client.root)
+    assert client.resolve("debian:trixie").release == "9.1.2-cloud-amd64"
+
+
+def _age(root: Path) -> None:
+    """Make every index look two days old."""
+    for stamp in root.glob("apt/*/refreshed"):
+        os.utime(stamp, (time.time() - 2 * 86400,) * 2)
+
+
+def test_a_corrupted_kernel_is_unpacked_again_and_a_corrupted_package_fetched_again(
+    client: Client, tmp_path: Path
+) -> None:
+    client.server.publish("trixie", kernel_deb(tmp_path, "9.1.1-1"))
+    kernel = client.resolve("debian:9.1")
+    whole = kernel.image.read_bytes()
+    (package,) = client.root.glob("debs/*/*.deb")
+    for path in (kernel.image, package):
+        path.write_bytes(bytes(path.stat().st_size))
+    client.server.requests.clear()
+    assert client.resolve("debian:9.1").image.read_bytes() == whole
+    assert any("corrupted in the cache" in line for line in client.said)
+    assert [Path(path).name for path in client.server.requests] == [package.name]
+
+
+def test_two_runs_at_once_on_a_cold_cache_fetch_once(client: Client, tmp_path: Path) -> None:
+    client.server.publish("trixie", kernel_deb(tmp_path, "9.1.1-1"))
+    runs = [client.process("debian:trixie") for _ in range(2)]
+    assert [run.communicate(timeout=120)[0] for run in runs] == ["9.1.1-cloud-amd64\n"] * 2
+    assert sum(path.endswith(".deb") for path in client.server.requests) == 1
+    assert sum(path.endswith("trixie/InRelease") for path in client.server.requests) == 1
+
+
+def test_a_download_cut_short_by_a_kill_leaves_no_half_file(client: Client, tmp_path: Path) -> None:
+    client.server.publish("trixie", kernel_deb(tmp_path, "9.1.1-1"))
+    client.server.stall.set()
+    with client.process("debian:trixie") as run:
+        assert client.server.stalled.wait(60)
+        run.send_signal(signal.SIGKILL)
+    assert not list(client.root.glob("debs/*"))
+    client.server.stall.clear()
+    # The next run neither waits for the dead one nor takes what it left.
+    started = Deadline.after(30)
+    assert client.resolve("debian:trixie").image.read_bytes().endswith(b"9.1.1-1")
+    assert not started.passed
+    assert not list(client.root.glob("*/.new-*"))
+    assert not list(client.root.glob("apt/*/download"))
+
+
+def test_the_packages_to_install_come_with_what_they_depend_on(client: Client, tmp_path: Path) -> None:
+    packages = [
+        build_deb(tmp_path, "tool", {"usr/bin/tool": "x"}, depends="library (>= 9), data"),
+        build_deb(tmp_path, "library", {"usr/lib/library": "x"}),
+        build_deb(tmp_path, "data", {"usr/share/data": "x"}),
+        build_deb(tmp_path, "other", {"usr/bin/other": "x"}),
+        build_deb(tmp_path, "tool", {"usr/bin/tool": "x"}, "arm64"),
+    ]
+    client.server.publish("trixie", *packages)
+    archive = Archive(Cache(client.root), client.server.uri)
+    names = [path.name.partition("_")[0] for path in archive.install_set(["tool"], X86_64)]
+    assert sorted(names) == ["data", "library", "tool"]
+    assert names.index("library") < names.index("tool")
+    without = archive.install_set(["tool"], X86_64, without=["data"])
+    assert sorted(path.name.partition("_")[0] for path in without) == ["library", "tool"]
+    (arm,) = archive.install_set(["tool"], ARM64)
+    assert deb.control(arm)["Architecture"] == "arm64"
+    with pytest.raises(FetchError, match="trixie cannot satisfy nonesuch for amd64"):
+        archive.install_set(["nonesuch"], X86_64)
+
+
+# The host's own configuration
+
+
+def test_a_host_without_the_keys_is_told_which_package_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEYRING_VARIABLE, "/nowhere.gpg")
+    with pytest.raises(HostError, match="install the package debian-archive-keyring"):
+        host_mirror("http://localhost/debian")
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        pytest.param(
+            {
+                "sources.list": "# deb http://127.0.0.1/old/debian trixie main\n"
+                "deb [arch=amd64 signed-by=/x] http://127.0.0.1/debian/ trixie main contrib # ours\n",
+                "parts/security.list": "deb http://127.0.0.1/sec/debian-security trixie-security main\n",
+            },
+            ("http://127.0.0.1/debian", "http://127.0.0.1/sec/debian-security"),
+            id="one-line",
+        ),
+        pytest.param(
+            {
+                "parts/debian.sources": "Types: deb\n# a remark\nURIs: http://127.0.0.1/old/debian\nSuites: trixie\n"
+                "Components: main\nEnabled: no\n\nTypes: deb deb-src\nURIs: http://127.0.0.1/debian\n"
+                "Suites: trixie trixie-updates\nComponents: main\nSigned-By:\n -----BEGIN PGP PUBLIC KEY-----\n .\n"
+            },
+            ("http://127.0.0.1/debian", "http://127.0.0.1/debian-security"),
+            id="deb822, security beside it",
+        ),
+        pytest.param(
+            {
+                "parts/cloud.sources": "Types: deb\nURIs: mirror+file:///etc/apt/mirrors/debian.list\nSuites: trixie\n"
+                "Components: main\n\nTypes: deb\nURIs: mirror+file:///etc/apt/mirrors/debian-security.list\n"
+                "Suites: trixie-security\nComponents: main\n"
+            },
+            ("mirror+file:///etc/apt/mirrors/debian.list", "mirror+file:///etc/apt/mirrors/debian-security.list"),
+            id="mirror lists of cloud images",
+        ),
+        pytest.param(
+            {
+                "sources.list": "deb http://127.0.0.1/vendor/linux/debian trixie stable\n"
+                "deb http://127.0.0.1/ubuntu noble main\ndeb-src http://127.0.0.1/debian trixie main\n"
+            },
+            None,
+            id="only others",
+        ),
+    ],
+)
+def test_the_mirror_comes_from_the_hosts_own_apt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sources: dict[str, str], expected: tuple[str, str] | None
+) -> None:
+    """The host's apt is the real one, pointed at another directory."""
+    keys = tmp_path / "keys.gpg"
+    keys.touch()
+    monkeypatch.setenv(KEYRING_VARIABLE, str(keys))
+    (tmp_path / "parts").mkdir()
+    for name, text in sources.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "apt.conf").write_text(
+        f'Dir::Etc::sourcelist "{tmp_path}/sources.list"; Dir::Etc::sourceparts "{tmp_path}/parts";'
+    )
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+    monkeypatch.delenv(apt.MIRROR_VARIABLE, raising=False)
+    if expected:
+        assert host_mirror() == Mirror(*expected, keys)
+    else:
+        with pytest.raises(HostError, match=r"knows no Debian mirror .* --debian-mirror=URI"):
+            host_mirror()
+
+
+# The real archive
+
+
+@pytest.mark.parametrize("arch", [X86_64, ARM64], ids=str)
+@pytest.mark.parametrize("text", REAL_KERNELS)
+def test_a_real_kernel_is_whole(text: str, arch: Architecture) -> None:
+    cache = Cache()
+    spec = parse(text, arch)
+    assert isinstance(spec, BootSpec)
+    kernel = spec.resolve(cache, Archive(cache))
+    prefix = text.removeprefix("debian:")
+    assert kernel.release.startswith(prefix + ".") or not prefix[0].isdigit()
+    assert kernel.arch is arch
+    assert kernel.has("KSM")
+    assert kernel.has("NUMA")
+    names = [module.name for module in modules.select(kernel.modules, kernel.config)]
+    assert {"zram", "virtio_blk", "qemu_fw_cfg"} <= set(names)
