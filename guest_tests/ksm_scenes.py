@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from guest_tests.mm import ksm, memcg, pagemap, syscalls, system
+from guest_tests.mm import ksm, memcg, pagemap, syscalls
 from guest_tests.mm.ksm import Ksm
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, move
 from guest_tests.mm.probes import PROBES, Answer, Place, Probe
@@ -37,19 +37,15 @@ def usable(probe: Probe) -> Probe:
 
 
 @contextmanager
-def controlled_ksm() -> Iterator[Ksm]:
-    """KSM under control, in a control group of our own (where there are such), or a skip without CONFIG_KSM.
+def own_group() -> Iterator[None]:
+    """A control group of our own where there are such: reclaim needs one that is there before the memory.
 
-    The group is there for reclaim: it must exist before the memory it is charged with.
+    Without CONFIG_MEMCG the probes that need it skip.
     """
-    system.require_config("KSM")
-    if not ksm.available():
-        pytest.skip("needs CONFIG_KSM=y: this kernel has no /sys/kernel/mm/ksm")
     with memcg.Memcg("ksm") if memcg.available() else nullcontext() as group:
         if group is not None:
             group.enter()
-        with Ksm() as controlled:
-            yield controlled
+        yield
 
 
 # --- scenes ------------------------------------------------------------------------------------------------------

@@ -20,36 +20,30 @@ from guest_tests.ksm_scenes import (
     assert_found,
     assert_merged,
     assert_unmerged,
-    controlled_ksm,
     destroys,
     equal_pair,
     every_probe,
     hugh,
+    own_group,
     places_of,
     usable,
 )
-from guest_tests.mm import maps, syscalls, system
+from guest_tests.mm import maps, syscalls
 from guest_tests.mm.ksm import Ksm
-from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, map_anonymous, move
+from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, map_anonymous, move
 from guest_tests.mm.probes import Place, Probe
 from guest_tests.mm.probes.poison import HwPoison
 from guest_tests.mm.proctree import Child
 
 
-@pytest.fixture
-def quiet_ksm() -> Iterator[Ksm]:
-    with controlled_ksm() as controlled:
-        yield controlled
-
-
-@pytest.fixture
-def area(quiet_ksm: Ksm) -> Iterator[CarveOut]:
-    with carve_out(80) as carved:
-        yield carved
+@pytest.fixture(autouse=True)
+def _group() -> Iterator[None]:
+    with own_group():
+        yield
 
 
 @every_probe
-def test_both_places_are_found_after_a_move_and_a_merge(probe: Probe, area: CarveOut, quiet_ksm: Ksm) -> None:
+def test_both_places_are_found_after_a_move_and_a_merge(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
     """Row 112, hugh-reclaim; 114, rmap-soft-offline; 116, rmap-idle; 117, rmap-damon; 118, rmap-compaction.
 
     ::
@@ -59,14 +53,14 @@ def test_both_places_are_found_after_a_move_and_a_merge(probe: Probe, area: Carv
         after    | A | . | A |    merged at the new place
     """
     usable(probe)
-    pair = hugh(area, quiet_ksm)
+    pair = hugh(area, ksm)
     assert_found(probe, pair.places, "a move and a merge at the new place")
     if not destroys(probe):
         pair.check()
 
 
 @every_probe
-def test_every_process_of_a_tree_is_found(probe: Probe, area: CarveOut, quiet_ksm: Ksm) -> None:
+def test_every_process_of_a_tree_is_found(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
     """Row 113, rmap-migrate: a parent, its child and a grandchild each move a page, by different distances.
 
     ::
@@ -84,19 +78,19 @@ def test_every_process_of_a_tree_is_found(probe: Probe, area: CarveOut, quiet_ks
             target = area.page(10 + index)
             moved = move(pair.moved, target) if each is None else each.call(move, pair.moved, target)
             places.append(Place(moved.address, each))
-        quiet_ksm.scan()
+        ksm.scan()
         assert_merged(places)
         assert_found(probe, places, "moves in three processes and a merge")
         if not destroys(probe):
-            for each in places:
-                each.run(_check_same, each.address)
+            for place in places:
+                place.run(_check_same, place.address)
 
 
 def _check_same(address: int) -> None:
     Mapping(address, 1, map_anonymous(1).fill_same(SAME).contents).check()
 
 
-def test_poison_is_told_to_a_process_that_only_has_the_moved_place(area: CarveOut, quiet_ksm: Ksm) -> None:
+def test_poison_is_told_to_a_process_that_only_has_the_moved_place(area: CarveOut, ksm: Ksm) -> None:
     """Row 115, rmap-hwpoison: each of two processes maps the page once, one of them at a moved address.
 
     ::
@@ -112,14 +106,14 @@ def test_poison_is_told_to_a_process_that_only_has_the_moved_place(area: CarveOu
         stays.call(pair.moved.unmap)
         moves.call(pair.stayed.unmap)
         moved = moves.call(move, pair.moved, area.page(2))
-        quiet_ksm.scan()
+        ksm.scan()
         places = [Place(pair.stayed.address, stays), Place(moved.address, moves)]
         assert_merged(places)
         answer = assert_found(probe, places, "a move in one of two processes and a merge")
     assert f"process {moves.pid} got SIGBUS AO for {moved.address:#x}" in answer.evidence, answer
 
 
-def test_many_moved_pages_survive_compaction(area: CarveOut, quiet_ksm: Ksm) -> None:
+def test_many_moved_pages_survive_compaction(area: CarveOut, ksm: Ksm) -> None:
     """Row 118, rmap-compaction: whatever compaction does with many of them, each pair stays a pair.
 
     ::
@@ -131,10 +125,10 @@ def test_many_moved_pages_survive_compaction(area: CarveOut, quiet_ksm: Ksm) -> 
     compact = Path("/proc/sys/vm/compact_memory")
     if not compact.exists():
         pytest.skip("needs CONFIG_COMPACTION")
-    pages = 24
+    pages = 13
     stayed = area.map(0, pages).fill().madvise(syscalls.MADV_MERGEABLE)
     moved = move(area.map(pages, pages).fill().madvise(syscalls.MADV_MERGEABLE), area.page(2 * pages))
-    quiet_ksm.merge(stayed, moved)
+    ksm.merge(stayed, moved)
     compact.write_text("1")
     for index in range(pages):
         assert_merged([Place(stayed.page(index)), Place(moved.page(index))])
@@ -143,7 +137,7 @@ def test_many_moved_pages_survive_compaction(area: CarveOut, quiet_ksm: Ksm) -> 
 
 
 @every_probe
-def test_found_after_the_head_of_the_mapping_is_cut_off(probe: Probe, area: CarveOut, quiet_ksm: Ksm) -> None:
+def test_found_after_the_head_of_the_mapping_is_cut_off(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
     """Row 119, split-after-merge: KSM merges a page in the middle of a moved mapping that is split afterwards.
 
     ::
@@ -157,8 +151,8 @@ def test_found_after_the_head_of_the_mapping_is_cut_off(probe: Probe, area: Carv
     """
     usable(probe)
     stayed = area.map(0, 1).fill_same(SAME)
-    cut, protected = (_moved_with_last(area, source, target) for source, target in ((40, 10), (50, 20)))
-    quiet_ksm.merge(stayed, cut.part(2), protected.part(2))
+    cut, protected = (_moved_with_last(area, source, target) for source, target in ((30, 10), (35, 20)))
+    ksm.merge(stayed, cut.part(2), protected.part(2))
     places = places_of(stayed, cut.part(2), protected.part(2))
     assert_merged(places)
     cut.part(0).unmap()
@@ -178,27 +172,27 @@ def _moved_with_last(area: CarveOut, source: int, target: int) -> Mapping:
 
 
 @every_probe
-def test_found_after_the_mapping_grew_at_its_head(probe: Probe, area: CarveOut, quiet_ksm: Ksm) -> None:
+def test_found_after_the_mapping_grew_at_its_head(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
     """Row 120, merge-after-merge: the kernel joins another mapping to the moved one after KSM merged in there.
 
     ::
 
-        page      0      17      20              40
+        page      0      17      20              30
         first   | A |          | d A f |       | a b c . . . |    d A f came from behind c
         then    | A |  | a b c   d A f |                          a b c follows: one mapping again
     """
     usable(probe)
     stayed = area.map(0, 1).fill_same(SAME).madvise(syscalls.MADV_MERGEABLE)
-    whole = area.map(40, 6).fill()
+    whole = area.map(30, 6).fill()
     whole.write(4, bytes([SAME]))
     whole.madvise(syscalls.MADV_MERGEABLE)
     tail = move(whole.part(3, 3), area.page(20))
-    quiet_ksm.scan()
+    ksm.scan()
     places = places_of(stayed, tail.part(1))
     assert_merged(places)
     head = move(whole.part(0, 3), area.page(17))
-    vma = _vma(head.address)
-    assert vma == (head.address, tail.end), f"the two did not become one mapping: {vma}"
+    vma = maps.vma_at(head.address)
+    assert (vma.start, vma.end) == (head.address, tail.end), f"the two did not become one mapping: {vma}"
     assert_found(probe, places, "a move, a merge, and joining another mapping to the moved one")
     if not destroys(probe):
         for mapping in (stayed, head, tail):
@@ -206,8 +200,8 @@ def test_found_after_the_mapping_grew_at_its_head(probe: Probe, area: CarveOut, 
 
 
 @every_probe
-def test_a_child_forked_after_the_merge_is_found(probe: Probe, area: CarveOut, quiet_ksm: Ksm) -> None:
-    """Row 121, fork-after-remerge: ksmd knows nothing of the child yet, the walk has to find it by the parent's entries.
+def test_a_child_forked_after_the_merge_is_found(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
+    """Row 121, fork-after-remerge: ksmd knows nothing of the child, the walk finds it by the parent's entries.
 
     ::
 
@@ -215,7 +209,7 @@ def test_a_child_forked_after_the_merge_is_found(probe: Probe, area: CarveOut, q
         child    | A | . | A |    forked after the merge, never scanned
     """
     usable(probe)
-    pair = hugh(area, quiet_ksm, dontfork=False)
+    pair = hugh(area, ksm, dontfork=False)
     with Child() as child:
         places = [*pair.places, *(Place(place.address, child) for place in pair.places)]
         assert_merged(places)
@@ -226,7 +220,7 @@ def test_a_child_forked_after_the_merge_is_found(probe: Probe, area: CarveOut, q
 
 
 @every_probe
-def test_found_after_two_moves(probe: Probe, area: CarveOut, quiet_ksm: Ksm) -> None:
+def test_found_after_two_moves(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
     """Row 122, two-moves: moved, merged, moved again, merged again.
 
     ::
@@ -236,10 +230,10 @@ def test_found_after_two_moves(probe: Probe, area: CarveOut, quiet_ksm: Ksm) -> 
         second   | A | . | . | . . . | A |
     """
     usable(probe)
-    pair = hugh(area, quiet_ksm)
+    pair = hugh(area, ksm)
     pair = Pair(pair.stayed, move(pair.moved, area.page(30)))
     assert_unmerged(pair.moved, [pair.stayed])
-    quiet_ksm.scan()
+    ksm.scan()
     assert_merged(pair.places)
     assert_found(probe, pair.places, "two moves, with a merge after each")
     if not destroys(probe):
@@ -247,7 +241,7 @@ def test_found_after_two_moves(probe: Probe, area: CarveOut, quiet_ksm: Ksm) -> 
 
 
 @every_probe
-def test_private_pages_of_a_file_are_found(probe: Probe, area: CarveOut, quiet_ksm: Ksm) -> None:
+def test_private_pages_of_a_file_are_found(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
     """Row 129, private-file: pages copied on write from a file; their page offset is the file's, before and after.
 
     ::
@@ -265,10 +259,10 @@ def test_private_pages_of_a_file_are_found(probe: Probe, area: CarveOut, quiet_k
         source = area.map_file(10, 1, fd, offset=2 * PAGE_SIZE).fill_same(SAME)
     finally:
         os.close(fd)
-    quiet_ksm.merge(stayed, source)
+    ksm.merge(stayed, source)
     moved = move(source, area.page(20))
     assert_unmerged(moved, [stayed])
-    quiet_ksm.scan()
+    ksm.scan()
     places = places_of(stayed, moved)
     assert_merged(places)
     assert_found(probe, places, "a move of a private mapping of a file, and a merge")
@@ -278,7 +272,7 @@ def test_private_pages_of_a_file_are_found(probe: Probe, area: CarveOut, quiet_k
 
 
 @every_probe
-def test_relocation_of_merged_pages(probe: Probe, area: CarveOut, quiet_ksm: Ksm) -> None:
+def test_relocation_of_merged_pages(probe: Probe, area: CarveOut, ksm: Ksm, relocate: bool) -> None:
     """Row 133, relocate-ksm: a patched kernel un-merges, then relocates; another one refuses and touches nothing.
 
     ::
@@ -290,10 +284,10 @@ def test_relocation_of_merged_pages(probe: Probe, area: CarveOut, quiet_ksm: Ksm
     """
     usable(probe)
     pair = equal_pair(area)
-    quiet_ksm.scan()
+    ksm.scan()
     frame = assert_merged(pair.places)
     flag = syscalls.MREMAP_MUST_RELOCATE_ANON
-    if not system.supports_relocate():
+    if not relocate:
         with pytest.raises(OSError, match="EINVAL") as refused:
             move(pair.moved, area.page(2), flag)
         assert refused.value.errno == errno.EINVAL
@@ -302,13 +296,8 @@ def test_relocation_of_merged_pages(probe: Probe, area: CarveOut, quiet_ksm: Ksm
     else:
         pair = Pair(pair.stayed, move(pair.moved, area.page(2), flag))
         assert_unmerged(pair.moved, [pair.stayed])
-        quiet_ksm.scan()
+        ksm.scan()
         assert_merged(pair.places)
         assert_found(probe, pair.places, "a relocation and a merge at the new place")
     if not destroys(probe):
         pair.check()
-
-
-def _vma(address: int) -> tuple[int, int]:
-    vma = maps.vma_at(address)
-    return vma.start, vma.end

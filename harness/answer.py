@@ -12,6 +12,15 @@ import pytest
 #: The property under which the tests record what they saw.
 PROPERTY = "question"
 
+#: What a record of each step holds; a walk that is not possible says so.
+_SHAPES: dict[str, tuple[dict[str, type], ...]] = {
+    "unmerge": ({"unmerged": bool, "from": int, "to": int, "pfn": list},),
+    "walk": (
+        {"probe": str, "missing": str},
+        {"probe": str, "found": int, "places": int, "lost": list, "inconclusive": str, "evidence": str},
+    ),
+}
+
 
 def records(reports: Iterable[pytest.TestReport], label: str) -> list[dict[str, Any]]:
     """What was recorded on one kernel."""
@@ -21,8 +30,16 @@ def records(reports: Iterable[pytest.TestReport], label: str) -> list[dict[str, 
         if report.when == "call" or (report.when == "setup" and not report.passed)
         if f"[{label}" in report.nodeid
         for name, value in report.user_properties
-        if name == PROPERTY and isinstance(value, dict)
+        if name == PROPERTY and _well_formed(value)
     ]
+
+
+def _well_formed(record: Any) -> bool:
+    """Whether a record is one: like all of a report it was written by the guest."""
+    return isinstance(record, dict) and any(
+        all(isinstance(record.get(name), kind) for name, kind in shape.items())
+        for shape in _SHAPES.get(str(record.get("step")), ())
+    )
 
 
 def answer(kernel: str, seen: Sequence[dict[str, Any]], again: str) -> list[str]:

@@ -23,7 +23,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from harness.arch import Architecture
+from harness.arch import Architecture, host
 from harness.cache import Cache, Progress, disk_trouble, host_trouble, locked, silent
 from harness.errors import FetchError, HostError, SpecError
 
@@ -50,7 +50,7 @@ RETRY_AFTER = 3600
 
 _SUFFIXES = ("", "-security", "-updates", "-backports", "-proposed-updates", "-backports-sloppy")
 _CODENAMES = tuple(name for name in (*RELEASED, *UNRELEASED) if "-" not in name)
-_WANTED = re.compile(r"^Package: (linux-(?:image|binary|modules|base)-\S+)$", re.MULTILINE)
+_WANTED = re.compile(r"^Package: (linux-(?:image|binary|modules|base)-\S+|linux-source-\d+\.\d+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Package:
 
     name: str
     version: str
-    #: Debian's name of the architecture
+    #: Debian's name of the architecture, or "all"
     arch: str
     suite: str
     sha256: str
@@ -239,9 +239,10 @@ class Archive:
         """
         by_root: dict[tuple[str, str], list[Package]] = {}
         for package in packages:
-            by_root.setdefault((package.suite, package.arch), []).append(package)
-        for (suite, arch), group in by_root.items():
-            _Root(self, suite, arch).download([(each.name, each.version, arch) for each in group])
+            root = host().debian if package.arch == "all" else package.arch
+            by_root.setdefault((package.suite, root), []).append(package)
+        for (suite, root), group in by_root.items():
+            _Root(self, suite, root).download([(each.name, each.version, each.arch) for each in group])
         found = [self._cached(each.name, each.version, each.arch) for each in packages]
         for package, path in zip(packages, found, strict=True):
             if path is None or self.cache.digest(path) != package.sha256:
@@ -329,7 +330,7 @@ class _Root:
 
     def kernels(self) -> list[Package]:
         """Kernel packages in the index as it stands, from a digest of it that is much smaller."""
-        found = self._memo("kernels", lambda: [asdict(each) for path in self._lists() for each in self._parse(path)])
+        found = self._memo("packages", lambda: [asdict(each) for path in self._lists() for each in self._parse(path)])
         return [Package(**each) for each in found]
 
     def closure(self, names: Sequence[str], without: frozenset[str]) -> list[tuple[str, str, str]]:
@@ -432,7 +433,7 @@ class _Root:
                 Package(
                     name=match[1],
                     version=fields["Version"],
-                    arch=self.arch,
+                    arch=fields["Architecture"],
                     suite=self.suite,
                     sha256=fields["SHA256"],
                     depends=fields.get("Depends", ""),

@@ -8,6 +8,9 @@
     │   └── SpecError         a --kernel that names nothing, or not what it seems
     ├── HostError             this host lacks something: a program, space, a permission
     ├── FetchError            a package could not be had, or was not what it was signed to be
+    ├── BuildError            a kernel could not be built: its source does not compile
+    │   ├── PatchError        a patch that does not apply
+    │   └── ConfigError       an option that was asked for and did not stick
     ├── BootError             a machine never reached the agent
     ├── GuestLost             a running guest stopped answering: see GuestLost.condition
     ├── ProtocolError         the guest said something that is not the protocol
@@ -45,6 +48,18 @@ class FetchError(HarnessError):
     """A package could not be fetched, or its bytes are not those its signature vouches for."""
 
 
+class BuildError(HarnessError):
+    """A kernel could not be built from its source, patches and configuration."""
+
+
+class PatchError(BuildError):
+    """A patch is damaged, or does not apply to the source it was given for."""
+
+
+class ConfigError(BuildError):
+    """An option that a kernel must have, or must not have, cannot be set that way in its source."""
+
+
 class BootError(HarnessError):
     """A machine was started but its kernel never reached the agent."""
 
@@ -64,6 +79,8 @@ class LostCondition(StrEnum):
     TEST_TIMEOUT = "test timeout"
     #: QEMU itself ended
     QEMU_DIED = "QEMU died"
+    #: a machine that is no VM cannot be reached any more, for whatever reason
+    CONNECTION_LOST = "connection lost"
     #: the console grew beyond its limit
     CONSOLE_FLOOD = "console flood"
 

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 
 from harness import qemu
 from harness.agent import protocol
 from harness.cache import Progress
 from harness.deadline import Deadline
+from harness.errors import GuestLost
 from harness.guest import Guest, Patience
 from harness.template import Store, Template, TemplateError, thaw
 from harness.vm import Vm
@@ -38,24 +41,36 @@ class Fleet:
 
     def __post_init__(self) -> None:
         self.patience = Patience.scaled(self.machine.accelerator.slowdown)
+        #: why guests are booted although they were to be cloned; empty if they are not
+        self.obstacle = ""
+        self._store = Store()
+        self._template: Template | None = None
+        self._asked = False
         self._ahead: Vm | None = None
+
+    @property
+    def slowdown(self) -> float:
+        """How many times longer guest work may take than with hardware virtualisation."""
+        return self.machine.accelerator.slowdown
 
     @property
     def origin(self) -> str:
         """How guests come into being, for reports: "clone" or "cold boot"."""
         return "clone" if self._template else "cold boot"
 
-    @cached_property
-    def _template(self) -> Template | None:
-        if self.cold:
-            return None
-        store = Store()
+    def _find_template(self) -> None:
+        if self.cold or self._asked:
+            return
+        self._asked = True
         try:
-            base = store.base(self.machine, self.patience, self.progress)
-            return store.with_tests(base, self.tests, self.args, self.patience, self.progress)
+            base = self._store.base(self.machine, self.patience, self.progress)
+            self._template = self._store.with_tests(base, self.tests, self.args, self.patience, self.progress)
         except TemplateError as error:
-            self.progress(f"cannot clone guests, booting each one instead: {error}")
-            return None
+            self._give_up_cloning(error)
+
+    def _give_up_cloning(self, error: TemplateError) -> None:
+        self._template = None
+        self.obstacle = f"cannot clone guests, booting each one instead: {error}"
 
     def fresh(self) -> tuple[Guest, protocol.Collected]:
         """A guest that has run no test, and the tests it has collected.
@@ -63,19 +78,42 @@ class Fleet:
         :raises BootError: if the kernel does not reach the agent.
         :raises HostError: if QEMU cannot be started.
         """
+        self._find_template()
         if self._template is None:
             return self._boot()
-        vm, self._ahead = self._ahead or self._template.clone(), None
+        ahead, self._ahead = self._ahead, None
+        try:
+            if ahead is not None:
+                # A process that waited may have been killed meanwhile; that is no reason to miss a test.
+                with contextlib.suppress(GuestLost):
+                    return self._thaw(ahead, self._template)
+            return self._thaw(self._template.clone(), self._template)
+        except TemplateError as error:
+            self._give_up_cloning(error)
+            return self._boot()
+
+    def _thaw(self, vm: Vm, template: Template) -> tuple[Guest, protocol.Collected]:
+        assert template.collected is not None
         try:
             deadline = Deadline.after(self.patience.answer)
-            thaw(vm, self._template.directory, deadline)
+            thaw(vm, template.directory, deadline)
             guest = Guest(vm, self.patience)
             guest.hello(deadline)
         except BaseException:
             vm.close()
             raise
-        assert self._template.collected is not None
-        return guest, self._template.collected
+        return guest, template.collected
+
+    def facts(self, guest: Guest) -> list[str]:
+        """What a report says of the machine a guest ran on."""
+        vm = guest.vm
+        assert isinstance(vm, Vm)
+        accelerator = self.machine.accelerator
+        return [
+            f"guest:   {self.origin}, {accelerator.name} ({accelerator.reason})",
+            f"QEMU:    {_qemu_version(vm.child.argv[0])}",
+            f"command: {vm.child.command}",
+        ]
 
     def start_ahead(self) -> None:
         """Start the next clone's process now, so that it is there when it is wanted."""
@@ -83,10 +121,11 @@ class Fleet:
             self._ahead = self._template.clone()
 
     def close(self) -> None:
-        """End what was started ahead."""
+        """End what was started ahead, and let the template go."""
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
+        self._store.close()
 
     def _boot(self) -> tuple[Guest, protocol.Collected]:
         self.progress(f"booting {self.machine.arch} with {self.machine.accelerator.name}")
@@ -109,3 +148,9 @@ def available_memory() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) // 1024
     return 0
+
+
+@cache
+def _qemu_version(program: str) -> str:
+    """The first line of ``--version``."""
+    return subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout.partition("\n")[0]

@@ -8,20 +8,24 @@ import contextlib
 import os
 import secrets
 import select
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from harness import console
 from harness.agent import protocol
 from harness.deadline import Deadline
 from harness.errors import BootError, DeadlineExceeded, GuestLost, LostCondition, ProtocolError
-from harness.vm import Vm
 
 _M = TypeVar("_M", bound=protocol.Message)
 
 #: How often the watch looks for panics and dead processes while the agent is quiet, in seconds.
 _TICK = 0.1
+
+#: Messages that one test may cost; pytest has three phases, and a plug-in might add to them.
+_MOST_REPORTS = 64
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,35 @@ class Patience:
         return cls(boot=15 * slowdown, answer=8 * slowdown, silence=3 + slowdown, test=10 * slowdown)
 
 
+class Process(Protocol):
+    """What carries the agent."""
+
+    def wait(self, deadline: Deadline) -> int | None:
+        """Wait for its end; None if the deadline passes first."""
+
+
+class Carrier(Protocol):
+    """What Guest needs of a machine: a virtual one, or a board."""
+
+    #: to the agent
+    agent: socket.socket
+    #: brings heartbeats; a ``q`` sent there asks for a traceback
+    heartbeat: socket.socket
+
+    @property
+    def child(self) -> Process:
+        """What carries the agent."""
+
+    def check(self) -> None:
+        """Raise GuestLost if it cannot go on."""
+
+    def console_bytes(self) -> bytes:
+        """The kernel's log so far."""
+
+    def close(self) -> None:
+        """End it."""
+
+
 class Guest:
     """A machine whose agent we talk to.
 
@@ -50,7 +83,7 @@ class Guest:
     :param patience: scaled by the machine's speed.
     """
 
-    def __init__(self, vm: Vm, patience: Patience) -> None:
+    def __init__(self, vm: Carrier, patience: Patience) -> None:
         self.vm = vm
         self.patience = patience
         self.ready: protocol.Ready | None = None
@@ -68,11 +101,9 @@ class Guest:
         try:
             self.ready = self._expect(protocol.Ready, deadline, watch_heartbeat=False)
         except GuestLost as lost:
-            raise BootError(f"the guest never reached its agent: {lost}{self._last_words()}") from lost
+            raise BootError(self._never_reached(str(lost))) from lost
         except DeadlineExceeded as error:
-            raise BootError(
-                f"the guest never reached its agent: it was silent until the deadline{self._last_words()}"
-            ) from error
+            raise BootError(self._never_reached("it was silent until the deadline")) from error
         return self.ready
 
     def collect(self, archive: bytes, args: list[str], deadline: Deadline) -> protocol.Collected:
@@ -85,22 +116,26 @@ class Guest:
 
         :raises GuestLost: if the guest dies, hangs, or is still at it when the deadline passes.
         """
-        self._send(run, deadline)
-        while True:
-            try:
+        try:
+            self._send(run, deadline)
+            for _ in range(_MOST_REPORTS):
                 message = self._next(deadline)
-            except DeadlineExceeded:
-                raise GuestLost(LostCondition.TEST_TIMEOUT, "the test did not end in time") from None
-            if isinstance(message, protocol.Finished):
-                yield message
-                return
-            yield _checked(message, protocol.Report).data
+                if isinstance(message, protocol.Finished):
+                    yield message
+                    return
+                yield _checked(message, protocol.Report).data
+        except DeadlineExceeded:
+            raise GuestLost(LostCondition.TEST_TIMEOUT, "the test did not end in time") from None
+        raise ProtocolError(f"the agent sent more than {_MOST_REPORTS - 1} reports of one test")
 
     def ask_for_traceback(self) -> None:
-        """Make the agent print to the console where its Python code is. It does not survive this."""
-        with contextlib.suppress(OSError):
+        """Make the agent print to the console where its Python code is. The guest ends with it."""
+        deadline = Deadline.after(self.patience.silence)
+        with contextlib.suppress(OSError, GuestLost):
             self.vm.heartbeat.send(b"q")
-            time.sleep(1.0)
+            while not deadline.passed:
+                self.vm.check()
+                time.sleep(_TICK)
 
     def start_shell(self, authorized_key: str, deadline: Deadline) -> None:
         """Start the SSH server behind the machine's shell wire."""
@@ -132,18 +167,18 @@ class Guest:
     def _next(self, deadline: Deadline, *, watch_heartbeat: bool = True) -> protocol.Message:
         self._last_beat = time.monotonic()
         while not self._inbox:
+            deadline.check("the agent")
             readable, _, _ = select.select([self.vm.agent, self.vm.heartbeat], [], [], _TICK)
             if self.vm.heartbeat in readable and self._drain(self.vm.heartbeat.fileno()):
                 self._last_beat = time.monotonic()
             if self.vm.agent in readable:
                 self._receive()
-                continue
+                continue  # what a guest said before it died is heard first
             self.vm.check()
             silent = time.monotonic() - self._last_beat
             if watch_heartbeat and silent > self.patience.silence:
                 message = f"no heartbeat for {silent:.0f} s: nothing is scheduled in the guest"
                 raise GuestLost(LostCondition.HANG, message)
-            deadline.check("the agent")
         return self._inbox.pop(0)
 
     def _receive(self) -> None:
@@ -168,9 +203,12 @@ class Guest:
         except OSError:
             return False
 
-    def _last_words(self) -> str:
-        lines = self.vm.console_bytes()[-2000:].decode(errors="replace").splitlines()[-12:]
-        return "\n" + "\n".join(lines) if lines else " (the console is empty)"
+    def _never_reached(self, why: str) -> str:
+        text = console.decode(self.vm.console_bytes())
+        complaints = console.splats(text)
+        first = f"; {complaints[0].title}" if complaints else "" if text else "; the console is empty"
+        shown = complaints[0].text if complaints else "\n".join(text[-2000:].splitlines()[-12:])
+        return f"the guest never reached its agent: {why}{first}\n{console.escape(shown)}".rstrip()
 
 
 def _checked(message: protocol.Message, wanted: type[_M]) -> _M:

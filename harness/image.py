@@ -14,7 +14,7 @@ import re
 import stat
 import tarfile
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -81,11 +81,11 @@ def userland(recipe: Recipe, packages: Iterable[Iterable[tuple[tarfile.TarInfo, 
 
 
 def _merge_usr(name: str, symlinks: dict[str, str]) -> str:
-    path = os.path.normpath(name).lstrip("/")
+    path = os.path.normpath("/" + name).lstrip("/")  # from the root, where ".." leads nowhere
     first, _, rest = path.partition("/")
     if first in symlinks:  # a package that still ships /lib/… lands where the symlink points
         return f"{symlinks[first]}/{rest}" if rest else ""
-    return "" if path == "." else path
+    return path
 
 
 def _entry(path: str, info: tarfile.TarInfo, content: IO[bytes] | None) -> cpio.Entry | None:
@@ -98,19 +98,33 @@ def _entry(path: str, info: tarfile.TarInfo, content: IO[bytes] | None) -> cpio.
     return None  # hard links and device nodes: none of the packages has any
 
 
-@cache
-def agent_layer() -> bytes:
-    """The agent and pytest, under /harness."""
+def _agent_files() -> Iterator[tuple[str, bytes]]:
+    """The agent and pytest: what must be on PYTHONPATH in a guest."""
     package = Path(__file__).parent
-    entries = [cpio.file("harness/harness/__init__.py", (package / "__init__.py").read_bytes())]
+    yield "harness/__init__.py", (package / "__init__.py").read_bytes()
     for path in sorted((package / "agent").glob("*.py")):
-        entries.append(cpio.file(f"harness/harness/agent/{path.name}", path.read_bytes()))
+        yield f"harness/agent/{path.name}", path.read_bytes()
     for name in SHARED_DISTRIBUTIONS:
         for file in metadata.files(name) or ():
             wanted = file.suffix == ".py" or file.name in ("METADATA", "entry_points.txt")
             if wanted and not _PYGMENTS_EXTRAS.match(str(file)):
-                entries.append(cpio.file(f"harness/{file}", Path(str(file.locate())).read_bytes()))
-    return cpio.archive(entries)
+                yield str(file), Path(str(file.locate())).read_bytes()
+
+
+@cache
+def agent_layer() -> bytes:
+    """The agent and pytest for the initramfs, under /harness."""
+    return cpio.archive(cpio.file(f"harness/{name}", data) for name, data in _agent_files())
+
+
+@cache
+def agent_tar() -> bytes:
+    """The same for a machine that is no VM, as a compressed tar archive."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz", compresslevel=6) as tar:
+        for name, data in _agent_files():
+            _add(tar, name, data)
+    return out.getvalue()
 
 
 def modules_layer(modules: Iterable[Module]) -> bytes:

@@ -8,6 +8,8 @@ an error in set-up, and named with KCIDB's words (a ``verdict`` property on ever
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,14 +20,17 @@ import pytest
 from harness import console, taint
 from harness.errors import GuestLost, HarnessError, LostCondition, ProtocolError
 
-#: Where the agent unpacks the tests; host paths are shown instead.
-_GUEST_TESTS = "/harness/tests/"
+#: Where the agent unpacks the tests, in a guest or on a board; host paths are shown instead.
+_GUEST_TESTS = re.compile(r"(/harness|/tmp/mremap-board-\w+)/tests/")
 
 #: What a report of the agent may hold; anything else in it is dropped.
 _FIELDS = ("outcome", "longrepr", "when", "sections", "duration", "start", "stop", "user_properties", "wasxfail")
 
+_OUTCOMES = ("passed", "failed", "skipped")
+_PHASES = ("setup", "call", "teardown")
+
 #: Ways to lose a guest that say nothing about its kernel.
-_OURS = (LostCondition.QEMU_DIED,)
+_OURS = (LostCondition.QEMU_DIED, LostCondition.CONNECTION_LOST)
 
 
 class Verdict(StrEnum):
@@ -57,6 +62,8 @@ class Observation:
     taint: tuple[int, int]
     #: report sections to add when the test did not pass
     evidence: Sequence[tuple[str, str]]
+    #: properties of every report: which kernel it is about, in what kind of guest
+    facts: Sequence[tuple[str, str]] = ()
 
     @property
     def unharmed(self) -> bool:
@@ -66,26 +73,38 @@ class Observation:
 
 def judge(item: pytest.Item, seen: Observation) -> list[pytest.TestReport]:
     """The final reports for one test."""
-    reports = [_restore(item, data) for data in seen.reports]
+    try:
+        reports = [_restore(item, data) for data in seen.reports]
+        _check_phases(reports, complete=seen.lost is None)
+        complaints = _complaints(seen)
+    except ProtocolError as error:
+        return missed(item, str(error), seen.evidence, seen.facts)
     if seen.lost is not None and not (isinstance(seen.lost, GuestLost) and seen.lost.condition not in _OURS):
-        return missed(item, str(seen.lost), seen.evidence)
-    complaints = _complaints(seen)
+        return missed(item, str(seen.lost), seen.evidence, seen.facts)
     if complaints:
         _fail(item, reports, "\n\n".join(complaints))
-    verdict = _verdict(reports, bool(complaints))
     for report in reports:
-        report.user_properties.append(("verdict", str(verdict)))
         if report.failed:
             report.sections.extend(seen.evidence)
-    return reports
+    return _labelled(reports, _verdict(reports, bool(complaints)), seen.facts)
 
 
-def missed(item: pytest.Item, why: str, evidence: Sequence[tuple[str, str]] = ()) -> list[pytest.TestReport]:
+def missed(
+    item: pytest.Item, why: str, evidence: Sequence[tuple[str, str]] = (), facts: Sequence[tuple[str, str]] = ()
+) -> list[pytest.TestReport]:
     """Reports for a test that could not be run, or whose result was lost, through no fault of the kernel's."""
     report = _made(item, "setup", "failed", f"infrastructure: {why}")
     report.sections.extend(evidence)
-    report.user_properties.append(("verdict", str(Verdict.MISS)))
-    return [report, _made(item, "teardown", "passed", None)]
+    return _labelled([report, _made(item, "teardown", "passed", None)], Verdict.MISS, facts)
+
+
+def _labelled(
+    reports: list[pytest.TestReport], verdict: Verdict, facts: Sequence[tuple[str, str]]
+) -> list[pytest.TestReport]:
+    # On every phase: which one a reporter takes them from is its own affair (JUnit's takes the last).
+    for report in reports:
+        report.user_properties += [*facts, ("verdict", str(verdict))]
+    return reports
 
 
 def _complaints(seen: Observation) -> list[str]:
@@ -106,8 +125,11 @@ def _complaints(seen: Observation) -> list[str]:
 def _fail(item: pytest.Item, reports: list[pytest.TestReport], why: str) -> None:
     """Make the report of the test's call say ``why``, in front of what it says already."""
     by_phase = {report.when: report for report in reports}
+    recorded = reports[-1].user_properties if reports else []  # not to be lost with the guest
     if "setup" not in by_phase:
         reports.insert(0, _made(item, "setup", "passed", None))
+    elif by_phase["setup"].skipped:
+        by_phase["setup"].outcome, by_phase["setup"].longrepr = "passed", None  # or it would count twice
     call = by_phase.get("call")
     if call is None:
         call = _made(item, "call", "failed", None)
@@ -119,6 +141,7 @@ def _fail(item: pytest.Item, reports: list[pytest.TestReport], why: str) -> None
         del call.wasxfail  # expected to fail, but not to break the kernel
     if "teardown" not in by_phase:
         reports.append(_made(item, "teardown", "passed", None))
+        reports[-1].user_properties += recorded
 
 
 def _verdict(reports: Sequence[pytest.TestReport], kernel_complained: bool) -> Verdict:
@@ -144,31 +167,61 @@ def _restore(item: pytest.Item, data: dict[str, Any]) -> pytest.TestReport:
 
     :raises ProtocolError: if it is no report.
     """
-    clean = {name: _clean(data[name]) for name in _FIELDS if name in data}
-    clean |= {"nodeid": item.nodeid, "location": item.location, "keywords": {item.name: 1}}
-    clean["$report_type"] = "TestReport"
     try:
-        if clean["outcome"] not in ("passed", "failed", "skipped") or clean["when"] not in (
-            "setup",
-            "call",
-            "teardown",
-        ):
+        clean = {name: _clean(data[name]) for name in _FIELDS if name in data}
+        clean |= {"nodeid": item.nodeid, "location": item.location, "keywords": {item.name: 1}}
+        clean |= {name: _finite(clean[name]) for name in ("duration", "start", "stop")}
+        clean["$report_type"] = "TestReport"
+        if clean["outcome"] not in _OUTCOMES or clean["when"] not in _PHASES:
             raise ValueError("unknown outcome or phase")
         if isinstance(clean["longrepr"], list):
             path, line, reason = clean["longrepr"]
             clean["longrepr"] = (str(path), int(line), str(reason))
         clean["sections"] = [(str(name), str(text)) for name, text in clean["sections"]]
         clean["user_properties"] = [(str(name), value) for name, value in clean["user_properties"]]
+        if "wasxfail" in clean:
+            clean["wasxfail"] = str(clean["wasxfail"])
+        elif clean["outcome"] == "skipped" and not isinstance(clean["longrepr"], tuple):
+            raise ValueError("a skip without a place and a reason")
         report = item.config.hook.pytest_report_from_serializable(config=item.config, data=clean)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ProtocolError(f"the agent sent something that is not a report: {error!r}") from error
-    assert isinstance(report, pytest.TestReport)
+        assert isinstance(report, pytest.TestReport)
+        if report.failed and not report.longreprtext:
+            raise ValueError("a failure without a reason")
+        _check_crash(getattr(report.longrepr, "reprcrash", None))
+    except Exception as error:  # pytest trusts its own format, and trips over anything else in its own ways
+        raise ProtocolError(f"the agent sent something that is not a report: {str(error)[:200]!r}") from error
     return report
+
+
+def _finite(value: Any) -> float:
+    if not math.isfinite(value):
+        raise ValueError("a time that is no number")
+    return float(value)
+
+
+def _check_crash(crash: Any) -> None:
+    """The one part of a failure that pytest shows without rendering the whole."""
+    if crash is not None and not (
+        isinstance(crash.path, str) and isinstance(crash.lineno, int) and isinstance(crash.message, str)
+    ):
+        raise ValueError("a failure whose place is none")
+
+
+def _check_phases(reports: Sequence[pytest.TestReport], *, complete: bool) -> None:
+    """A test that is over has told of all its phases, once each and in order; one that was cut short, of the first.
+
+    :raises ProtocolError: if not. Silence must never pass for success.
+    """
+    phases = [report.when for report in reports]
+    expected = list(_PHASES) if reports and reports[0].passed else ["setup", "teardown"]
+    if phases != (expected if complete else expected[: len(phases)]):
+        told = ", ".join(map(str, phases)) or "nothing"
+        raise ProtocolError(f"the agent reported {told} of a test, where {', '.join(expected)} were due")
 
 
 def _clean(value: Any) -> Any:
     if isinstance(value, str):
-        return console.escape(value.replace(_GUEST_TESTS, ""))
+        return console.escape(_GUEST_TESTS.sub("", value))
     if isinstance(value, list):
         return [_clean(each) for each in value]
     if isinstance(value, dict):

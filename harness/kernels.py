@@ -11,6 +11,15 @@
     path/to/linux-image-….deb  a package; what it depends on must lie beside it
     ssh://root@board:22        a running machine, which is not booted by us
 
+Some are built first, in the cache and never in the tree they come from::
+
+    relocate-anon  unpatched   a variant that kernel_configs/variants.toml defines
+    linux-source-7.3           the newest source package of a series
+    git:~/linux@v7.3           a revision
+    ~/linux                    a source tree with its uncommitted changes, with --build, or in one of the forms below
+    …+fix.mbx  …+patches/      any of these with patches on top: an mbox, a patch, a directory of them; repeatable
+    …:debug:dwarf:64k          … configured by presets, and on arm64 with a page size; the default is --preset
+
 :func:`parse` looks at local files only, so that tests can be collected with it. :meth:`BootSpec.resolve` does the work.
 """
 
@@ -39,9 +48,9 @@ from harness.modules import ModuleTree
 class Provenance:
     """Where a kernel came from, for the report."""
 
-    #: "debian", "tree", "image" or "deb"
+    #: "debian", "tree", "image", "deb" or "build"
     source: str
-    #: package name, or the path that was given
+    #: package name, the path that was given, or the source that was built
     package: str
     #: package version, or the kernel's release
     version: str
@@ -49,8 +58,12 @@ class Provenance:
     sha256: str
     #: packages that belong to it but could not be had: its modules or config are unknown
     missing: tuple[str, ...] = ()
+    #: what it was built from, if we built it
+    recipe: Recipe | None = None
 
     def __str__(self) -> str:
+        if self.recipe:
+            return f"built from {self.recipe}"
         without = f", without {', '.join(self.missing)}" if self.missing else ""
         return f"{self.package} {self.version} (sha256 {self.sha256[:16]}…){without}"
 
@@ -107,6 +120,16 @@ class BootSpec(Spec, ABC):
         :raises FetchError: if it cannot be had.
         :raises HostError: if this host lacks a program, or space.
         """
+
+
+@dataclass(frozen=True)
+class Building:
+    """What the user wants of kernels that are built here."""
+
+    #: build every tree, whether or not it is built already
+    trees: bool = False
+    #: presets and page size of kernels that name none
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -237,10 +260,50 @@ class DebSpec(BootSpec):
         return _from_unpacked(self, tree, provenance)
 
 
-def parse(text: str, wanted: Architecture | None = None) -> BootSpec | SshSpec:
+@dataclass(frozen=True)
+class BuildSpec(BootSpec):
+    """A kernel that is built here."""
+
+    source: Source
+    #: patches, directories of patches, or mboxes, in order
+    series: tuple[Path, ...]
+    flavour: Flavour
+
+    def resolve(self, cache: Cache, archive: Archive) -> Kernel:
+        """See :meth:`BootSpec.resolve`; takes minutes where it is not cached.
+
+        :raises BuildError: if it cannot be built.
+        """
+        request = build.Request(
+            arch=self.arch,
+            source=self.source,
+            patches=tuple(patch for path in self.series for patch in series.load(path)),
+            flavour=str(self.flavour),
+            wanted=kconfig.merge(self.flavour.settings()),
+            label=self.label,
+        )
+        built = build.build(request, cache, archive)
+        config = _read_config(built.config)
+        _check_config(self, config)
+        return Kernel(
+            spec=self,
+            arch=self.arch,
+            release=built.release,
+            image=kernelimage.bootable(built.image, cache),
+            config=config,
+            modules=None,  # no configuration of ours makes any
+            vmlinux=built.vmlinux,
+            provenance=Provenance(
+                "build", built.recipe.source, built.release, cache.digest(built.image), recipe=built.recipe
+            ),
+        )
+
+
+def parse(text: str, wanted: Architecture | None = None, building: Building = Building()) -> BootSpec | SshSpec:
     """Understand one ``--kernel``; reads local files, never the network.
 
     :param wanted: from ``--arch``; None takes what the kernel is for, or else the host's architecture.
+    :param building: about kernels that are built here.
     :raises SpecError: if it names nothing, or not a kernel, or one for another architecture.
     """
     text = text.strip()
@@ -248,7 +311,8 @@ def parse(text: str, wanted: Architecture | None = None) -> BootSpec | SshSpec:
         return _parse_debian(text, wanted)
     if text.startswith("ssh://"):
         return _parse_ssh(text, wanted)
-    # Further schemes (a git revision, a named variant) branch off here.
+    if built := _parse_build(text, wanted or arch.host(), building):
+        return built
     path = Path(text).expanduser()
     if text and path.is_dir():
         return _parse_tree(text, path, wanted)
@@ -259,14 +323,15 @@ def parse(text: str, wanted: Architecture | None = None) -> BootSpec | SshSpec:
     raise SpecError(f"there is no file or directory {path}: {_FORMS}")
 
 
-def parse_all(texts: Sequence[str], wanted: Architecture | None = None) -> list[BootSpec | SshSpec]:
+def parse_all(
+    texts: Sequence[str], wanted: Architecture | None = None, building: Building = Building()
+) -> list[BootSpec | SshSpec]:
     """Understand every ``--kernel`` of a run: repeated ones are taken once, and labels are made unique.
 
-    :raises SpecError: see :func:`parse`.
+    :raises SpecError: see :func:`parse`; also if presets are asked for and nothing is built.
     """
     specs: list[BootSpec | SshSpec] = []
-    for text in dict.fromkeys(texts):
-        spec = parse(text, wanted)
+    for spec in dict.fromkeys(parse(text, wanted, building) for text in texts):
         taken = {each.label for each in specs}
         number = 2
         label = spec.label
@@ -274,10 +339,56 @@ def parse_all(texts: Sequence[str], wanted: Architecture | None = None) -> list[
             label = f"{spec.label}-{number}"
             number += 1
         specs.append(replace(spec, label=label))
+    if building.words and not any(isinstance(each, BuildSpec) for each in specs):
+        raise SpecError(f"--preset={':'.join(building.words)} has no effect: no kernel of this run is built here")
     return specs
 
 
-_FORMS = "give debian:VERSION, debian:SUITE, a build tree, an image, a .deb, or ssh://USER@HOST"
+_FORMS = (
+    "give debian:VERSION, debian:SUITE, a tree, an image, a .deb, ssh://USER@HOST, git:PATH@REVISION, "
+    "or a variant of kernel_configs/variants.toml"
+)
+
+
+def _parse_build(text: str, wanted: Architecture, building: Building) -> BuildSpec | None:
+    """A kernel that is built here, or None if ``text`` names one that exists."""
+    definitions = Definitions.load()
+    rest, words, added = text, list[str](), list[Path]()
+    while rest.rpartition(":")[2] in definitions.words and ":" in rest:
+        rest, _, word = rest.rpartition(":")
+        words.insert(0, word)
+    base = rest
+    while "+" in base and not Path(base).expanduser().exists():
+        base, plus, last = _without_series(base)
+        if not plus:
+            break
+        added.insert(0, last)
+    source: Source
+    if variant := definitions.variants.get(base.partition(":")[0]):
+        # What is left behind the name is no preset, and is told so.
+        words = [*base.split(":")[1:], *words]
+        name, source, patches = variant.name, PackageSource(variant.source), variant.patches
+    elif re.fullmatch(r"linux-source-\d+\.\d+", base):
+        name, source, patches = base, PackageSource(base), ()
+    elif base.startswith("git:"):
+        source = _parse_git(base)
+        name, patches = source.label, ()
+    elif (path := Path(base).expanduser()) and base and _is_source(path) and (words or added or _wants(building, path)):
+        source = TreeSource(path.resolve())
+        name, patches = source.label, ()
+    elif added or words:
+        raise SpecError(f"{text} cannot be built: {base} is no kernel source; {_FORMS}")
+    else:
+        return None
+    flavour = definitions.flavour(words or building.words, wanted)
+    return BuildSpec(
+        text=f"{rest.partition(':')[0] if base in definitions.variants else rest}:{flavour}",
+        label=_label(_build_name(name, added, flavour, definitions.default_preset) + f"-{wanted}"),
+        arch=wanted,
+        source=source,
+        series=(*patches, *added),
+        flavour=flavour,
+    )
 
 
 def _parse_debian(text: str, wanted: Architecture | None) -> DebianSpec:

@@ -21,6 +21,7 @@ _RUNNERS = pytest.StashKey[dict[str, "Runner"]]()
 MARKERS = (
     "shared_guest: this test leaves nothing behind, so that its guest may run the next such test",
     "guest_timeout(seconds): how long the test may take with hardware virtualisation; scaled for emulation",
+    "finding(name, first='', fixed=''): fails because kernels from one version on, up to another, misbehave",
 )
 
 
@@ -45,7 +46,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="test",
         help="what gets a fresh guest of its own (default: every test that is not marked shared_guest)",
     )
+    group.addoption(
+        "--expect-findings", action="store_true", help="tests marked as findings must fail; for continuous integration"
+    )
     group.addoption("--cold", action="store_true", help="boot every guest instead of cloning a booted one")
+    group.addoption(
+        "--keep", action="store_true", help="stop at the first test that fails, and keep its guest to look into"
+    )
     group.addoption("--guest-memory", type=int, default=640, metavar="MIB", help="memory of a guest (default: 640)")
     group.addoption("--guest-cpus", type=int, default=1, metavar="N", help="virtual CPUs of a guest (default: 1)")
     group.addoption(
@@ -68,6 +75,10 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", marker)
     if not config.getoption("kernel"):
         return
+    if config.getoption("keep"):
+        from harness import keep
+
+        keep.check(config)
     if config.args_source is not config.ArgsSource.ARGS:
         config.args[:] = [str(guest_tests(config))]
     config.stash[_RUNNERS] = _runners(config)
@@ -101,14 +112,13 @@ def _runners(config: pytest.Config) -> dict[str, Runner]:
         raise pytest.UsageError(str(error)) from error
     runners: dict[str, Runner] = {}
     for spec in specs:
-        if isinstance(spec, kernels.SshSpec):
-            raise pytest.UsageError(f"{spec}: machines reached by SSH are not supported yet")
         runners[spec.label] = Runner(
             spec,
             options,
             guest_tests(config),
             isolation=config.getoption("isolate"),
             cold=config.getoption("cold"),
+            keep=config.getoption("keep"),
             pytest_args=_guest_args(config),
             markers=list(MARKERS),
             progress=_progress(config),
@@ -168,13 +178,21 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the answer in words where it was asked for."""
+    """Say what went other than planned, and print the answer in words where it was asked for."""
+    if _RUNNERS not in config.stash:
+        return
+    from harness.runner import OBSTACLE
+
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    reports = [report for report in reports if isinstance(report, pytest.TestReport)]
+    for obstacle in dict.fromkeys(
+        value for report in reports for name, value in report.user_properties if name == OBSTACLE
+    ):
+        terminalreporter.write_line(f"harness: {obstacle}")
     if not config.getoption("answer"):
         return
     from harness import answer
 
-    reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    reports = [report for report in reports if isinstance(report, pytest.TestReport)]
     for runner in config.stash.get(_RUNNERS, {}).values():
         if "provisioned" not in vars(runner):
             continue
@@ -221,7 +239,17 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     label = kernel_label(item)
     following = nextitem if nextitem is not None and kernel_label(nextitem) == label else None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for report in runners[label].run(item, following):
+    reports = runners[label].run(item, following)
+    if item.config.getoption("expect_findings"):
+        from harness import known
+
+        known.expect(item, reports, runners[label].release)
+    for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    if (guest := runners[label].kept) is not None:
+        from harness import keep
+
+        keep.wait(runners[label], guest, "\n".join(each.longreprtext for each in reports if each.failed), item.config)
+        item.session.shouldfail = "--keep stops at the first test that fails"
     return True

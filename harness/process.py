@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import shutil
 import signal
@@ -14,6 +15,9 @@ from typing import IO
 
 from harness.deadline import Deadline
 from harness.errors import HostError
+
+#: Becomes the command in its arguments if its parent is still the process named by its first.
+_UNLESS_ORPHANED = '[ "$PPID" = "$0" ] && exec "$@"'
 
 
 def find_program(name: str, package: str) -> str:
@@ -33,7 +37,7 @@ class Child:
 
     The session keeps a terminal's Ctrl-C from reaching the child before we have judged what it was doing.
     ``setpriv`` sets PR_SET_PDEATHSIG in the child: a ``preexec_fn`` is unsafe once threads exist, and QEMU's own
-    ``-run-with exit-with-parent=on`` came only with 10.2.
+    ``-run-with exit-with-parent=on`` came only with 10.2. The shell behind it ends where we died before it was set.
 
     :param output: a file that receives stdout and stderr.
     :param pass_fds: descriptors the child inherits under the same numbers.
@@ -47,7 +51,7 @@ class Child:
         log: IO[bytes]
         with output.open("wb") as log:
             self._process = subprocess.Popen(
-                [setpriv, "--pdeathsig", "KILL", "--", *argv],
+                [setpriv, "--pdeathsig", "KILL", "--", "sh", "-c", _UNLESS_ORPHANED, str(os.getpid()), *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

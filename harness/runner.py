@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import secrets
 import shlex
-import subprocess
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +14,14 @@ import pytest
 
 from harness import console, image, provision
 from harness.agent import protocol
+from harness.board import BoardFleet
 from harness.cache import Progress
 from harness.deadline import Deadline
 from harness.errors import GuestLost, HarnessError, LostCondition, ProtocolError, UsageError
 from harness.fleet import Fleet
 from harness.guest import Guest
 from harness.judge import Observation, judge, missed
-from harness.kernels import BootSpec, Kernel
+from harness.kernels import BootSpec, Kernel, SshSpec
 from harness.qemu import Machine
 
 #: What separates one guest from the next.
@@ -37,6 +37,8 @@ class _Current:
 
     guest: Guest
     nodeids: frozenset[str]
+    #: what went wrong when it collected them
+    errors: list[str]
     #: what it is shared by, see Runner._scope
     scope: str | None
     taint: int
@@ -50,18 +52,20 @@ class Runner:
     :param tests: the directory of guest tests.
     :param isolation: how often a fresh guest is taken.
     :param cold: boot instead of cloning.
+    :param keep: do not end the guest of a test that fails.
     :param pytest_args: for the guest's pytest.
     :param markers: the registered markers.
     """
 
     def __init__(
         self,
-        spec: BootSpec,
+        spec: BootSpec | SshSpec,
         options: provision.Options,
         tests: Path,
         *,
         isolation: Isolation,
         cold: bool,
+        keep: bool,
         pytest_args: list[str],
         markers: list[str],
         progress: Progress,
@@ -71,16 +75,20 @@ class Runner:
         self._tests = tests
         self._isolation = isolation
         self._cold = cold
+        self._keep = keep
         self._args = pytest_args
         self._markers = markers
         self._progress = progress
         self._current: _Current | None = None
         self._broken: HarnessError | None = None
         self._told = False
+        #: the guest of a failed test, if such guests are kept; the caller stops asking for more
+        self.kept: Guest | None = None
 
     @cached_property
     def provisioned(self) -> tuple[Kernel, Machine]:
-        """The kernel and its machine; fetched on first use."""
+        """The kernel and its machine; fetched on first use. Only for what is booted."""
+        assert isinstance(self.spec, BootSpec)
         return provision.provision(self.spec, self._options, self._progress)
 
     def provision(self) -> None:
@@ -88,6 +96,8 @@ class Runner:
 
         :raises UsageError: if there is no such kernel.
         """
+        if isinstance(self.spec, SshSpec):
+            return
         try:
             _ = self.provisioned
         except UsageError:
@@ -96,10 +106,12 @@ class Runner:
             self._broken = error
 
     @cached_property
-    def fleet(self) -> Fleet:
+    def fleet(self) -> Fleet | BoardFleet:
         """Where guests come from."""
-        _, machine = self.provisioned
         tests = image.tests_archive(self._tests, self._markers)
+        if isinstance(self.spec, SshSpec):
+            return BoardFleet(self.spec, tests, self._args, self._progress)
+        _, machine = self.provisioned
         return Fleet(machine, tests, self._args, self._cold, self._progress)
 
     def run(self, item: pytest.Item, next_item: pytest.Item | None) -> list[pytest.TestReport]:
@@ -111,6 +123,8 @@ class Runner:
             if self._broken is not None:
                 raise self._broken
             current = self._guest_for(item)
+        except GuestLost as error:
+            return missed(item, str(error))
         except HarnessError as error:
             # A kernel that does not boot will not boot for the next test either. Details are told once.
             message = str(error).partition("\n")[0] if self._told else str(error)
@@ -118,20 +132,25 @@ class Runner:
             return missed(item, message)
         nodeid = self._guest_nodeid(item)
         if nodeid not in current.nodeids:
-            return missed(item, f"{nodeid} was collected on the host but not in the guest, see its collection errors")
+            why = "".join(f"\n{console.escape(error)}" for error in current.errors)
+            return missed(item, f"{nodeid} was collected on the host but not in the guest{why}", facts=self._facts)
         keep = next_item is not None and self._shares(current, next_item)
         if next_item is not None and not keep:
             self.fleet.start_ahead()
         seen = self._observe(current, item, next_item if keep else None)
-        if keep and seen.unharmed:
+        reports = judge(item, seen)
+        if self._keep and any(report.failed for report in reports):
+            self.kept = current.guest
+        elif keep and seen.unharmed:
             current.taint = seen.taint[1]
         else:
             self._drop()
-        try:
-            return judge(item, seen)
-        except ProtocolError as error:
-            self._drop()
-            return missed(item, str(error))
+        return reports
+
+    @property
+    def release(self) -> str:
+        """The kernel's release; empty while it is not known."""
+        return self.provisioned[0].release if "provisioned" in vars(self) else ""
 
     def close(self) -> None:
         """End all guests."""
@@ -143,9 +162,8 @@ class Runner:
         if self._current is None:
             guest, collected = self.fleet.fresh()
             assert guest.ready is not None
-            for error in collected.errors:
-                self._progress(console.escape(f"{self.spec.label}: {error}"))
-            self._current = _Current(guest, frozenset(collected.nodeids), self._scope(item), guest.ready.tainted)
+            nodeids, errors = frozenset(collected.nodeids), collected.errors
+            self._current = _Current(guest, nodeids, errors, self._scope(item), guest.ready.tainted)
         return self._current
 
     def _scope(self, item: pytest.Item) -> str | None:
@@ -174,27 +192,34 @@ class Runner:
                     reports.append(answer)
         except (GuestLost, ProtocolError) as error:
             lost = error
-            if isinstance(error, GuestLost) and error.condition is LostCondition.TEST_TIMEOUT:
+            if isinstance(error, GuestLost) and error.condition is LostCondition.TEST_TIMEOUT and not self._keep:
                 guest.ask_for_traceback()
         text = console.decode(guest.vm.console_bytes())
         log = console.cut(text, marker) + console.aftermath(text, marker)
-        return Observation(reports, lost, log, (current.taint, after), self._evidence(item, log, guest))
+        return Observation(reports, lost, log, (current.taint, after), self._evidence(item, log, guest), self._facts)
 
     def _time_for(self, item: pytest.Item) -> float:
         marker = item.get_closest_marker("guest_timeout")
         patience = self.fleet.patience
-        return float(marker.args[0]) * self.fleet.machine.accelerator.slowdown if marker else patience.test
+        return float(marker.args[0]) * self.fleet.slowdown if marker else patience.test
+
+    @property
+    def _facts(self) -> list[tuple[str, str]]:
+        """Properties of every report."""
+        facts = [("guest", self.fleet.origin)]
+        if isinstance(self.spec, BootSpec):
+            kernel, machine = self.provisioned
+            facts += [("kernel", kernel.release), ("arch", str(kernel.arch))]
+            facts += [("accelerator", machine.accelerator.name)]
+        if self.fleet.obstacle:
+            facts.append((OBSTACLE, self.fleet.obstacle))
+        return facts
 
     def _evidence(self, item: pytest.Item, log: str, guest: Guest) -> list[tuple[str, str]]:
-        kernel, machine = self.provisioned
         shown = console.escape(log[-_SHOWN_CONSOLE:]) or "(nothing)"
-        accelerator = machine.accelerator
-        facts = [
-            f"kernel:  {kernel.release} from {kernel.provenance}",
-            f"guest:   {self.fleet.origin}, {accelerator.name} ({accelerator.reason})",
-            f"QEMU:    {_qemu_version(guest.vm.child.argv[0])}",
-            f"command: {guest.vm.child.command}",
-        ]
+        assert guest.ready is not None
+        where = f" from {self.provisioned[0].provenance}" if isinstance(self.spec, BootSpec) else ""
+        facts = [f"kernel:  {guest.ready.release}, {guest.ready.machine}{where}", *self.fleet.facts(guest)]
         again = f"{self.again} {shlex.quote(item.nodeid)}"
         return [("kernel console", shown), ("machine", "\n".join(facts)), ("run it again", again)]
 
@@ -209,7 +234,8 @@ class Runner:
     def again(self) -> str:
         """The command line that selects this kernel once more."""
         append = f" --append={shlex.quote(self._options.append)}" if self._options.append else ""
-        return f"pytest --kernel={shlex.quote(self.spec.text)} --arch={self.spec.arch}{append}"
+        arch = f" --arch={self.spec.arch}" if self.spec.arch else ""
+        return f"pytest --kernel={shlex.quote(self.spec.text)}{arch}{append}"
 
     def _drop(self) -> None:
         if self._current is not None:
@@ -223,11 +249,8 @@ def kernel_label(item: pytest.Item) -> str:
     return str(callspec.params.get(KERNEL_PARAMETER, "")) if callspec else ""
 
 
+#: The property that says why guests were booted although they were to be cloned.
+OBSTACLE = "obstacle"
+
 #: The name of the parameter that multiplies guest tests by kernels.
 KERNEL_PARAMETER = "_kernel"
-
-
-@cache
-def _qemu_version(program: str) -> str:
-    """The first line of ``--version``."""
-    return subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout.partition("\n")[0]

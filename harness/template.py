@@ -23,12 +23,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 from harness import paths, qemu
 from harness.agent import protocol
 from harness.cache import Progress
 from harness.deadline import Deadline
-from harness.errors import HarnessError, HostError
+from harness.errors import BootError, GuestLost, HarnessError, HostError
 from harness.guest import Guest, Patience
 from harness.process import find_program
 from harness.vm import Vm
@@ -43,6 +44,12 @@ _SHARE = 0.5
 #: Seconds without use after which a template is dropped.
 _MAX_AGE = 7 * 86400.0
 
+#: The file that describes a template; locked by the runs that clone it.
+_RECORD = "template.json"
+
+#: Bytes of free space below which a file system counts as full.
+_FULL = 1 << 20
+
 
 class TemplateError(HarnessError):
     """A template cannot be made or used here; a cold boot still can."""
@@ -53,7 +60,7 @@ class Template:
     """A frozen guest.
 
     :param machine: what it is a guest of; clones run the same.
-    :param directory: holds the RAM files, the device state and ``template.json``.
+    :param directory: holds the RAM files, the device state and what we know of it.
     :param ready: what the agent said of itself when it was made.
     :param collected: the tests it has collected; None for a base.
     """
@@ -120,6 +127,12 @@ class Store:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root if root is not None else _default_root()
+        self._held: list[IO[str]] = []
+
+    def close(self) -> None:
+        """Let go of the templates that were given out: from now on they may be dropped."""
+        while self._held:
+            self._held.pop().close()
 
     def base(self, machine: qemu.Machine, patience: Patience, progress: Progress) -> Template:
         """The template of a machine that has booted to its agent, made now if need be.
@@ -130,19 +143,19 @@ class Store:
         key = _key(machine)
         with self._entry(key) as directory:
             if (kept := _load(directory, machine)) is not None:
-                return kept
+                return self._hold(kept)
             with _being_made(directory) as fresh:
                 progress(f"booting {machine.arch} once with {machine.accelerator.name}, for a template")
                 self._make_room(machine.memory << 20)
                 ram = qemu.Ram(_ram(fresh), shared=True)
-                with Vm(machine, ram=ram) as vm:
+                with _full_disk_explained(self.root), Vm(machine, ram=ram) as vm:
                     deadline = Deadline.after(patience.boot)
                     vm.connect(deadline)
                     vm.run(deadline)
                     ready = Guest(vm, patience).hello(deadline)
                     freeze(vm, fresh, Deadline.after(patience.answer))
                 _seal(fresh, ready, None)
-            return _loaded(directory, machine)
+            return self._hold(_loaded(directory, machine))
 
     def with_tests(
         self, base: Template, archive: bytes, args: list[str], patience: Patience, progress: Progress
@@ -152,28 +165,41 @@ class Store:
         key = hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
         with self._entry(key) as directory:
             if (kept := _load(directory, base.machine)) is not None:
-                return kept
+                return self._hold(kept)
             with _being_made(directory) as fresh:
                 progress("collecting the tests in a clone of it")
                 self._make_room(base.machine.memory << 20)
                 for source, target in zip(base.ram, _ram(fresh), strict=True):
                     _copy_sparse(source, target)
-                with Vm(base.machine, ram=qemu.Ram(_ram(fresh), shared=True), incoming=True) as vm:
+                ram = qemu.Ram(_ram(fresh), shared=True)
+                with _full_disk_explained(self.root), Vm(base.machine, ram=ram, incoming=True) as vm:
                     thaw(vm, base.directory, Deadline.after(patience.answer))
                     guest = Guest(vm, patience)
                     ready = guest.hello(Deadline.after(patience.answer))
                     collected = guest.collect(archive, args, Deadline.after(patience.boot))
                     freeze(vm, fresh, Deadline.after(patience.answer))
                 _seal(fresh, ready, collected)
-            return _loaded(directory, base.machine)
+            return self._hold(_loaded(directory, base.machine))
+
+    def _hold(self, template: Template) -> Template:
+        """Keep other runs from dropping a template for as long as we clone it."""
+        # Opened through a lock of its own: the entry's is for those who make it.
+        file = (template.directory / _RECORD).open()
+        fcntl.flock(file, fcntl.LOCK_SH)
+        self._held.append(file)
+        return template
 
     @contextlib.contextmanager
     def _entry(self, key: str) -> Iterator[Path]:
         """The directory of one template, with its lock held: whoever comes second finds it made."""
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self.root.stat().st_uid != os.geteuid():
-            raise TemplateError(f"{self.root} belongs to another user")
-        with (self.root / f"{key}.lock").open("w") as lock:
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self.root.stat().st_uid != os.geteuid():
+                raise TemplateError(f"{self.root} belongs to another user")
+            lock = (self.root / f"{key}.lock").open("w")
+        except OSError as error:
+            raise TemplateError(f"cannot write a template below {self.root}: {error}") from error
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield self.root / key
 
@@ -181,19 +207,52 @@ class Store:
         """Drop templates that are old, then those used longest ago, until ``size`` bytes more are within bounds."""
         usage = shutil.disk_usage(self.root)
         kept = sorted(
-            (entry for entry in self.root.iterdir() if (entry / "template.json").exists()),
-            key=lambda entry: (entry / "template.json").stat().st_mtime,
+            (entry for entry in self.root.iterdir() if (entry / _RECORD).exists()),
+            key=lambda entry: (entry / _RECORD).stat().st_mtime,
         )
         sizes = {entry: sum(file.stat().st_blocks * 512 for file in entry.iterdir()) for entry in kept}
         free = usage.free
         for entry in kept:
-            age = time.time() - (entry / "template.json").stat().st_mtime
-            if age > _MAX_AGE or sum(sizes.values()) + size > usage.total * _SHARE or free < size:
-                # Clones that run have the files mapped: removing the names does not disturb them.
-                shutil.rmtree(entry, ignore_errors=True)
+            age = time.time() - (entry / _RECORD).stat().st_mtime
+            crowded = sum(sizes.values()) + size > usage.total * _SHARE or free < size
+            if (age > _MAX_AGE or crowded) and _dropped(entry):
                 free += sizes.pop(entry)
         if shutil.disk_usage(self.root).free < size:
             raise TemplateError(f"{self.root} has no room for {size >> 20} MiB of guest memory")
+
+
+def _dropped(entry: Path) -> bool:
+    """Remove a template unless a run clones it."""
+    with (entry / _RECORD).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        _remove(entry)
+        return True
+
+
+def _remove(entry: Path) -> None:
+    """Remove a template at one blow: QEMU would make up a RAM file that is missing from a directory still there."""
+    doomed = entry.with_suffix(".old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        entry.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _full_disk_explained(root: Path) -> Iterator[None]:
+    """Writing guest memory to a file system without room kills QEMU by SIGBUS: not the kernel's fault, nor QEMU's.
+
+    :raises TemplateError: in place of the lost guest.
+    """
+    try:
+        yield
+    except (BootError, GuestLost) as error:
+        if shutil.disk_usage(root).free < _FULL:
+            raise TemplateError(f"{root} filled up while guest memory was written there") from error
+        raise
 
 
 def _default_root() -> Path:
@@ -227,7 +286,7 @@ def _being_made(directory: Path) -> Iterator[Path]:
     fresh.mkdir(mode=0o700)
     try:
         yield fresh
-        shutil.rmtree(directory, ignore_errors=True)
+        _remove(directory)
         fresh.rename(directory)
     except OSError as error:
         raise TemplateError(f"cannot write a template below {directory.parent}: {error}") from error
@@ -267,17 +326,17 @@ def _seal(directory: Path, ready: protocol.Ready, collected: protocol.Collected 
         "state": _digest(directory / "state"),
         "files": _stamp(directory),
     }
-    (directory / "template.json").write_text(json.dumps(record))
+    (directory / _RECORD).write_text(json.dumps(record))
 
 
 def _load(directory: Path, machine: qemu.Machine) -> Template | None:
     """The template in ``directory``, if it is there and whole."""
     try:
-        record = json.loads((directory / "template.json").read_text())
+        record = json.loads((directory / _RECORD).read_text())
         if record["files"] != _stamp(directory) or record["state"] != _digest(directory / "state"):
             return None
         collected = protocol.Collected(**record["collected"]) if record["collected"] else None
-        os.utime(directory / "template.json")  # used now: eviction goes by this
+        os.utime(directory / _RECORD)  # used now: eviction goes by this
         return Template(machine, directory, protocol.Ready(**record["ready"]), collected)
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import shutil
 import socket
-import tempfile
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -17,9 +14,11 @@ from harness.deadline import Deadline
 from harness.errors import GuestLost, LostCondition
 from harness.process import Child
 from harness.qmp import Qmp, QmpFailed
+from harness.rundir import RunDirectory
 
-#: Bytes of console after which a guest is taken for a flood; the full suite prints a few hundred KiB.
-CONSOLE_LIMIT = 64 << 20
+#: Bytes of console after which a guest is taken for a flood: twice the kernel's whole log (see PARAMS), and within
+#: minutes' reach of a serial port under emulation, which was measured at 90 to 300 KiB a second.
+CONSOLE_LIMIT = 2 << 20
 
 
 class Vm:
@@ -37,7 +36,8 @@ class Vm:
     def __init__(self, machine: qemu.Machine, *, ram: qemu.Ram | None = None, incoming: bool = False) -> None:
         self.machine = machine
         #: private directory with the console log, QEMU's own output and the sockets for people
-        self.directory = Path(tempfile.mkdtemp(prefix="mremap-harness-"))
+        self._run_directory = RunDirectory()
+        self.directory = self._run_directory.path
         self.console = self.directory / "console"
         pairs = [socket.socketpair() for _ in range(1 + len(qemu.PORTS))]
         ours, theirs = zip(*pairs, strict=True)
@@ -47,7 +47,9 @@ class Vm:
             argv = qemu.arguments(machine, wiring, ram=ram, incoming=incoming)
             self.child = Child(argv, self.directory / "qemu.log", pass_fds=fds)
         except BaseException:
-            shutil.rmtree(self.directory, ignore_errors=True)
+            for sock in ours:
+                sock.close()
+            self._run_directory.remove()
             raise
         finally:
             for sock in theirs:
@@ -127,8 +129,7 @@ class Vm:
             self._qmp = None
         for sock in (self._qmp_socket, self.agent, self.heartbeat, self.shell):
             sock.close()
-        if not keep_directory:
-            shutil.rmtree(self.directory, ignore_errors=True)
+        self._run_directory.remove(keep_files=keep_directory)
 
     def __enter__(self) -> Vm:
         return self

@@ -2,6 +2,8 @@
 """The agent's entry point: ``python3 -m harness.agent`` in a guest, with ``--stdio`` on a board reached over SSH."""
 
 import base64
+import contextlib
+import dataclasses
 import faulthandler
 import fcntl
 import io
@@ -13,7 +15,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 from pathlib import Path
 
@@ -59,14 +60,36 @@ def answer_hello(hello: protocol.Hello) -> protocol.Ready:
     )
 
 
+def answer_board(hello: protocol.Hello) -> protocol.Ready:
+    """Say who we are, and leave the clock and the randomness of a machine that is not ours alone."""
+    return answer_hello(dataclasses.replace(hello, time=0.0))
+
+
 def start_shell(request: protocol.Shell) -> protocol.ShellReady:
     """Run dropbear on the guest's loopback and join it to the shell port. No network device is involved."""
+    # Every tool of busybox under its own name; what is there already stays.
+    subprocess.run(["/bin/busybox", "--install", "-s", "/usr/bin"], check=False, stderr=subprocess.DEVNULL)
+    Path("/etc/dropbear").mkdir(exist_ok=True)  # receives the host key, made on the first connection
     home = Path("/root/.ssh")
     home.mkdir(mode=0o700, exist_ok=True)
     (home / "authorized_keys").write_text(request.authorized_key + "\n")
     subprocess.run(["/usr/sbin/dropbear", "-R", "-s", "-j", "-k", "-p", "127.0.0.1:22"], check=True)
-    threading.Thread(target=channel.join_port_to_tcp, args=("harness.shell", 22), daemon=True).start()
+    # Opened before we answer: QEMU drops what the host sends to a port that nobody has open.
+    port = channel.open_port("harness.shell")
+    if os.fork() == 0:  # a process, as in beat()
+        try:
+            channel.join_port_to_tcp(port, 22)
+        finally:
+            os._exit(0)
+    os.close(port)
     return protocol.ShellReady()
+
+
+def be_found() -> None:
+    """Leave our process id where the board's keeper looks for it, and lead a group that it can end as a whole."""
+    with contextlib.suppress(PermissionError):
+        os.setsid()  # refused to a group's leader, which is what we want to be
+    Path(os.environ["HARNESS_PID_FILE"]).write_text(str(os.getpid()))
 
 
 def unpack(archive: str, directory: Path) -> None:
@@ -80,8 +103,11 @@ def unpack(archive: str, directory: Path) -> None:
 def main() -> None:
     """Serve the host until it hangs up."""
     stdio = "--stdio" in sys.argv
+    greet = answer_board if stdio else answer_hello
     if stdio:
+        be_found()
         link = channel.Channel.over_stdio()
+        faulthandler.enable()
     else:
         link = channel.Channel(channel.open_port("harness.agent"))
         parent = os.getpid()
@@ -93,12 +119,12 @@ def main() -> None:
     while True:
         message = link.receive()
         if isinstance(message, protocol.Hello):
-            link.send(answer_hello(message))
+            link.send(greet(message))
         elif isinstance(message, protocol.Shell):
             link.send(start_shell(message))
         elif isinstance(message, protocol.Collect):
             unpack(message.archive, home / "tests")
-            run_pytest(link, message.args, home / "tests", {"hello": answer_hello, "shell": start_shell})
+            run_pytest(link, message.args, home / "tests", {"hello": greet, "shell": start_shell})
             return
         else:
             raise protocol.BadFrame(f"{message.kind} comes after collect")

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -78,30 +78,30 @@ class Channel:
         return self._ready.pop(0)
 
 
-def join_port_to_tcp(name: str, tcp_port: int) -> None:
-    """Carry bytes between a virtio-serial port and a connection to the guest's own loopback, until either ends."""
-    port = open_port(name)
-    with socket.create_connection(("127.0.0.1", tcp_port)) as server:
+def join_port_to_tcp(port: int, tcp_port: int) -> None:
+    """Carry bytes between a virtio-serial port and a connection to the guest's own loopback, until either ends.
 
-        def upload() -> None:
-            while True:
-                select.select([port], [], [])
-                try:
-                    data = os.read(port, 1 << 15)
-                except BlockingIOError:
-                    continue
-                if not data:
-                    time.sleep(0.01)
-                    continue
-                server.sendall(data)
+    Neither side is read while the other has not yet taken what was read before, so that nothing piles up here.
 
-        threading.Thread(target=upload, daemon=True).start()
-        while data := server.recv(1 << 15):
-            view = memoryview(data)
-            while view:
-                select.select([], [port], [])
-                try:
-                    view = view[os.write(port, view) :]
-                except BlockingIOError:
-                    time.sleep(0.005)
-    os.close(port)
+    :param port: from :func:`open_port`.
+    """
+    with socket.create_connection(("127.0.0.1", tcp_port)) as connection:
+        connection.setblocking(False)
+        server = connection.fileno()
+        peer = {port: server, server: port}
+        waiting = {port: b"", server: b""}  # what each is still to be given
+        while True:
+            readable, writable, _ = select.select(
+                [fd for fd in peer if not waiting[peer[fd]]], [fd for fd in peer if waiting[fd]], []
+            )
+            try:
+                for fd in writable:
+                    with contextlib.suppress(BlockingIOError):
+                        waiting[fd] = waiting[fd][os.write(fd, waiting[fd]) :]
+                for fd in readable:
+                    with contextlib.suppress(BlockingIOError):
+                        waiting[peer[fd]] = os.read(fd, 1 << 15)
+                        if not waiting[peer[fd]]:
+                            return  # the server hung up, or the host closed its end
+            except ConnectionError:
+                return

@@ -180,7 +180,7 @@ def _decode(payload: bytes) -> Message:
         raise BadFrame(f"unknown message {str(kind)[:40]!r}")
     wanted = {field.name: str(field.type) for field in fields(message)}
     if values.keys() != wanted.keys():
-        raise BadFrame(f"{kind}: fields are {sorted(values)}, expected {sorted(wanted)}")
+        raise BadFrame(f"{kind}: fields are {str(sorted(values))[:200]}, expected {sorted(wanted)}")
     for name, type_name in wanted.items():
         if not _CHECKS[type_name](values[name]):
             raise BadFrame(f"{kind}.{name} is not of type {type_name}")

@@ -27,6 +27,7 @@ class HostDriven:
     def pytest_configure(self, config: pytest.Config) -> None:
         """Silence the terminal: the host has its own. (`-p no:terminal` would remove the options reports depend on.)"""
         config.pluginmanager.unregister(name="terminalreporter")
+        self._config = config
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Keep what went wrong for the host."""
@@ -47,11 +48,14 @@ class HostDriven:
             else:
                 self._link.send(self._handlers[message.kind](message))
 
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Send each phase's report at once: the guest may not live to see the next."""
+        data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
+        self._link.send(protocol.Report(_json_safe(data)))
+
     def _run(self, item: pytest.Item, next_item: pytest.Item | None, marker: str) -> None:
         mark(f"begin {marker}")
-        for report in runtestprotocol(item, log=False, nextitem=next_item):
-            data = item.config.hook.pytest_report_to_serializable(config=item.config, report=report)
-            self._link.send(protocol.Report(_json_safe(data)))
+        runtestprotocol(item, nextitem=next_item)
         mark(f"end {marker}")
         self._link.send(protocol.Finished(item.nodeid, int(Path("/proc/sys/kernel/tainted").read_text())))
 

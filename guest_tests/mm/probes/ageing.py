@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Final
 
 from guest_tests.mm import numa
-from guest_tests.mm.probes import damon
+from guest_tests.mm.probes import damon, offline
 from guest_tests.mm.probes.base import Answer, Probe
 from guest_tests.mm.probes.place import Page, Place, changes, touch
+
+_BITMAP: Final = Path("/sys/kernel/mm/page_idle/bitmap")
 
 
 class IdleBitmap(Probe):
@@ -69,6 +71,7 @@ class DamonAccess(Probe):
     """
 
     name = "damon"
+    _kdamond: damon.Kdamond
 
     def missing(self) -> str | None:
         """See :meth:`Probe.missing`."""
@@ -76,18 +79,21 @@ class DamonAccess(Probe):
 
     def force(self, page: Page) -> str:
         """Let DAMON start."""
-        self._kdamond.command("on")
+        try:
+            self._kdamond.command("on")
+        except OSError as error:
+            return str(error)
         return ""
 
     def look(self, page: Page) -> Answer:
         """See :meth:`Probe.look`."""
         drain()
-        found = set()
+        found: set[Place] = set()
         with damon.Kdamond(page.pfn, "stat", accessed=True) as kdamond:
             self._kdamond = kdamond
-            self.force(page)
+            remark = self.force(page)
             if not kdamond.running:
-                return self.unable("DAMON does not run", changes(page.before, page.before))
+                return self.unable("DAMON does not run", remark or "nobody started it")
             # The first samples still see accesses from before.
             time.sleep(2 * kdamond.aggregation)
             before = kdamond.applied()
@@ -107,9 +113,6 @@ class DamonAccess(Probe):
         return Answer(self.name, frozenset(found), frozenset(page.places) - found, _seen_at(page, found))
 
 
-_BITMAP: Final = Path("/sys/kernel/mm/page_idle/bitmap")
-
-
 def drain() -> None:
     """Flush the per-CPU batches of pages on their way to an LRU list: idle tracking and DAMON skip pages in them.
 
@@ -118,7 +121,7 @@ def drain() -> None:
     try:
         numa.move_pages(0, [], [])
     except OSError:  # without CONFIG_NUMA
-        Path("/proc/sys/vm/compact_memory").write_text("1")
+        offline.attempt(Path("/proc/sys/vm/compact_memory"), "1", "drain")
 
 
 def touch_for(address: int, seconds: float, pause: float) -> None:

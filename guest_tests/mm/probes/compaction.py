@@ -6,6 +6,7 @@ from __future__ import annotations
 import array
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,9 +63,10 @@ class Compaction(MigrationProbe):
                 return self._compact(page, ballast)
         with _Ballast(_emptiest()) as ballast:
             for _ in range(self.hops):
-                # Filled first, so that the page does not get one of the odd frames at the end of the node.
+                # Filled while the page is away, or it would get back the frame that it left: the last one freed.
+                away = _moved(page, next((node for node in numa.nodes() if node != ballast.node), None))
                 ballast.grow()
-                there = _brought(page, ballast.node)
+                there = away and _moved(away, ballast.node)
                 if there is None:
                     return self.unable(
                         "compaction has no use for the page where it lies, and move_pages() cannot bring it elsewhere",
@@ -85,22 +87,17 @@ def _emptiest() -> int:
     return max(numa.nodes(), key=numa.free_kb)
 
 
-def _brought(page: Page, node: int) -> Page | None:
-    """The page after it was moved to ``node`` from another one, or None if that did not work for all its places."""
+def _moved(page: Page, node: int | None) -> Page | None:
+    """The page after it was moved to ``node``, or None if there is no such node or the page does not follow."""
     place = page.places[0]
-    around = [other for other in numa.nodes() if other != node][:1]
-    if not around:
+    if node is None:
         return None
-    for target in [*around, node]:
-        if numa.node_of(place.address, place.pid) == target:
-            continue
-        numa.move_pages(place.pid, [place.address], [target], numa.MPOL_MF_MOVE_ALL)
-        before = observe(page.places)
-        moved = page.moved_to(before)
-        if moved is None:
-            return None
-        page = Page(moved, page.places, before)
-    return page
+    if numa.node_of(place.address, place.pid) == node:
+        return page
+    numa.move_pages(place.pid, [place.address], [node], numa.MPOL_MF_MOVE_ALL)
+    before = observe(page.places)
+    moved = page.moved_to(before)
+    return None if moved is None else Page(moved, page.places, before)
 
 
 class _Ballast:
@@ -142,11 +139,15 @@ class _Ballast:
     def make_room(self, zone: _Zone, pfn: int) -> bool:
         """Make more free frames in blocks above ``pfn`` than there are movable pages below it; whether that worked."""
         block = max(1, vmstat.meminfo().get("Hugepagesize", 2048) * 1024 // PAGE_SIZE)
-        above = range((pfn // block + 1) * block, zone.end)
+        # Not the next block: once its own is scanned to the end the scanners count as having met there.
+        above = range((pfn // block + 2) * block, zone.end)
+        if not above:
+            self._story = f"{pfn:#x} lies in the last blocks of {zone}"
+            return False
         below = zone.movable_below(pfn) - sum(zone.start <= frame < pfn for _, frame in self._frames())
         wanted = below + below // 8 + 64
         holes: list[int] = []
-        while wanted * 2 <= _MOST_BALLAST and above:
+        while wanted * 2 <= _MOST_BALLAST:
             holes = [address for address, frame in self._frames() if frame in above and frame % 2 == 0]
             if len(holes) >= wanted or not self.grow():
                 break
@@ -187,9 +188,8 @@ class _Zone:
                     break
                 words.frombytes(data)
                 position += len(data) // 8
-        # Most frames are free: their word is a small constant, so that a set is much shorter than the array.
-        on_lru = {word for word in set(words) if word & Flag.LRU}
-        return sum(word in on_lru for word in words)
+        # Few different words: counting them first leaves little to look at.
+        return sum(count for word, count in Counter(words).items() if word & Flag.LRU)
 
 
 def _zone_of(pfn: int) -> _Zone:

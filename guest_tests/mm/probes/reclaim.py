@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from guest_tests.mm import kpage, memcg, swap, syscalls
 from guest_tests.mm.mapping import PAGE_SIZE
@@ -20,6 +21,9 @@ from guest_tests.mm.probes import damon, offline
 from guest_tests.mm.probes.ageing import drain
 from guest_tests.mm.probes.base import EffectProbe
 from guest_tests.mm.probes.place import Page, Place
+
+#: type and offset of a swap entry in pagemap
+_SLOT: Final = (1 << 55) - 1
 
 
 class SwapProbe(EffectProbe):
@@ -38,17 +42,12 @@ class SwapProbe(EffectProbe):
         return frozenset(place for place in page.mapped if after[place].swap and after[place].raw & _SLOT == slot)
 
 
-#: type and offset of a swap entry in pagemap
-_SLOT = (1 << 55) - 1
-
-
 class Reclaim(SwapProbe):
     """memory.reclaim of the control group that the page is charged to.
 
     The page must be charged to a group of its own, not to the root group with everything else: enter one before
-    allocating (:class:`guest_tests.mm.memcg.Memcg`). Several tries are needed: MADV_PAGEOUT would leave shared pages
-    alone, but this asks the LRU, which spares what was referenced since it last looked and, under CONFIG_LRU_GEN, the
-    youngest generations.
+    allocating (:class:`guest_tests.mm.memcg.Memcg`). All of the group is swapped out. Several tries are needed, because
+    the LRU spares what was referenced since it last looked and, under CONFIG_LRU_GEN, the youngest generations.
     """
 
     name = "reclaim"
@@ -95,7 +94,10 @@ class DamonPageout(SwapProbe):
         """See :meth:`Probe.force`."""
         drain()
         with damon.Kdamond(page.pfn, "pageout", accessed=False) as kdamond:
-            kdamond.command("on")
+            try:
+                kdamond.command("on")
+            except OSError as error:
+                return str(error)
             time.sleep(3 * kdamond.aggregation)
         return ""
 

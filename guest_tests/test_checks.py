@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The checks that other tests rest on, each seen failing: one that cannot fail proves nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+
+import pytest
+
+from guest_tests.checks import check_rmap, expect_layout, fails, layout, refused
+from guest_tests.evidence import Evidence, describe
+from guest_tests.mm import pagemap, syscalls
+from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, carve_out, move
+from guest_tests.mm.syscalls import PROT_READ
+
+pytestmark = pytest.mark.shared_guest
+
+
+def _refuse() -> None:
+    raise OSError(errno.EINVAL, "refused")
+
+
+def test_two_mappings_are_told_from_one(area: CarveOut) -> None:
+    area.map(0, 10)
+    assert layout(area) == [(0, 10)]
+    area.map(3, 2, prot=PROT_READ)
+    wanted = r"expected .* \[\(0, 10\)\], the kernel has \[\(0, 3\), \(3, 2\), \(5, 5\)\]"
+    with pytest.raises(AssertionError, match=wanted):
+        expect_layout(area, [(0, 10)], "one protection")
+
+
+def test_a_success_is_no_failure() -> None:
+    with pytest.raises(AssertionError, match=r"the call gave success \(0x10\), expected EINVAL"):
+        fails(errno.EINVAL, lambda: 16, "the call")
+
+
+def test_one_error_is_not_another() -> None:
+    fails(errno.EINVAL, _refuse, "the call")
+    with pytest.raises(AssertionError, match="the call gave EINVAL, expected EFAULT"):
+        fails(errno.EFAULT, _refuse, "the call")
+
+
+def test_a_refusal_that_unmaps_is_noticed(area: CarveOut) -> None:
+    source = area.map(0, 5).fill()
+
+    def call() -> None:
+        area.hole(20, 1)
+        _refuse()
+
+    with pytest.raises(AssertionError, match="changed mappings"):
+        refused(area, errno.EINVAL, call, "the call", source)
+
+
+def test_a_refusal_that_moves_and_moves_back_is_noticed(area: CarveOut) -> None:
+    """The mapping is where it was, with the same data, but its pages were copied."""
+    source = area.map(0, 5).fill()
+
+    def call() -> None:
+        source.part(2).madvise(syscalls.MADV_DONTNEED)
+        source.fill()
+        _refuse()
+
+    with pytest.raises(AssertionError, match="changed pages of the carve-out: page 2"):
+        refused(area, errno.EINVAL, call, "the call", source)
+
+
+def test_a_refusal_that_changes_a_byte_is_noticed(area: CarveOut) -> None:
+    source = area.map(0, 5).fill()
+
+    def call() -> None:
+        ctypes.memset(source.page(3) + 17, 0xA5, 1)
+        _refuse()
+
+    with pytest.raises(AssertionError, match=r"page 3 .* offset 17"):
+        refused(area, errno.EINVAL, call, "the call", source)
+
+
+def test_a_page_that_cannot_follow_is_noticed(area: CarveOut) -> None:
+    """A page that a pipe holds a reference to cannot migrate, which looks as if its mapping was not found."""
+    mapping = area.map(0, 3).fill()
+    check_rmap(mapping)
+    read_end, write_end = os.pipe()
+    try:
+        vector = struct.pack("=QQ", mapping.page(1), PAGE_SIZE)
+        assert ctypes.CDLL(None).vmsplice(write_end, vector, ctypes.c_size_t(1), 0) == PAGE_SIZE
+        with pytest.raises(AssertionError, match="reverse walk does not find page 1 of the mapping"):
+            check_rmap(mapping)
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+    check_rmap(mapping)
+
+
+def test_there_must_be_something_to_walk_for(area: CarveOut) -> None:
+    with pytest.raises(AssertionError, match="nothing to walk for"):
+        check_rmap(area.map(0, 3).touch_read())
+
+
+def test_evidence_tells_mappings_frames_and_moves() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        evidence = Evidence(patch)
+        with carve_out(10) as area:
+            source = area.map(0, 2).fill()
+            frame = pagemap.pfn(source.address)
+            move(source, area.page(5))
+            with pytest.raises(OSError, match="EINVAL"):
+                move(source, area.page(5), 32)
+            before, moves, after = [text for _, text in evidence.sections()]
+    assert f"page 0: pfn {frame:#x} " in before
+    assert f"page 5: pfn {frame:#x} " in after
+    assert [line.rpartition(" = ")[2] for line in moves.splitlines()] == [hex(area.page(5)), "EINVAL"]
+
+
+def test_evidence_outlives_a_carve_out_that_a_failure_closed() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        evidence = Evidence(patch)
+        area = carve_out(4)
+        frame = pagemap.pfn(area.map(1, 1).fill().address)
+        with pytest.raises(OSError, match="refused"), area:
+            _refuse()
+        assert f"page 1: pfn {frame:#x} " in evidence.sections()[0][1]
+
+
+def test_evidence_is_bounded(area: CarveOut) -> None:
+    for at in range(0, 40, 2):
+        area.map(at, 1).fill()
+    assert describe([area] * 20).splitlines()[-1].endswith("more lines")
+    assert len(describe([area] * 20).splitlines()) < 150

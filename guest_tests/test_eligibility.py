@@ -1,0 +1,466 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Which memory can be relocated, and which must be left alone: rows 47 to 64.
+
+Relocation rewrites pages, so that it must be the only one who uses them: memory shared by fork, whoever is the parent,
+is not relocated, nor is anything but private anonymous memory. Best effort moves such memory as any move does. "Must"
+says EFAULT, and everything is as before. All other kernels say EINVAL to both flags, and move plainly without.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from guest_tests.checks import State, expect_layout, fails
+from guest_tests.mm import maps, pagemap, syscalls, system, vmstat
+from guest_tests.mm.mapping import PAGE_SIZE, ZERO, CarveOut, Mapping, carve_out, move
+from guest_tests.mm.probes import Place
+from guest_tests.mm.probes.place import touch
+from guest_tests.mm.proctree import Child
+from guest_tests.mm.syscalls import (
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    MREMAP_MUST_RELOCATE_ANON,
+    MREMAP_RELOCATE_ANON,
+    PROT_NONE,
+    PROT_RW,
+)
+from guest_tests.mm.userfault import EVENT_REMAP, FEATURE_EVENT_REMAP, Event, Userfault
+from guest_tests.relocation import check_pages, check_places, counted, lenient_ways, moved, refused_move, ways
+
+pytestmark = pytest.mark.shared_guest
+
+#: pages in the mapping under test
+_PAGES = 5
+#: page of the carve-out it moves to
+_TO = 20
+
+
+@pytest.fixture
+def source(area: CarveOut) -> Mapping:
+    """Five faulted pages at the beginning of the carve-out."""
+    return area.map(0, _PAGES).fill()
+
+
+def _must_not_relocate(relocate: bool, area: CarveOut, mapping: Mapping) -> None:
+    """In whatever process: "must" is refused, and the kernel still finds every page."""
+    with counted(relocate, refused_forked=1, relocated=0, undone=0):
+        refused_move(relocate, area, mapping, area.page(_TO))
+    check_pages(mapping, pageout=False)
+
+
+def _relocates(relocate: bool, area: CarveOut, mapping: Mapping, flags: int, *, pageout: bool = True) -> Mapping | None:
+    """Move to page 20 and see that the memory is whole there, and found."""
+    before = pagemap.pfns(mapping.address, mapping.pages)
+    relocated = 1 if flags else 0
+    with counted(relocate, relocated=relocated):
+        result = moved(relocate, area, mapping, area.page(_TO), flags)
+    if result is not None:
+        assert pagemap.pfns(result.address, result.pages) == before, "the move changed page frames"
+        check_pages(result, pageout=pageout)
+    return result
+
+
+# --- fork --------------------------------------------------------------------------------------------------------
+
+
+def test_a_parent(relocate: bool, area: CarveOut, source: Mapping) -> None:
+    """Row 47, fork-parent: as long as the child lives."""
+    with Child() as child:
+        _must_not_relocate(relocate, area, source)
+        child.call(source.check)
+
+
+def test_a_child(relocate: bool, area: CarveOut, source: Mapping) -> None:
+    """Row 48, fork-child."""
+    with Child() as child:
+        child.call(_must_not_relocate, relocate, area, source)
+        source.check()
+
+
+@lenient_ways
+@pytest.mark.parametrize("mover", ["parent", "child"])
+def test_best_effort_after_fork(relocate: bool, area: CarveOut, flags: int, mover: str) -> None:
+    """Row 49, fork-best-effort: the memory moves, but it is not relocated. It is still shared copy-on-write with who
+    stayed, and the kernel finds it in both.
+
+    ::
+
+        page        0         5         10             20        25
+        stays       |sssssssss|uuuuuuuuu|
+        moves                 |uuuuuuuuu|sssssssss|         not merged: it keeps the offset of its old place
+    """
+    source = area.map(0, _PAGES).fill()
+    area.map(5, _PAGES)
+    with Child() as child:
+        result = _in(child, mover, _move_best_effort, relocate, area, source, flags)
+        if result is None:
+            return
+        if mover == "parent":
+            here, there = result, source
+        else:
+            here, there = source, result
+        for index in range(_PAGES):
+            check_places(Place(here.page(index)), Place(there.page(index), child))
+        # A write must not show on the other side, whoever writes.
+        here.write(0, b"written by the parent")
+        child.call(there.check)
+        child.call(there.write, 1, b"written by the child")
+        here.check()
+        child.call(there.part(2, 3).check)
+        check_pages(here, pageout=False)
+
+
+def _in(child: Child, who: str, function: object, *args: object) -> Mapping | None:
+    assert callable(function)
+    result = child.call(function, *args) if who == "child" else function(*args)
+    assert result is None or isinstance(result, Mapping)
+    return result
+
+
+def _move_best_effort(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> Mapping | None:
+    with counted(relocate, relocated=0, refused_forked=1 if flags else 0):
+        result = moved(relocate, area, source, area.page(10), flags)
+    if result is not None:
+        expect_layout(area, [(5, 5), (10, 5)], "forked memory is not relocated, so that it does not merge")
+    return result
+
+
+def test_a_child_that_is_a_parent(relocate: bool, area: CarveOut, source: Mapping) -> None:
+    """Row 50, fork-twice: the anon_vma of the child is no root, and one that is not does not count itself among its
+    children. All three generations must be refused."""
+    with Child() as child, child.fork() as grandchild:
+        child.call(_must_not_relocate, relocate, area, source)
+        grandchild.call(_must_not_relocate, relocate, area, source)
+        _must_not_relocate(relocate, area, source)
+        for each in (child, grandchild):
+            each.call(source.check)
+
+
+def test_anon_vmas_that_are_used_again(relocate: bool, area: CarveOut, source: Mapping) -> None:
+    """Row 51, reuse-3: a fork takes over the anon_vma of an ancestor that has no memory left and one child at most
+    (anon_vma_clone(), mm/rmap.c), so that the tree says little about who shares with whom.
+
+    ::
+
+        this process ── first (ends) ── second (ends) ── third ── fourth
+    """
+    with Child() as first:
+        second = first.fork(outlive_parent=True)
+        third = second.fork(outlive_parent=True)
+        first.kill()
+        second.kill()
+        fourth = third.fork()
+        try:
+            for each in (third, fourth):
+                each.call(source.check)
+                each.call(_must_not_relocate, relocate, area, source)
+            _must_not_relocate(relocate, area, source)
+        finally:
+            for each in (fourth, third, second):
+                each.close()
+
+
+@ways
+def test_a_parent_whose_child_is_gone(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
+    """Row 52, child-exited: nobody shares the memory any more."""
+    with Child() as child:
+        child.call(source.check)
+    _relocates(relocate, area, source, flags)
+
+
+def test_a_child_whose_parent_is_gone(relocate: bool, area: CarveOut) -> None:
+    """Row 53, parent-exited: the memory is the child's alone, but its VMA still knows of the parent's anon_vma, where
+    the pages are that were there before the fork."""
+    with Child() as parent:
+        source = parent.call(_mapped, area)
+        child = parent.fork(outlive_parent=True)
+        try:
+            parent.kill()
+            child.call(_must_not_relocate, relocate, area, source)
+            child.call(_move_best_effort_alone, relocate, area, source)
+        finally:
+            child.close()
+
+
+def _mapped(area: CarveOut) -> Mapping:
+    return area.map(0, _PAGES).fill()
+
+
+def _move_best_effort_alone(relocate: bool, area: CarveOut, source: Mapping) -> None:
+    flags = MREMAP_RELOCATE_ANON if relocate else 0
+    check_pages(move(source, area.page(_TO), flags).check())
+
+
+@ways
+def test_memory_that_is_not_forked(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
+    """Row 54, dontfork: a child that does not get the memory does not share it."""
+    source.madvise(syscalls.MADV_DONTFORK)
+    with Child():
+        _relocates(relocate, area, source, flags)
+
+
+@ways
+def test_threads(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
+    """Row 55, threads: threads share everything, and nothing more because of it. One that is there does not matter,
+    and sees the memory at its new place."""
+    here = threading.Event()
+    there = threading.Event()
+    failed: list[BaseException] = []
+
+    def look() -> None:
+        try:
+            source.check()
+            here.set()
+            there.wait(30)
+            if results[0] is not None:
+                results[0].check()
+        except BaseException as error:
+            failed.append(error)
+
+    results: list[Mapping | None] = []
+    thread = threading.Thread(target=look)
+    thread.start()
+    here.wait(30)
+    try:
+        results.append(_relocates(relocate, area, source, flags))
+    finally:
+        there.set()
+        thread.join()
+    assert not failed, f"another thread does not find the memory at its new place: {failed[0]}"
+
+
+# --- other kinds of memory ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _shared(area: CarveOut) -> Iterator[Mapping]:
+    yield area.map(0, _PAGES, shared=True).fill()
+
+
+@contextmanager
+def _private_file(area: CarveOut) -> Iterator[Mapping]:
+    fd = syscalls.memfd_create("private")
+    try:
+        os.ftruncate(fd, _PAGES * PAGE_SIZE)
+        mapping = area.map_file(0, _PAGES, fd)
+        mapping.contents = [ZERO] * _PAGES
+        for index in range(3):  # copied on write: anonymous pages, the other two are the file's
+            mapping.write(index, b"private %d " % index)
+        yield mapping.touch_read()
+    finally:
+        os.close(fd)
+
+
+_OTHER_KINDS = {"shared-anon": _shared, "private-file": _private_file}
+
+
+@lenient_ways
+@pytest.mark.parametrize("kind", _OTHER_KINDS)
+def test_other_kinds_move_plainly(relocate: bool, area: CarveOut, kind: str, flags: int) -> None:
+    """Rows 56 and 57, shared-anon and private-file: best effort moves them like any move."""
+    with _OTHER_KINDS[kind](area) as source:
+        with counted(relocate, refused_vma=1 if flags else 0, relocated=0):
+            result = moved(relocate, area, source, area.page(_TO), flags)
+        if result is not None:
+            check_pages(result, pageout=False)
+
+
+@pytest.mark.parametrize("kind", _OTHER_KINDS)
+def test_other_kinds_are_refused(relocate: bool, area: CarveOut, kind: str) -> None:
+    """Rows 56 and 57, shared-anon and private-file: "must" is an error."""
+    with _OTHER_KINDS[kind](area) as source:
+        with counted(relocate, refused_vma=1, relocated=0):
+            refused_move(relocate, area, source, area.page(_TO))
+        check_pages(source, pageout=False)
+
+
+@ways
+def test_hugetlb(relocate: bool, flags: int) -> None:
+    """Row 58, hugetlb: moves in huge pages (5.16), and is never relocated.
+
+    ::
+
+        huge page   0         1         2         3
+                    |sssssssss|         |--> here |
+    """
+    system.require_config("HUGETLBFS")
+    size = vmstat.meminfo().get("Hugepagesize", 0) << 10
+    if not 0 < size <= 32 << 20:
+        pytest.skip(f"needs huge pages of 32 MB at most: CONFIG_HUGETLBFS gives {size >> 10} kB here")
+    pages = size // PAGE_SIZE
+    with _huge_pages(4), carve_out(4 * pages) as area:
+        source = area.map(0, pages, flags=syscalls.MAP_HUGETLB)
+        source.contents = [None] * pages
+        for index in (0, 1, pages // 2, pages - 1):
+            source.write(index, b"huge %d " % index)
+        if flags & MREMAP_MUST_RELOCATE_ANON:
+            refused_move(relocate, area, source, area.page(2 * pages))
+            result: Mapping | None = source
+        else:
+            result = moved(relocate, area, source, area.page(2 * pages), flags)
+        if result is not None:
+            check_pages(result, pageout=False)
+
+
+@contextmanager
+def _huge_pages(number: int) -> Iterator[None]:
+    file = Path("/proc/sys/vm/nr_hugepages")
+    before = file.read_text()
+    try:
+        file.write_text(str(number))
+        got = int(file.read_text())
+        if got < number:
+            pytest.skip(f"needs {number} free huge pages, the kernel found memory for {got}")
+        yield
+    finally:
+        file.write_text(before)
+
+
+@pytest.mark.parametrize("name", ["[vvar]", "[vdso]"])
+def test_special_mappings(relocate: bool, name: str) -> None:
+    """Row 59, special: what the kernel maps into every process has no pages of the process's own."""
+    with Child() as child:  # nothing else may read the clock meanwhile, which is in there
+        child.call(_move_special, relocate, name)
+
+
+def _move_special(relocate: bool, name: str) -> None:
+    vma = next((vma for vma in maps.vmas() if vma.path == name), None)
+    if vma is None:
+        pytest.skip(f"needs a kernel that maps {name} into processes")
+    length = vma.length
+    with carve_out(length // PAGE_SIZE) as area:
+        ordinary = MREMAP_MAYMOVE | MREMAP_FIXED
+        fails(
+            errno.EFAULT if relocate else errno.EINVAL,
+            lambda: syscalls.mremap(vma.start, length, length, ordinary | MREMAP_MUST_RELOCATE_ANON, area.address),
+            f"relocation of {name}",
+        )
+        assert vma in maps.vmas(), f"a refused relocation of {name} changed it"
+        flags = ordinary | (MREMAP_RELOCATE_ANON if relocate else 0)
+        # There and back in one breath: the interpreter must not need the clock in between. That the second move finds
+        # something to move shows that the first one moved it.
+        there = syscalls.call("mremap", vma.start, length, length, flags, area.address)
+        back = syscalls.call("mremap", area.address, length, length, flags, vma.start)
+        assert (there, back) == (area.address, vma.start), f"{name} moved to {there:#x} and back to {back:#x}"
+        assert vma in maps.vmas(), f"{name} did not move back"
+
+
+# --- attributes that are no obstacle -----------------------------------------------------------------------------
+
+
+@ways
+def test_locked_memory(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
+    """Row 60, mlocked: it moves, and remains locked."""
+    syscalls.mlock(source.address, source.length)
+    locked = vmstat.status()["VmLck"]
+    result = _relocates(relocate, area, source, flags, pageout=False)
+    assert vmstat.status()["VmLck"] == locked, "a move changed how much memory is locked"
+    here = source if result is None else result
+    vma = maps.vma_at(here.address, detailed=True)
+    assert "lo" in vma.vm_flags, f"{vma} is not locked any more"
+    assert vma.size("Locked") == here.length >> 10, f"{vma.size('Locked')} kB of {vma} are locked"
+
+
+@ways
+def test_inaccessible_memory(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
+    """Row 61, prot-none: the pages are there all the same."""
+    before = pagemap.pfns(source.address, source.pages)
+    source.mprotect(PROT_NONE)
+    contents, source.contents = source.contents, [None] * source.pages
+    result = moved(relocate, area, source, area.page(_TO), flags)
+    here = source if result is None else result
+    assert pagemap.pfns(here.address, here.pages) == before, "the move changed page frames"
+    here.mprotect(PROT_RW)
+    here.contents = contents
+    check_pages(here.check())
+
+
+@ways
+@pytest.mark.parametrize("event", [False, True], ids=["no-event", "event"])
+def test_userfault(relocate: bool, area: CarveOut, source: Mapping, flags: int, event: bool) -> None:
+    """Row 62, uffd: whether the memory stays registered is for its owner to say, by asking for an event of moves
+    (mremap_userfaultfd_prep(), fs/userfaultfd.c). Relocated or not makes no difference."""
+    system.require_config("USERFAULTFD")
+    with Userfault(FEATURE_EVENT_REMAP if event else 0) as uffd:
+        uffd.register(source)
+        events: list[Event | None] = []
+        # A move with event waits until it is read.
+        thread = threading.Thread(target=lambda: events.append(uffd.read(2 if relocate or not flags else 0.1)))
+        if event:
+            thread.start()
+        try:
+            result = moved(relocate, area, source, area.page(_TO), flags)
+        finally:
+            if event:
+                thread.join()
+        if result is None:
+            return
+        if event:
+            arguments = (source.address, result.address, result.length)
+            assert events == [Event(EVENT_REMAP, arguments)], f"the owner of the memory was told {events}"
+        registered = "um" in maps.vma_at(result.address, detailed=True).vm_flags
+        assert registered == event, f"after the move the memory is {'' if registered else 'not '}registered"
+    check_pages(result)
+
+
+@ways
+def test_guard_pages(relocate: bool, area: CarveOut, flags: int) -> None:
+    """Row 63, guard: guard pages are entries of the page table, and go along.
+
+    ::
+
+        page   0         2     4         6            20        22    24        26
+               |sssssssss|guard|sssssssss|     ->     |sssssssss|guard|sssssssss|
+    """
+    system.require_kernel(6, 13, "guard pages")
+    source = area.map(0, 6).fill()
+    guards = Mapping(source.page(2), 2)
+    guards.madvise(syscalls.MADV_GUARD_INSTALL)
+    source.contents[2:4] = [None, None]
+    # Page by page: reading a guard page kills.
+    for index in (0, 1, 4, 5):
+        source.part(index).check()
+    before = State.of(area)
+    flagged = flags & (MREMAP_RELOCATE_ANON | MREMAP_MUST_RELOCATE_ANON)
+    if flagged and not relocate:
+        fails(errno.EINVAL, lambda: move(source, area.page(_TO), flags), f"a move with flags {flags:#x}")
+        before.expect(area, "a refused move")
+        return
+    result = move(source, area.page(_TO), flags).check()
+    readable = [touch(address) for address in result.page_addresses]
+    assert readable == [True, True, False, False, True, True], f"of the moved pages these can be read: {readable}"
+    check_pages(result.part(0, 2), result.part(4, 2))
+    Mapping(result.page(2), 2).madvise(syscalls.MADV_GUARD_REMOVE)
+    Mapping(result.page(2), 2, [ZERO, ZERO]).check()
+
+
+# --- what a refusal costs ----------------------------------------------------------------------------------------
+
+
+@lenient_ways
+def test_a_fixed_destination_is_replaced(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
+    """Row 64, fixed-must-fail: what happens to a destination in use when forked memory is moved onto it."""
+    area.map(_TO, _PAGES).fill(seed=1)
+    with Child() as child:
+        result = moved(relocate, area, source, area.page(_TO), flags)
+        child.call(source.check)
+    if result is not None:
+        expect_layout(area, [(_TO, _PAGES)], "the source replaces what was at the destination")
+        check_pages(result)
+
+
+def test_a_fixed_destination_survives_a_refusal(relocate: bool, area: CarveOut, source: Mapping) -> None:
+    """Row 64, fixed-must-fail: the old contents of the destination must not be lost for a move that is refused. So
+    the kernel has to look at the source before it makes room; one that makes room first leaves a hole."""
+    destination = area.map(_TO, _PAGES).fill(seed=1)
+    with Child():
+        refused_move(relocate, area, source, destination.address)
+        destination.check()
+    check_pages(source, destination)

@@ -1,0 +1,509 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Small folios in every state, moved with and without relocation: rows 65 to 73 and 85 to 91.
+
+A moved page shows the right data whatever its folio says of its place, so that each test makes the kernel look for the
+pages afterwards: it migrates them, swaps them out, or takes their frames out of use. What holds for a plain move on any
+kernel holds for relocated memory too, which is why most tests have one expectation for all three ways to ask.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import fcntl
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from guest_tests.checks import State, expect_layout, fails
+from guest_tests.mm import kpage, memcg, numa, pagemap, swap, syscalls, system, vmstat
+from guest_tests.mm.mapping import PAGE_SIZE, ZERO, CarveOut, Mapping, carve_out, move
+from guest_tests.mm.memcg import Memcg
+from guest_tests.mm.probes import Place, offline
+from guest_tests.mm.probes.migration import SoftOffline
+from guest_tests.mm.proctree import Child, ChildDied
+from guest_tests.mm.syscalls import MADV_PAGEOUT, MREMAP_MUST_RELOCATE_ANON
+from guest_tests.mm.userfault import FEATURE_EVENT_REMAP, MODE_WP, Userfault
+from guest_tests.relocation import (
+    Accounts,
+    Spliced,
+    check_pages,
+    counted,
+    moved,
+    must_or_refused,
+    pinned,
+    refused_move,
+    stamp,
+    thp,
+    ways,
+)
+
+pytestmark = pytest.mark.shared_guest
+
+#: page of the carve-out that memory moves to
+_TO = 20
+
+
+@pytest.fixture
+def source(area: CarveOut) -> Mapping:
+    """Eight faulted pages at the beginning of the carve-out."""
+    return area.map(0, 8).fill()
+
+
+# --- each reason to walk the reverse map -------------------------------------------------------------------------
+
+
+@ways
+def test_pageout(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
+    """Row 65, pageout: every page of moved memory can be swapped out, and comes back."""
+    swap.require_swap(source.length >> 10)
+    result = moved(relocate, area, source, area.page(_TO), flags)
+    if result is not None:
+        _swap_out(result)
+        check_pages(result.check())
+
+
+def _swap_out(mapping: Mapping) -> None:
+    """Swap out all of ``mapping``, and see it gone."""
+    for _ in range(3):
+        mapping.madvise(MADV_PAGEOUT)
+        left = [i for i, entry in enumerate(pagemap.entries(mapping.address, mapping.pages)) if entry.present]
+        if not left:
+            return
+    raise AssertionError(f"MADV_PAGEOUT leaves pages {left} of the mapping at {mapping.address:#x} where they are")
+
+
+@ways
+def test_migration(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
+    """Row 66, migrate: every page of moved memory goes to the other node and back."""
+    system.require_nodes(2)
+    result = moved(relocate, area, source, area.page(_TO), flags)
+    if result is None:
+        return
+    for node in (*numa.nodes()[:2], numa.nodes()[0]):
+        before = pagemap.pfns(result.address, result.pages)
+        here = numa.nodes_of(result.page_addresses)
+        numa.move_pages(0, result.page_addresses, [node] * result.pages, numa.MPOL_MF_MOVE_ALL)
+        assert numa.nodes_of(result.page_addresses) == [node] * result.pages, f"not all pages went to node {node}"
+        after = pagemap.pfns(result.address, result.pages)
+        same = [i for i in range(result.pages) if here[i] != node and before[i] == after[i]]
+        assert not same, f"pages {same} changed their node without changing their frame"
+        result.check()
+
+
+@ways
+def test_soft_offline(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
+    """Row 67, soft-offline: every page of moved memory leaves its frame when that is taken out of use."""
+    probe = SoftOffline()
+    reason = probe.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    result = moved(relocate, area, source, area.page(_TO), flags)
+    for address in [] if result is None else result.page_addresses:
+        answer = probe.walk([Place(address)])
+        assert answer.complete, f"soft offline does not find the page at {address:#x}: {answer}"
+    if result is not None:
+        result.check()
+
+
+# --- what is in the page table -----------------------------------------------------------------------------------
+
+
+@ways
+def test_zero_pages(relocate: bool, area: CarveOut, flags: int) -> None:
+    """Row 68, zero-page: memory that was only read maps the zero page, which nobody owns. The memory around it, and
+    what is written later, is found."""
+    source = area.map(0, 8).touch_read()
+    source.write(3, b"the only page")
+    result = moved(relocate, area, source, area.page(_TO), flags)
+    if result is not None:
+        zero = [kpage.Flag.ZERO_PAGE in kpage.flags_at(address) for address in result.page_addresses]
+        assert zero == [True] * 3 + [False] + [True] * 4, f"the zero page is mapped, page by page: {zero}"
+        check_pages(result.fill(seed=1))
+
+
+@ways
+def test_mixed_with_holes(relocate: bool, area: CarveOut, flags: int) -> None:
+    """Row 69, mixed-holes: every third page has been touched.
+
+    ::
+
+        page   0  1  2  3  4  5  6  7  8  9  10 11
+               |f  .  .  f  .  .  f  .  .  f  .  .|
+    """
+    source = area.map(0, 12)
+    for index in range(0, 12, 3):
+        source.write(index, b"page %d" % index)
+    before = pagemap.pfns(source.address, 12)
+    result = moved(relocate, area, source, area.page(_TO), flags)
+    if result is not None:
+        # Before the data is compared, which maps the zero page into the holes.
+        check_pages(*(result.part(index) for index in range(0, 12, 3)))
+        assert [pfn is None for pfn in before] == [index % 3 > 0 for index in range(12)]
+        check_pages(result.fill(seed=1))
+
+
+@ways
+def test_swapped_out(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
+    """Row 70, swapped: memory that is away while it moves is found when it has come back, and can go again."""
+    swap.require_swap(source.length >> 10)
+    _swap_out(source)
+    offsets = [entry.swap_offset for entry in pagemap.entries(source.address, source.pages)]
+    if flags and not relocate:
+        before = State.of(area)
+        fails(errno.EINVAL, lambda: move(source, area.page(_TO), flags), f"a move with flags {flags:#x}")
+        before.expect(area, "a refused move")
+        return
+    result = move(source, area.page(_TO), flags)
+    there = [entry.swap_offset for entry in pagemap.entries(result.address, result.pages)]
+    assert there == offsets, f"the swap entries {offsets} became {there}"
+    check_pages(result.check())
+
+
+@ways
+def test_in_swap_cache(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
+    """Row 71, swapcache: the page table has a swap entry, but the folio is still there, says that it belongs to the
+    old place, and will be mapped at the new one as it is. If it is not rewritten, the kernel has to notice at the next
+    fault, and copy it (``ksm_swpin_copy`` counts that, a kernel without CONFIG_KSM does not notice).
+
+    A reference from a pipe keeps the folios there: without it, they would be freed as soon as they are swapped out.
+    """
+    swap.require_swap(source.length >> 10)
+    before = pagemap.pfns(source.address, source.pages)
+    with Spliced(source.address, source.length):
+        source.madvise(MADV_PAGEOUT)
+        swapped = [entry.swap for entry in pagemap.entries(source.address, source.pages)]
+        cached = [pfn is not None and kpage.Flag.SWAPCACHE in kpage.flags(pfn) for pfn in before]
+        assert all(swapped), f"of the pages in a pipe these were unmapped: {swapped}"
+        assert all(cached), f"of the pages in a pipe these are in swap cache: {cached}"
+        if flags and not relocate:
+            fails(errno.EINVAL, lambda: move(source, area.page(_TO), flags), f"a move with flags {flags:#x}")
+            source.check()
+            return
+        events = vmstat.vmstat()
+        result = move(source, area.page(_TO), flags).check()
+        copies = vmstat.delta(events, "ksm_swpin_copy") if "ksm_swpin_copy" in events else 0
+        moved_frames = sum(old != new for old, new in zip(before, pagemap.pfns(result.address, 8), strict=True))
+        assert moved_frames <= copies, f"{moved_frames} pages came back elsewhere, but ksm_swpin_copy rose by {copies}"
+    check_pages(result.touch())
+
+
+@ways
+def test_in_swap_cache_for_somebody_else(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
+    """Row 71, swapcache: the folios in swap cache were read in by a child that is gone, for its own memory."""
+    swap.require_swap(source.length >> 10)
+    _swap_out(source)
+    with Child() as child:
+        child.call(source.check)
+        frames = pagemap.pfns(source.address, source.pages, child.pid)
+    cached = [pfn is not None and kpage.Flag.SWAPCACHE in kpage.flags(pfn) for pfn in frames]
+    assert all(cached), f"of what the child read in, these pages are still in swap cache: {cached}"
+    if flags and not relocate:
+        fails(errno.EINVAL, lambda: move(source, area.page(_TO), flags), f"a move with flags {flags:#x}")
+        check_pages(source.check())
+        return
+    check_pages(move(source, area.page(_TO), flags).check())
+
+
+@ways
+def test_pinned(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
+    """Row 73, pinned-4k: a pinned page must be refused, or relocated for good. To leave it alone and say "success"
+    would leave a page that the kernel does not find: so each page is asked for when it is not pinned any more."""
+    with pinned(source.page(3)):
+        if flags == MREMAP_MUST_RELOCATE_ANON:
+            with counted(relocate, refused_pinned=1, undone=0):
+                result = must_or_refused(relocate, area, source, area.page(_TO))
+        else:
+            result = moved(relocate, area, source, area.page(_TO), flags)
+    check_pages(source if result is None else result)
+
+
+@ways
+def test_referenced(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
+    """Row 73, pinned-4k: a page that somebody holds without having pinned it."""
+    with Spliced(source.page(3)) as pipe:
+        result = moved(relocate, area, source, area.page(_TO), flags)
+        assert pipe.read(PAGE_SIZE) == source.contents[3].data if source.contents[3] else False, "another page"
+    check_pages(source if result is None else result)
+
+
+@ways
+def test_lazily_freed(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
+    """Row 85, lazyfree: pages that may be dropped hold their data or zeros, whatever moves."""
+    source.madvise(syscalls.MADV_FREE)
+    result = moved(relocate, area, source, area.page(_TO), flags)
+    here = source if result is None else result
+    contents, here.contents = here.contents, [None] * here.pages
+    here.write(0, b"not to be dropped any more")
+    here.madvise(MADV_PAGEOUT)
+    here.part(0).check()
+    for index in range(1, here.pages):
+        expected = contents[index]
+        assert expected is not None
+        data = here.read(index)
+        assert data in (expected.data, ZERO.data), f"page {index} holds neither its data nor zeros"
+    check_pages(here.fill(seed=1))
+
+
+@ways
+def test_poisoned(relocate: bool, area: CarveOut, flags: int) -> None:
+    """Row 86, hwpoison-entry: what is left of a page whose frame is broken goes along, and kills whoever touches it
+    at the new place; the pages around it are found."""
+    reason = offline.missing("hard") or offline.over_budget()
+    if reason is not None:
+        pytest.skip(reason)
+    with Child() as child:
+        source = child.call(_mapped, area)
+        pfn = pagemap.pfn(source.page(3), child.pid)
+        try:
+            remark = offline.offline("hard", pfn)
+            assert offline.poisoned(pfn), f"frame {pfn:#x} was not poisoned: {remark}"
+            source.contents[3] = None
+            address = child.call(_move_poisoned, relocate, area, source, flags, pfn)
+            if address is not None:
+                with pytest.raises(ChildDied) as died:
+                    child.call(ctypes.string_at, address, 1)
+                assert died.value.signal == signal.SIGBUS, f"a touch of a poisoned page: {died.value}"
+        finally:
+            child.close()
+            offline.restore(pfn)
+
+
+def _mapped(area: CarveOut) -> Mapping:
+    return area.map(0, 8).fill()
+
+
+def _move_poisoned(relocate: bool, area: CarveOut, source: Mapping, flags: int, pfn: int) -> int | None:
+    """Returns the address that must not be touched, or None where nothing moved."""
+    left, right = (0, 3), (4, 4)
+    if flags and not relocate:
+        fails(errno.EINVAL, lambda: move(source, area.page(_TO), flags), f"a move with flags {flags:#x}")
+        check_pages(source.part(*left), source.part(*right))
+        return None
+    result = move(source, area.page(_TO), flags)
+    entry = pagemap.entry(result.page(3))
+    assert entry.swap, f"the poison entry became {entry}"
+    assert entry.swap_offset == pfn, f"the poison entry became {entry}"
+    check_pages(result.part(*left), result.part(*right))
+    return result.page(3)
+
+
+# --- marks in the page table -------------------------------------------------------------------------------------
+
+
+@ways
+def test_soft_dirty(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
+    """Row 87, soft-dirty: a move marks what it moves, so that who looks for changes does not miss it."""
+    system.require_config("MEM_SOFT_DIRTY")
+    Path("/proc/self/clear_refs").write_text("4")
+    clean = [entry.soft_dirty for entry in pagemap.entries(source.address, source.pages)]
+    if any(clean):
+        pytest.skip("needs CONFIG_MEM_SOFT_DIRTY=y: the kernel does not clear the marks")
+    result = moved(relocate, area, source, area.page(_TO), flags)
+    if result is not None:
+        marks = [entry.soft_dirty for entry in pagemap.entries(result.address, result.pages)]
+        assert all(marks), f"moved pages must be marked soft-dirty, but are: {marks}"
+        check_pages(result)
+
+
+#: _IOWR(0xAA, 6, struct uffdio_writeprotect), include/uapi/linux/userfaultfd.h
+_UFFDIO_WRITEPROTECT = 0xC018AA06
+
+
+@ways
+@pytest.mark.parametrize("event", [False, True], ids=["no-event", "event"])
+def test_write_protection(relocate: bool, area: CarveOut, source: Mapping, flags: int, event: bool) -> None:
+    """Row 87, uffd-wp: the marks of userfaultfd stay where the registration stays, which needs the event of a move;
+    without it they go (0cef0bb836e3, Linux 6.13), or nobody could ever remove them.
+
+    Relocation may refuse the second case: a move that takes marks away cannot be undone.
+    """
+    system.require_config("USERFAULTFD", "HAVE_ARCH_USERFAULTFD_WP")
+    system.require_kernel(6, 13, "a move takes marks away that nobody is left to remove")
+    with Userfault(FEATURE_EVENT_REMAP if event else 0) as uffd:
+        uffd.register(source, MODE_WP)
+        request = array.array("Q", [source.page(2), 3 * PAGE_SIZE, 1])
+        fcntl.ioctl(uffd.fd, _UFFDIO_WRITEPROTECT, request)
+        marked = [entry.uffd_wp for entry in pagemap.entries(source.address, 8)]
+        assert marked == [2 <= index < 5 for index in range(8)], f"write-protected are {marked}"
+        with _events_read(uffd) if event and (relocate or not flags) else _nothing():
+            if flags == MREMAP_MUST_RELOCATE_ANON and not event:
+                result = must_or_refused(relocate, area, source, area.page(_TO))
+            else:
+                result = moved(relocate, area, source, area.page(_TO), flags)
+        here = source if result is None else result
+        after = [entry.uffd_wp for entry in pagemap.entries(here.address, 8)]
+        wanted = marked if event or result is None else [False] * 8
+        assert after == wanted, f"of the pages these are write-protected after the move: {after}, expected {wanted}"
+    check_pages(here.fill(seed=1))
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _events_read(uffd: Userfault) -> Iterator[None]:
+    """Serve the event of one move, which waits for that."""
+    thread = threading.Thread(target=uffd.read)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+# --- lengths and distances ---------------------------------------------------------------------------------------
+
+
+class _Bulk:
+    """Memory in bulk whose every byte follows from its place; fast, because whole megabytes are written at once."""
+
+    _BLOCK = 1 << 20
+
+    def __init__(self, address: int, length: int) -> None:
+        self.address, self.length = address, length
+        pattern = bytes(range(251)) * (self._BLOCK // 251 + 1)
+        self._pattern = pattern[: self._BLOCK]
+
+    def _expected(self, offset: int) -> bytes:
+        size = min(self._BLOCK, self.length - offset)
+        words = memoryview(bytearray(self._pattern[:size])).cast("Q")
+        step = PAGE_SIZE // 8
+        first = offset // PAGE_SIZE
+        words[::step] = memoryview(array.array("Q", range(first, first + size // PAGE_SIZE)))
+        return words.tobytes()
+
+    def fill(self) -> None:
+        """Write it."""
+        for offset in range(0, self.length, self._BLOCK):
+            data = self._expected(offset)
+            ctypes.memmove(self.address + offset, data, len(data))
+
+    def check(self, address: int) -> None:
+        """Compare every byte, after a move to ``address``."""
+        for offset in range(0, self.length, self._BLOCK):
+            data = self._expected(offset)
+            actual = ctypes.string_at(address + offset, len(data))
+            if actual != data:
+                wrong = next(i for i, (a, b) in enumerate(zip(actual, data, strict=True)) if a != b)
+                raise AssertionError(
+                    f"byte {offset + wrong:#x} of {self.length:#x} at {address:#x} is {actual[wrong]:#x}"
+                )
+
+    def sample(self, address: int) -> Mapping:
+        """Some of its pages: a whole run in the middle of the smaller ones, less of the larger."""
+        pages = self.length // PAGE_SIZE
+        count = min(pages, 96)
+        return Mapping(address + (pages - count) // 2 * PAGE_SIZE, count)
+
+
+_MB = 1 << 20
+#: length, and how far from a multiple of 1 GiB source and destination are
+_SIZES = [
+    pytest.param(8 << 10, 1 << 12, 3 << 12, id="8KB-by-pages"),
+    pytest.param(1 * _MB, 1 << 12, 2 * _MB, id="1MB-by-pages"),
+    pytest.param(1 * _MB, 1 * _MB, 5 * _MB, id="1MB-by-megabytes"),
+    pytest.param(2 * _MB, 0, 6 * _MB, id="2MB-aligned"),
+    pytest.param(2 * _MB, 1 * _MB, 6 * _MB, id="2MB-across-page-tables"),
+    pytest.param(4 * _MB, 1 << 16, 9 * _MB, id="4MB-by-pages"),
+    pytest.param(16 * _MB, 0, 1024 * _MB, id="16MB-to-another-PUD"),
+    pytest.param(8 * _MB, 1020 * _MB, 40 * _MB, id="8MB-across-two-PUDs"),
+    pytest.param(64 * _MB, 2 * _MB, 104 * _MB, id="64MB-behind-40MB"),
+]
+
+
+@ways
+@pytest.mark.parametrize("huge", [False, True], ids=["small", "thp"])
+@pytest.mark.parametrize(("length", "start", "to"), _SIZES)
+def test_lengths(relocate: bool, length: int, start: int, to: int, flags: int, huge: bool) -> None:
+    """Row 88, size-matrix: lengths from two pages to 64 MB, across page tables of every level. A guest has 640 MB, and
+    is emulated: what a gigabyte would show beyond that is nothing but more of the same page tables."""
+    length, start, to = (-(-number // PAGE_SIZE) * PAGE_SIZE for number in (length, start, to))
+    with thp("always" if huge else "never"), carve_out((1 << 31) // PAGE_SIZE) as area:
+        source = area.map(start // PAGE_SIZE, length // PAGE_SIZE)
+        source.contents = [None] * source.pages
+        if flags and not relocate:
+            before = pagemap.pfn(source.touch([0]).address)
+            fails(errno.EINVAL, lambda: move(source, area.address + to, flags), f"a move with flags {flags:#x}")
+            assert pagemap.pfn(source.address) == before, "a refused move changed the first page"
+            return
+        bulk = _Bulk(source.address, length)
+        bulk.fill()
+        preamble = area.map(to // PAGE_SIZE - 16, 16).fill()
+        result = move(source, area.address + to, flags)
+        bulk.check(result.address)
+        preamble.check()
+        ends = 16 if result.pages > 200 else 0
+        parts = [bulk.sample(result.address)]
+        if ends:
+            parts += [Mapping(result.address, ends), Mapping(result.end - ends * PAGE_SIZE, ends)]
+        check_pages(*parts)
+        bulk.check(result.address)
+
+
+@ways
+@pytest.mark.parametrize("first", [0, 256], ids=["from-start", "within"])
+def test_within_a_range(relocate: bool, flags: int, first: int) -> None:
+    """Row 89, within-range and 1MB-from-start: a part of memory moves onto another part of the same.
+
+    ::
+
+        page      0       256     512     768     1024
+        before    |................sssssssssssssss|
+        after     |sssssssssssssss|.......hole....|        from-start
+    """
+    pages = _MB // PAGE_SIZE
+    with thp("never"), carve_out(4 * pages) as area:
+        whole = stamp(area.map(0, 4 * pages))
+        at = 2 * pages + (pages if first else 0)
+        to = pages if first else 0
+        part = whole.part(at, pages)
+        result = moved(relocate, area, part, area.page(to), flags)
+        if result is None:
+            whole.part(0, 4).check()
+            return
+        rest = [
+            whole.part(index, 1)
+            for index in range(4 * pages)
+            if index % 97 == 0 and not (at <= index < at + pages or to <= index < to + pages)
+        ]
+        for each in rest:
+            each.check()
+        check_pages(result.part(0, 64), result.part(pages - 64, 64), *rest)
+
+
+# --- books -------------------------------------------------------------------------------------------------------
+
+
+@ways
+def test_accounting(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
+    """Row 91, accounting: a thousand moves there and back leave all books as they were. Drift within a page for every
+    ten moves is the allocator's own: counters are kept in batches for each CPU."""
+    if flags and not relocate:
+        refused_move(relocate, area, source, area.page(_TO), flags)
+        check_pages(source)
+        return
+    moves = 1000
+    slack = moves // 10 * PAGE_SIZE >> 10
+    with Memcg() if memcg.available() else _nothing() as group:
+        if isinstance(group, Memcg):
+            group.enter()
+        here = move(move(area.map(0, 8).fill(), area.page(_TO), flags), area.page(0), flags)
+        before, charged = Accounts.now(), group.current if isinstance(group, Memcg) else 0
+        for _ in range(moves // 2):
+            here = move(move(here, area.page(_TO), flags), area.page(0), flags)
+        after, charged_now = Accounts.now(), group.current if isinstance(group, Memcg) else 0
+        check_pages(here)
+        expect_layout(area, [(0, 8)], "the memory went there and back")
+    for name in ("vm_size", "rss_anon", "locked", "committed"):
+        drift = getattr(after, name) - getattr(before, name)
+        assert abs(drift) < slack, f"{moves} moves changed {name} by {drift} kB: {before} became {after}"
+    drift = charged_now - charged >> 10
+    assert drift < slack, f"{moves} moves charged {drift} kB to the control group"

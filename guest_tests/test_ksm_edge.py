@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: GPL-2.0
+"""KSM's reverse map in corners: swap cache, stale entries, many sharers, nodes that are not merged across.
+
+Pictures as in :mod:`guest_tests.test_ksm_rmap`; ``s`` is a swap entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from guest_tests.ksm_scenes import (
+    SAME,
+    Pair,
+    assert_found,
+    assert_merged,
+    assert_unmerged,
+    destroys,
+    equal_pair,
+    every_probe,
+    hugh,
+    own_group,
+    places_of,
+    referenced,
+    swap_out,
+    usable,
+)
+from guest_tests.mm import kpage, maps, memcg, numa, pagemap, sigbus, swap, syscalls, system
+from guest_tests.mm.ksm import Ksm
+from guest_tests.mm.mapping import CarveOut, move
+from guest_tests.mm.probes import Place, Probe
+from guest_tests.mm.probes.migration import SoftOffline
+from guest_tests.mm.probes.poison import HwPoison
+from guest_tests.mm.proctree import Child
+
+
+@pytest.fixture(autouse=True)
+def _group() -> Iterator[None]:
+    with own_group():
+        yield
+
+
+# --- many sharers, many nodes ------------------------------------------------------------------------------------
+
+
+@every_probe
+def test_every_copy_of_a_page_with_many_sharers_is_found(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
+    """Row 123, max-sharing: at most two mappings per merged page, so that four make two copies ("dups") in a chain.
+
+    ::
+
+        page      0         10
+        before  | a a a a |             equal pages
+        after   | . . . . | A A B B |    one frame for every two
+    """
+    usable(probe)
+    ksm.set(max_page_sharing=2)
+    moved = move(area.map(0, 4).fill_same(SAME).madvise(syscalls.MADV_MERGEABLE), area.page(10))
+    ksm.merge(moved)
+    counters = ksm.counters()
+    assert counters.stable_node_chains == 1, counters
+    assert counters.stable_node_dups == 2, counters
+    copies: dict[int | None, list[Place]] = {}
+    for place in places_of(moved):
+        copies.setdefault(pagemap.pfn(place.address), []).append(place)
+    assert [len(copy) for copy in copies.values()] == [2, 2], copies
+    for frame, copy in copies.items():
+        now = [pagemap.entry(place.address) for place in copy]
+        if now[0].pfn == frame:
+            assert_found(probe, copy, "a move, and a merge of more mappings than max_page_sharing")
+        else:
+            # The walk for an earlier copy took this one along: reclaim and compaction choose for themselves.
+            assert len(set(now)) == 1, f"only some mappings of {frame:#x} at {copy} followed: {now}"
+    if not destroys(probe):
+        moved.check()
+
+
+@every_probe
+def test_found_after_a_move_to_a_node_that_is_not_merged_across(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
+    """Row 124, across-nodes-0: the merged page of a moved pair is migrated to a node where KSM has another tree.
+
+    ::
+
+        node 0   | A | . | A |    merged
+        node 1   | A | . | A |    moved there by move_pages(), then scanned: kept, in the tree of node 1
+    """
+    usable(probe)
+    system.require_nodes(2)
+    ksm.set(merge_across_nodes=0)
+    pair = hugh(area, ksm)
+    here = numa.node_of(pair.stayed.address)
+    there = next(node for node in numa.nodes() if node != here)
+    assert numa.move_pages(0, [pair.stayed.address], [there], numa.MPOL_MF_MOVE_ALL) == [there]
+    assert_merged(pair.places)
+    ksm.scan()
+    assert_merged(pair.places)
+    assert numa.nodes_of([place.address for place in pair.places]) == [there, there]
+    assert_found(probe, pair.places, "a merge on one node, a migration to another and a scan")
+    if not destroys(probe):
+        pair.check()
+
+
+# --- swap --------------------------------------------------------------------------------------------------------
+
+
+def _moved_in_swap_cache(area: CarveOut, ksm: Ksm) -> Pair:
+    """A merged pair, swapped out but kept in the swap cache; one swap entry moved; both read back.
+
+    Nothing in here is improbable: reclaim writes pages to a slow device in the background, and until that is done they
+    stay in the swap cache. The guest's swap is done at once, so that a pipe has to keep the page there.
+    """
+    memcg.require_memcg()
+    swap.require_swap()
+    pair = equal_pair(area)
+    ksm.scan()
+    frame = assert_merged(pair.places)
+    with referenced(pair.stayed.address):
+        swap_out(pair.places)
+        assert kpage.Flag.SWAPCACHE in kpage.flags(frame), f"not in the swap cache: {kpage.describe(frame)}"
+        pair = Pair(pair.stayed, move(pair.moved, area.page(10)))
+        pair.stayed.touch_read()
+        pair.moved.touch_read()
+    return pair
+
+
+@every_probe
+def test_a_page_moved_while_in_the_swap_cache_is_found(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
+    """Row 125, swapcache-hole: the move un-merges pages that are present, but this one is only a swap entry.
+
+    ::
+
+        page       0   1  ...  10
+        merged   | A | A |
+        swapped  | s | s |    | . |    A stays in the swap cache
+                       `--------.
+        moved    | s | . |    | s |    break_ksm() passes over swap entries
+        read     | A | . |    | A |    ksm_might_need_to_copy(): "no need to copy it"
+
+    The page is now mapped at page 10, but KSM knows it at pages 0 and 1 only. Until ksmd passes, no walk finds page 10.
+    (mm/ksm.c: break_ksm(), ksm_might_need_to_copy(), rmap_walk_ksm(); mm/memory.c: do_swap_page(); 6.12 and 7.3.)
+    """
+    usable(probe)
+    pair = _moved_in_swap_cache(area, ksm)
+    pair.check()
+    story = "a swap-out that kept the page in the swap cache, a move of one swap entry, and reads of both"
+    assert_found(probe, pair.places, story)
+
+
+@every_probe
+def test_a_scan_finds_what_was_moved_while_in_the_swap_cache(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
+    """Row 125, swapcache-hole: the next passes of ksmd notice the page at its new address, whatever came before.
+
+    ::
+
+        page       0   1  ...  10
+        read     | A | . |    | A |
+        scanned  | A | . |    | A |    and found in both places
+    """
+    usable(probe)
+    pair = _moved_in_swap_cache(area, ksm)
+    ksm.scan()
+    assert_merged(pair.places)
+    assert_found(probe, pair.places, "a move of a page in the swap cache and a scan")
+    if not destroys(probe):
+        pair.check()
+
+
+def test_no_merged_page_comes_back_where_merging_was_called_off(area: CarveOut, ksm: Ksm) -> None:
+    """Row 128, unmergeable-after: the same with MADV_UNMERGEABLE, and no ksmd to repair it later.
+
+    ::
+
+        page          0   1
+        merged      | A | A |
+        swapped     | s | s |    A stays in the swap cache
+        called off  | s | s |    MADV_UNMERGEABLE for page 1: break_ksm() passes over swap entries
+        read        | A | b |    expected: b is a page of its own
+    """
+    memcg.require_memcg()
+    swap.require_swap()
+    pair = equal_pair(area)
+    ksm.scan()
+    assert_merged(pair.places)
+    with referenced(pair.stayed.address):
+        swap_out(pair.places)
+        pair.moved.madvise(syscalls.MADV_UNMERGEABLE)
+        pair.stayed.touch_read()
+        pair.moved.touch_read()
+    ksm.scan()
+    pair.check()
+    frame = pagemap.pfn(pair.moved.address)
+    walked = SoftOffline().walk(pair.places) if frame == pagemap.pfn(pair.stayed.address) else "not asked"
+    assert frame != pagemap.pfn(pair.stayed.address), (
+        f"after MADV_UNMERGEABLE the page at {pair.moved.address:#x} is KSM's pfn {frame:#x} again, shared with "
+        f"{pair.stayed.address:#x}, and three scans do not change that. Its reverse walk: {walked}"
+    )
+    assert_unmerged(pair.moved, [pair.stayed])
+
+
+# --- what KSM remembers of places that are gone ------------------------------------------------------------------
+
+
+@every_probe
+def test_new_memory_at_an_old_place_is_left_alone(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
+    """Row 126, stale-item: KSM still has an entry for a page that was unmapped, and other data is mapped there now.
+
+    ::
+
+        merged   | A | A | A |
+        new      | A | b | A |    b joins the mapping around it, and so the very anon_vma of the stale entry
+    """
+    usable(probe)
+    trio = area.map(0, 3).fill_same(SAME)
+    ksm.merge(trio)
+    trio.part(1).unmap()
+    new = area.map(1, 1).madvise(syscalls.MADV_MERGEABLE).fill(seed=3)
+    vma = maps.vma_at(new.address)
+    assert (vma.start, vma.end) == (trio.address, trio.end), f"the new page got a mapping of its own: {vma}"
+    assert_unmerged(new, [trio.part(0), trio.part(2)])
+    assert_found(probe, places_of(trio.part(0), trio.part(2)), "a merge and the replacement of a third mapping")
+    new.check()
+    ksm.scan()
+    new.check()
+    if not destroys(probe):
+        trio.part(0).check()
+        trio.part(2).check()
+
+
+def test_poison_is_not_told_to_a_process_that_moved_its_page_away(area: CarveOut, ksm: Ksm) -> None:
+    """Row 115, rmap-hwpoison: whoever has a copy of its own since the move has lost nothing.
+
+    ::
+
+        page         0   1  ...  10
+        first      | A | . |
+        second     | . | A |    | . |    merged
+        second     | . | . |    | a |    moved: a copy of its own. KSM still has an entry for page 1
+    """
+    probe = usable(HwPoison())
+    pair = equal_pair(area, dontfork=False)
+    with Child() as first, Child() as second:
+        pair.stayed.unmap()
+        pair.moved.unmap()
+        first.call(pair.moved.unmap)
+        second.call(pair.stayed.unmap)
+        ksm.scan()
+        stayed = Place(pair.stayed.address, first)
+        frame = assert_merged([stayed, Place(pair.moved.address, second)])
+        moved = second.call(move, pair.moved, area.page(10))
+        second.call(assert_unmerged, moved)
+        assert pagemap.pfn(moved.address, second.pid) != frame
+        second.call(_watch)
+        assert_found(probe, [stayed], "a move in another process")
+        signal = second.call(_told)
+        second.call(moved.check)
+    assert signal is None, (
+        f"process {second.pid} moved its page to {moved.address:#x} and has a copy of its own there, but was told that "
+        f"it lost a page at {signal.address:#x} when pfn {frame:#x} of process {first.pid} was poisoned: {signal}"
+    )
+
+
+def _watch() -> None:
+    sigbus.Watch().__enter__()
+
+
+def _told() -> sigbus.Sigbus | None:
+    return sigbus.take(0)

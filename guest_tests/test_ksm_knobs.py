@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0
+"""KSM's counters and knobs, as far as moves have to do with them."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from guest_tests.ksm_scenes import SAME, assert_merged, assert_unmerged, hugh, places_of
+from guest_tests.mm import ksm as mm_ksm
+from guest_tests.mm import maps, syscalls, userfault
+from guest_tests.mm.ksm import Ksm
+from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, move
+from guest_tests.mm.proctree import Child
+
+
+def test_run_2_unmerges_what_moved(area: CarveOut, ksm: Ksm) -> None:
+    """Row 127, run-2.
+
+    ::
+
+        moved and merged  | A | . | A |
+        run = 2           | a | . | b |
+    """
+    pair = hugh(area, ksm)
+    mm_ksm.write("run", 2)
+    for mapping, other in ((pair.stayed, pair.moved), (pair.moved, pair.stayed)):
+        assert_unmerged(mapping, [other])
+    counters = ksm.counters()
+    assert (counters.pages_shared, counters.pages_sharing) == (0, 0), counters
+    pair.check()
+
+
+def test_calling_merging_off_unmerges_what_moved(area: CarveOut, ksm: Ksm) -> None:
+    """Row 128, unmergeable-after.
+
+    ::
+
+        moved and merged  | A | . | A |
+        MADV_UNMERGEABLE  | A | . | b |    for the moved mapping
+    """
+    pair = hugh(area, ksm)
+    pair.moved.madvise(syscalls.MADV_UNMERGEABLE)
+    assert_unmerged(pair.moved, [pair.stayed])
+    vma = maps.vma_at(pair.moved.address, detailed=True)
+    assert vma.size("KSM") == 0, vma
+    assert "mg" not in vma.vm_flags, f"{vma} is still mergeable: {sorted(vma.vm_flags)}"
+    ksm.scan()
+    assert_unmerged(pair.moved, [pair.stayed])
+    pair.check()
+
+
+def test_counters_of_a_process_follow_forks_moves_and_exits(area: CarveOut, ksm: Ksm) -> None:
+    """Row 131, counters: what a process has merged is counted for it alone, and is nothing in the end.
+
+    ::
+
+        parent  | A A A A |             4 merged
+        child   | A A A A |             inherited, 0 counted until ksmd sees them (6.18)
+        child   |         | a b c d |   moved
+    """
+    source = area.map(0, 4).fill_same(SAME)
+    ksm.merge(source)
+    assert mm_ksm.merging_pages() == 4
+    for _ in range(2):
+        with Child() as child:
+            start = (mm_ksm.merging_pages(child.pid), mm_ksm.stat(child.pid).rmap_items)
+            print(start)
+            child.call(move, source, area.page(10))
+            ksm.scan()
+            assert mm_ksm.merging_pages(child.pid) == 4
+        assert mm_ksm.merging_pages() == 4, "the end of a child changed the parent's count"
+    assert_merged(places_of(source))
+    source.unmap()
+    other = area.map(20, 1).fill().madvise(syscalls.MADV_MERGEABLE)  # without any, ksmd would sleep
+    ksm.scan()
+    assert mm_ksm.merging_pages() == 0
+    counters = ksm.counters()
+    assert (counters.pages_shared, counters.pages_sharing) == (0, 0), counters
+    other.check()
+
+
+def test_calling_merging_off_keeps_the_other_flags_of_a_mapping(area: CarveOut, ksm: Ksm) -> None:
+    """Row 132, cve-40040: MADV_UNMERGEABLE used to clear the upper half of the flags, userfaultfd's "minor" with it.
+
+    Affected were 4.6 to 6.17; fixed in 6.12.55, 6.17.3 and 6.18 (CVE-2025-40040).
+    """
+    try:
+        faults = userfault.Userfault(userfault.FEATURE_MINOR_SHMEM)
+    except OSError as error:
+        pytest.skip(f"needs CONFIG_USERFAULTFD with minor faults of shared memory (5.14): {error}")
+    with faults:
+        fd = syscalls.memfd_create("minor")
+        try:
+            os.ftruncate(fd, 2 * PAGE_SIZE)
+            mapping = area.map_file(0, 2, fd)
+        finally:
+            os.close(fd)
+        mapping.madvise(syscalls.MADV_MERGEABLE)
+        faults.register(mapping, userfault.MODE_MINOR)
+        assert {"ui", "mg"} <= maps.vma_at(mapping.address, detailed=True).vm_flags
+        mapping.madvise(syscalls.MADV_UNMERGEABLE)
+        flags = maps.vma_at(mapping.address, detailed=True).vm_flags
+        assert "mg" not in flags
+        assert "ui" in flags, f"MADV_UNMERGEABLE cleared userfaultfd's minor flag too: {sorted(flags)} are left"
+        faults.unregister(mapping)
+
+
+def _refused(knob: str, value: int | str, code: int) -> None:
+    before = mm_ksm.read_text(knob)
+    with pytest.raises(OSError, match=r".") as refused:
+        mm_ksm.write(knob, value)
+    name = errno.errorcode[refused.value.errno or 0]
+    assert refused.value.errno == code, f"writing {value} to {knob} fails with {name}"
+    assert mm_ksm.read_text(knob) == before, f"{knob} changed although {value} was refused"
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [
+        ("run", 3),
+        ("run", -1),
+        ("max_page_sharing", 1),
+        ("merge_across_nodes", 2),
+        ("advisor_target_scan_time", 0),
+        ("advisor_mode", "bogus"),
+    ],
+)
+def test_values_out_of_range_are_refused(knob: str, value: int | str, ksm: Ksm) -> None:
+    """Row 136, knob-errors: EINVAL, and the knob keeps its value."""
+    if not (mm_ksm.DIRECTORY / knob).exists():
+        pytest.skip(f"this kernel has no {knob}")
+    _refused(knob, value, errno.EINVAL)
+
+
+def test_the_number_of_pages_to_scan_belongs_to_the_advisor(ksm: Ksm) -> None:
+    """Row 136, knob-errors: EINVAL for pages_to_scan while the advisor chooses it (6.8)."""
+    if not (mm_ksm.DIRECTORY / "advisor_mode").exists():
+        pytest.skip("needs Linux 6.8 (the KSM advisor)")
+    mm_ksm.write("advisor_mode", "scan-time")
+    _refused("pages_to_scan", 100, errno.EINVAL)
+    mm_ksm.write("advisor_mode", "none")
+    mm_ksm.write("pages_to_scan", 100)
+
+
+@pytest.mark.parametrize(("knob", "value"), [("max_page_sharing", 3), ("merge_across_nodes", 0)])
+def test_knobs_that_shape_the_trees_are_busy_while_pages_are_shared(
+    knob: str, value: int, area: CarveOut, ksm: Ksm
+) -> None:
+    """Row 137, knob-busy: EBUSY while anything is merged, moved or not; free when nothing is.
+
+    ::
+
+        moved and merged  | A | . | A |    EBUSY
+        run = 2           | a | . | b |    accepted
+    """
+    if not (mm_ksm.DIRECTORY / knob).exists():
+        pytest.skip(f"this kernel has no {knob}")
+    pair = hugh(area, ksm)
+    _refused(knob, value, errno.EBUSY)
+    assert_merged(pair.places)
+    ksm.unmerge_all()
+    mm_ksm.write(knob, value)
+    pair.check()

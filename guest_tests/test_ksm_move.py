@@ -1,0 +1,418 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What a move does to pages that KSM merged, and what KSM does to pages that moved.
+
+In the pictures ``A`` is a page that KSM merged, a small letter a page of its own, ``.`` is nothing, ``0`` is zero.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import select
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from guest_tests.ksm_scenes import SAME, assert_merged, assert_unmerged, places_of
+from guest_tests.mm import ksm as mm_ksm
+from guest_tests.mm import maps, memcg, pagemap, syscalls, system
+from guest_tests.mm.ksm import Ksm
+from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, move
+from guest_tests.mm.probes import Place
+from guest_tests.mm.proctree import Child
+from guest_tests.mm.waiting import slowness, wait_until
+
+
+def merged_mapping(area: CarveOut, at: int, pages: int, ksm: Ksm) -> Mapping:
+    """Equal pages that share one frame."""
+    mapping = area.map(at, pages).fill_same(SAME)
+    ksm.merge(mapping)
+    assert_merged(places_of(mapping))
+    return mapping
+
+
+def merged_kb(mapping: Mapping) -> int:
+    """The sum that smaps has for the mappings that overlap this one."""
+    return maps.kilobytes(mapping.address, mapping.end, "KSM")
+
+
+def kb(pages: int) -> int:
+    return pages * PAGE_SIZE // 1024
+
+
+# --- un-merged by a move, merged again later ---------------------------------------------------------------------
+
+
+def test_a_move_unmerges_and_a_scan_merges_again(area: CarveOut, ksm: Ksm) -> None:
+    """Rows 101, move-unmerges, and 102, move-remerges.
+
+    ::
+
+        page      0                    20
+        before  | A A A A A A A A A A |
+        moved   |                     | a b c d e f g h i j |    all equal, all with their own frame
+        scanned |                     | A A A A A A A A A A |
+    """
+    source = merged_mapping(area, 0, 10, ksm)
+    assert merged_kb(source) == kb(10)
+    moved = move(source, area.page(20))
+    assert_unmerged(moved)
+    vma = maps.vma_at(moved.address, detailed=True)
+    assert vma.size("KSM") == 0, f"smaps counts {vma.size('KSM')} kB of merged pages right after the move at {vma}"
+    assert "mg" in vma.vm_flags, f"the moved mapping {vma} is not mergeable any more: {sorted(vma.vm_flags)}"
+    moved.check()
+    ksm.scan()
+    assert_merged(places_of(moved))
+    assert merged_kb(moved) == kb(10)
+    moved.check()
+
+
+def test_a_partial_move_unmerges_only_what_moves(area: CarveOut, ksm: Ksm) -> None:
+    """Row 103, partial-unmerge.
+
+    ::
+
+        page      0                    20
+        before  | A A A A A A A A A A |
+        after   | A A A . . . A A A A | a b c |
+    """
+    source = merged_mapping(area, 0, 10, ksm)
+    frame = pagemap.pfn(source.address)
+    moved = move(source.part(3, 3), area.page(20))
+    assert_unmerged(moved, [source.part(0)])
+    kept = [source.part(0, 3), source.part(6, 4)]
+    assert assert_merged(places_of(*kept)) == frame, "the pages that stayed have another frame now"
+    for mapping in (moved, *kept):
+        mapping.check()
+
+
+def test_resizing_in_place_unmerges_nothing(area: CarveOut, ksm: Ksm) -> None:
+    """Row 104, inplace.
+
+    ::
+
+        page      0           5
+        before  | A A A A A | . . . . . |
+        grown   | A A A A A   0 0 0 0 0 |    free space behind it
+        shrunk  | A A A |
+    """
+    source = merged_mapping(area, 0, 5, ksm)
+    frame = pagemap.pfn(source.address)
+    area.hole(5, 10)
+    grown = move(source, None, pages=10)
+    assert grown.address == source.address, f"it moved to {grown.address:#x} although there was room"
+    assert assert_merged(places_of(grown.part(0, 5))) == frame, "growing in place un-merged pages"
+    grown.check()
+    shrunk = move(grown, None, pages=3)
+    assert shrunk.address == source.address
+    assert assert_merged(places_of(shrunk)) == frame, "shrinking in place un-merged pages"
+    shrunk.check()
+
+
+def test_dontunmap_unmerges_too(area: CarveOut, ksm: Ksm) -> None:
+    """Row 105, dontunmap.
+
+    ::
+
+        page      0           10
+        before  | A A A A A |
+        after   | . . . . . | a b c d e |    page 0 is still mapped and mergeable, but empty
+    """
+    source = merged_mapping(area, 0, 5, ksm)
+    moved = move(source, area.page(10), syscalls.MREMAP_DONTUNMAP)
+    assert_unmerged(moved)
+    assert pagemap.pfns(source.address, 5) == [None] * 5, "the old range still has pages"
+    assert "mg" in maps.vma_at(source.address, detailed=True).vm_flags
+    moved.check()
+    source.check()
+    ksm.scan()
+    assert_merged(places_of(moved))
+
+
+def test_a_child_that_moves_unmerges_only_its_own(area: CarveOut, ksm: Ksm) -> None:
+    """Row 106, child-moves.
+
+    ::
+
+        page       0           10
+        parent   | A A A A A |                   before and after
+        child    | A A A A A |                   inherited
+        child    |           | a b c d e |       moved
+    """
+    source = merged_mapping(area, 0, 5, ksm)
+    frame = pagemap.pfn(source.address)
+    with Child() as child:
+        assert_merged([*places_of(source), Place(source.address, child)])
+        moved = child.call(move, source, area.page(10))
+        child.call(assert_unmerged, moved)
+        frames = pagemap.pfns(moved.address, moved.pages, child.pid)
+        assert frame not in frames, f"the child still maps the parent's pfn {frame:#x}: {frames}"
+        child.call(moved.check)
+        assert assert_merged(places_of(source)) == frame, "the child's move changed the parent's pages"
+        assert merged_kb(source) == kb(5)
+    source.check()
+
+
+def test_memory_offered_by_prctl_is_treated_the_same(area: CarveOut, ksm: Ksm) -> None:
+    """Row 107, prctl-mode: rows 101 and 102 for a process that offers all of its memory.
+
+    ::
+
+        page      0           10
+        before  | A A A A A |
+        moved   |           | a b c d e |
+        scanned |           | A A A A A |
+    """
+    with Child() as child:  # the setting stays with a process until it ends
+        try:
+            child.call(syscalls.set_memory_merge)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            pytest.skip("needs Linux 6.4 (PR_SET_MEMORY_MERGE)")
+        child.call(_call_off)
+        source = child.call(_map_same, area, 0, 5)
+        ksm.scan()
+        assert_merged([Place(address, child) for address in source.page_addresses])
+        moved = child.call(move, source, area.page(10))
+        child.call(assert_unmerged, moved)
+        assert "mg" in maps.vma_at(moved.address, child.pid, detailed=True).vm_flags
+        ksm.scan()
+        assert_merged([Place(address, child) for address in moved.page_addresses])
+        child.call(moved.check)
+
+
+def _call_off() -> None:
+    """Spare ksmd the memory of the interpreter; what is mapped later is mergeable from the start."""
+    for vma in maps.vmas():
+        if vma.perms == "rw-p":
+            with contextlib.suppress(OSError):
+                syscalls.madvise(vma.start, vma.length, syscalls.MADV_UNMERGEABLE)
+
+
+def _map_same(area: CarveOut, at: int, pages: int) -> Mapping:
+    return area.map(at, pages).fill_same(SAME)
+
+
+def test_memory_that_is_no_longer_mergeable_just_moves(area: CarveOut, ksm: Ksm) -> None:
+    """Row 108, no-mergeable.
+
+    ::
+
+        page      0           10
+        merged  | A A A A A |
+        called  | a b c d e |                    MADV_UNMERGEABLE
+        moved   |           | a b c d e |        the same frames
+    """
+    source = merged_mapping(area, 0, 5, ksm)
+    source.madvise(syscalls.MADV_UNMERGEABLE)
+    assert_unmerged(source)
+    frames = pagemap.pfns(source.address, 5)
+    moved = move(source, area.page(10))
+    assert pagemap.pfns(moved.address, 5) == frames, "the move copied pages although none was merged"
+    assert "mg" not in maps.vma_at(moved.address, detailed=True).vm_flags
+    assert not any(mm_ksm.merged(moved.address, 5))
+    moved.check()
+
+
+def test_a_move_takes_pages_out_of_the_zero_page(area: CarveOut, ksm: Ksm) -> None:
+    """Row 109, zero-pages: KSM's zero pages are no KSM pages, but a move gives each a frame too.
+
+    ::
+
+        page      0           10
+        before  | 0 0 0 0 0 |                    all map the zero page
+        after   |           | a b c d e |        zeros, in frames of their own
+    """
+    if ksm.counters().ksm_zero_pages is None:
+        pytest.skip("needs Linux 6.6 (ksm_zero_pages)")
+    ksm.set(use_zero_pages=1)
+    source = area.map(0, 5).fill_same(0).madvise(syscalls.MADV_MERGEABLE)
+    ksm.scan()
+    before = ksm.counters().ksm_zero_pages
+    assert before == 5, f"KSM placed {before} zero pages instead of 5"
+    assert len(set(pagemap.pfns(source.address, 5))) == 1
+    moved = move(source, area.page(10))
+    after = ksm.counters().ksm_zero_pages
+    assert after == 0, f"the move left {after} of KSM's 5 zero pages"
+    assert_unmerged(moved)
+    moved.check()
+    moved.fill(seed=9).check()
+
+
+def test_a_huge_page_is_split_merged_and_unmerged(ksm: Ksm) -> None:
+    """Row 130, thp-source: a huge page of equal small ones.
+
+    ::
+
+        before  | one huge page       |    written with one byte everywhere
+        merged  | A A A A ... A A A A |    split by KSM; max_page_sharing makes several frames of it
+        moved   | a b c d ... w x y z |
+    """
+    size_file = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
+    if not size_file.exists():
+        pytest.skip("needs CONFIG_TRANSPARENT_HUGEPAGE")
+    size = int(size_file.read_text())
+    pages = size // PAGE_SIZE
+    if size > 4 << 20:
+        pytest.skip(f"a huge page of {size >> 20} MB is too much for a guest")
+    with carve_out(4 * pages) as area:
+        source = area.map(pages, pages).madvise(syscalls.MADV_HUGEPAGE).fill_same(SAME)
+        vma = maps.vma_at(source.address, detailed=True)
+        if vma.size("AnonHugePages") * 1024 != size:
+            pytest.skip(f"the kernel gave no huge page: AnonHugePages is {vma.size('AnonHugePages')} kB")
+        ksm.merge(source)
+        moved = move(source, area.page(2 * pages))
+        assert_unmerged(moved)
+        moved.check()
+
+
+def test_only_the_mergeable_one_of_several_mappings_is_unmerged(area: CarveOut, ksm: Ksm) -> None:
+    """Row 135, multi-vma-ksm: three mappings moved by one call (6.17); before, such a call moves nothing.
+
+    ::
+
+        page      0    2    4         10   12   14
+        before  | a b| A A| c d| ... |    |    |    |    only the middle one is mergeable
+        after   |    |    |    | ... | a b| e f| c d|
+    """
+    whole = area.map(0, 6).fill()
+    for index in (2, 3):
+        whole.write(index, bytes([SAME]))
+    ksm.merge(whole.part(2, 2))
+    frames = pagemap.pfns(whole.address, 6)
+    if system.release() < (6, 17, 0):
+        with pytest.raises(OSError, match="EFAULT"):
+            move(whole, area.page(10))
+        assert pagemap.pfns(whole.address, 6) == frames, "a refused move changed pages"
+        whole.check()
+        return
+    moved = move(whole, area.page(10))
+    after = pagemap.pfns(moved.address, 6)
+    assert after[:2] + after[4:] == frames[:2] + frames[4:], "pages that were not merged were copied"
+    assert_unmerged(moved.part(2, 2))
+    moved.check()
+
+
+# --- a move that cannot finish its un-merging --------------------------------------------------------------------
+
+
+@contextmanager
+def _alarm_storm(interval: float) -> Iterator[None]:
+    """SIGALRM again and again, with a handler that does not ask for interrupted calls to be restarted."""
+    old = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, interval, interval)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+def test_a_move_interrupted_by_a_signal_moves_nothing(ksm: Ksm) -> None:
+    """Row 110, signal-abort: un-merging takes so long that a signal comes, the call ends with EINTR, and is repeated.
+
+    ::
+
+        before  | A A A ... A A A |
+        EINTR   | a b c ... A A A |                            some un-merged already, all still there
+        later   |                   | a b c ... x y z |        moved at last
+    """
+    pages = 1024
+    ksm.set(max_page_sharing=2 * pages)
+    with carve_out(2 * pages) as area:
+        source = area.map(0, pages).fill_same(SAME)
+        source.madvise(syscalls.MADV_MERGEABLE)
+        ksm.scan()
+        interrupted = 0
+        moved: Mapping | None = None
+        end = time.monotonic() + 20
+        with _alarm_storm(0.0003 * slowness()):
+            while moved is None:
+                assert time.monotonic() < end, f"not moved in 20 s: {interrupted} times interrupted"
+                try:
+                    moved = move(source, area.page(pages))
+                except InterruptedError:
+                    interrupted += 1
+                    vma = maps.vma_at(source.address)
+                    assert (vma.start, vma.end) == (source.address, source.end), f"after EINTR there is {vma}"
+        assert interrupted, "no move was interrupted: the storm was too weak to prove anything"
+        assert not any(mm_ksm.merged(moved.address, pages))
+        moved.check()
+
+
+def test_a_move_without_memory_for_the_copies_moves_nothing(area: CarveOut, ksm: Ksm) -> None:
+    """Row 111, memcg-abort: the control group has no room for the pages that un-merging makes.
+
+    ::
+
+        before  | A A A ... A A A |
+        ENOMEM  | a b c ... A A A |                       some un-merged already, all still there
+        later   |                  | a b c ... x y z |    moved when there is room
+    """
+    memcg.require_memcg()
+    pages = 512
+    with memcg.Memcg("tight") as group, Child() as child, carve_out(2 * pages) as wide:
+        group.enter(child.pid)
+        # Not to be killed: with a victim the kernel would let it have the memory.
+        Path(f"/proc/{child.pid}/oom_score_adj").write_text("-1000")
+        source = child.call(_map_same, wide, 0, pages)
+        child.call(source.madvise, syscalls.MADV_MERGEABLE)
+        ksm.scan()
+        group.set_swap_max(0)
+        # Half of what the copies take; the interpreter needs some memory of its own.
+        group.set_max(group.current + source.length // 2)
+        child.start(move, source, wide.page(pages))
+        try:
+            # Once for the move, which then ends, and once more for what the interpreter does next (unless it needs no
+            # memory). Helping it earlier would let the move succeed.
+            wait_until(lambda: group.events()["oom"] > 1 or _answered(child), "the control group to run out of memory")
+        finally:
+            group.set_max(None)
+        with pytest.raises(OSError, match="ENOMEM"):
+            child.result()
+        vma = maps.vma_at(source.address, child.pid)
+        assert (vma.start, vma.end) == (source.address, source.end), f"after ENOMEM there is {vma}"
+        left = mm_ksm.merged(source.address, pages, child.pid).count(True)
+        assert 0 < left < pages, f"un-merging did not stop half way: {left} of {pages} pages are still merged"
+        child.call(source.check)
+        moved = child.call(move, source, wide.page(pages))
+        child.call(moved.check)
+        assert not any(mm_ksm.merged(moved.address, pages, child.pid))
+
+
+def _answered(child: Child) -> bool:
+    return bool(select.select([child.socket], [], [], 0)[0])
+
+
+def test_moves_that_race_ksmd_lose_nothing(area: CarveOut, ksm: Ksm, relocate: bool) -> None:
+    """Row 134, relocate-ksm-race: to and fro while ksmd merges at full speed; with relocation where there is such.
+
+    ::
+
+        page     0         10
+               | A A A A |         |
+                     `---------.
+               |         | A A A A |    and back
+    """
+    flag = syscalls.MREMAP_RELOCATE_ANON if relocate else 0
+    mapping = area.map(0, 4).fill_same(SAME).madvise(syscalls.MADV_MERGEABLE)
+    goal = mm_ksm.read("full_scans") + 20
+    least = 20
+    mm_ksm.write("run", 1)
+    rounds = 0
+    end = time.monotonic() + 30
+    while rounds < least or mm_ksm.read("full_scans") < goal:
+        assert time.monotonic() < end, f"after {rounds} rounds ksmd has {goal - mm_ksm.read('full_scans')} scans to go"
+        for place in (10, 0):
+            mapping = move(mapping, area.page(place), flag)
+        mapping.check()
+        rounds += 1
+    ksm.stop()
+    ksm.scan()
+    assert_merged(places_of(mapping))
+    mapping.check()

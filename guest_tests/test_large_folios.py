@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Large folios, moved whole, in part, to places where they fit and where they do not: rows 74, 76 to 84 and 90.
+
+A large folio has one anon_vma and one index for all its pages. So it can be relocated as a whole or not at all: what
+reaches beyond the range must be split first, and what cannot be split must be refused. Pictures show a range of memory
+in units of half a huge page; ``T`` is where a huge page is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from guest_tests.mm import kpage, maps, pagemap, system, vmstat
+from guest_tests.mm.mapping import PAGE_SIZE, ZERO, CarveOut, Mapping, carve_out, move
+from guest_tests.mm.proctree import Child
+from guest_tests.mm.syscalls import MREMAP_MUST_RELOCATE_ANON
+from guest_tests.relocation import (
+    Spliced,
+    check_pages,
+    counted,
+    huge_page,
+    is_large,
+    lenient_ways,
+    moved,
+    mthp,
+    mthp_size,
+    must_or_refused,
+    pinned,
+    pmd_size,
+    refused_move,
+    stamp,
+    thp,
+    ways,
+)
+
+pytestmark = pytest.mark.shared_guest
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Room for four huge pages, and one huge page with known data at the beginning."""
+
+    area: CarveOut
+    #: the huge page
+    source: Mapping
+    #: pages in a huge page
+    pages: int
+
+    def at(self, halves: int, pages: int = 0) -> int:
+        """An address: so many halves of a huge page, and so many pages, from the beginning."""
+        return self.area.page(halves * (self.pages // 2) + pages)
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    """A huge page, in a mapping of its own."""
+    pages = pmd_size() // PAGE_SIZE
+    with thp(), carve_out(4 * pages) as area:
+        source = area.map(0, pages)
+        huge_page(source, source.address)
+        stamp(source)
+        assert is_large(source.address)
+        yield Scene(area, source, pages)
+
+
+def _huge_kb(mapping: Mapping) -> int:
+    """How much of ``mapping`` is mapped by PMDs, in kB."""
+    return maps.kilobytes(mapping.address, mapping.end, "AnonHugePages")
+
+
+def _large(mapping: Mapping) -> list[bool]:
+    return [is_large(address) for address in mapping.page_addresses]
+
+
+# --- whole huge pages --------------------------------------------------------------------------------------------
+
+
+@ways
+def test_to_an_aligned_place(relocate: bool, scene: Scene, flags: int) -> None:
+    """Row 76, thp-aligned: a huge page remains one.
+
+    ::
+
+        half    0   1   2   3   4   5   6   7
+                |TTTTTTT|       |--> here |
+    """
+    before = pagemap.pfn(scene.source.address)
+    with counted(relocate, relocated=1 if flags else 0):
+        result = moved(relocate, scene.area, scene.source, scene.at(4), flags)
+    if result is not None:
+        assert _huge_kb(result) == result.length >> 10, f"of a huge page {_huge_kb(result)} kB are mapped as one"
+        assert pagemap.pfn(result.address) == before, "the move changed the frame"
+        check_pages(result)
+
+
+@ways
+@pytest.mark.parametrize("off", [1, -1])
+def test_to_a_misaligned_place(relocate: bool, scene: Scene, flags: int, off: int) -> None:
+    """Row 77, thp-misaligned: the PMD is split, because no other maps it at the new place; the folio need not be.
+
+    ::
+
+        half    0   1   2   3   4   5   6   7
+                |TTTTTTT|        |--> here |            one page off
+    """
+    before = pagemap.pfns(scene.source.address, scene.pages)
+    result = moved(relocate, scene.area, scene.source, scene.at(4, off), flags)
+    if result is not None:
+        assert _huge_kb(result) == 0, f"no PMD fits, but {_huge_kb(result)} kB are said to be mapped by one"
+        assert pagemap.pfns(result.address, result.pages) == before, "the move changed frames"
+        check_pages(result)
+
+
+@ways
+def test_the_huge_zero_page(relocate: bool, scene: Scene, flags: int) -> None:
+    """Row 83, huge-zero: a huge page that was only read is nobody's."""
+    source = scene.area.map(scene.pages, scene.pages).touch_read([0])
+    if kpage.Flag.ZERO_PAGE not in kpage.flags_at(source.address):
+        pytest.skip("needs the huge zero page: /sys/kernel/mm/transparent_hugepage/use_zero_page is 0")
+    result = moved(relocate, scene.area, source, scene.at(6), flags)
+    if result is not None:
+        assert kpage.Flag.ZERO_PAGE in kpage.flags_at(result.address), "the zero page was copied"
+        stamp(result, seed=1)
+        check_pages(result)
+
+
+# --- parts of a huge page ----------------------------------------------------------------------------------------
+
+
+@ways
+@pytest.mark.parametrize("half", [0, 1], ids=["first", "second"])
+def test_half_of_it(relocate: bool, scene: Scene, flags: int, half: int) -> None:
+    """Row 78, thp-half: to be relocated, a part of a huge page must become a folio of its own. Both halves are whole,
+    and are found.
+
+    ::
+
+        half    0   1   2   3   4   5   6   7
+                |TTT|TTT|       |--> here
+    """
+    count = scene.pages // 2
+    part, rest = scene.source.part(half * count, count), scene.source.part((1 - half) * count, count)
+    before = vmstat.vmstat()
+    result = moved(relocate, scene.area, part, scene.at(4), flags)
+    if result is not None:
+        if flags:
+            assert vmstat.delta(before, "thp_split_page") >= 1, "half of a folio was relocated without splitting it"
+        check_pages(result, rest)
+
+
+@ways
+def test_half_of_it_within_the_mapping(relocate: bool, flags: int) -> None:
+    """Row 79, thp-half-same-root: onto another part of the same mapping, so that both ends have one anon_vma. "Must"
+    succeeds, or is refused without a trace (the folio cannot be split while its anon_vma is locked).
+
+    ::
+
+        half    0   1   2   3   4   5
+                |.......|TTT|TTT|.......|
+                |...|<---TTT|   |.......|
+    """
+    pages = pmd_size() // PAGE_SIZE
+    with thp("never"), carve_out(3 * pages) as area:
+        whole = area.map(0, 3 * pages)
+        whole.contents = [None] * whole.pages
+        for index in (0, 1, 3 * pages - 1):
+            whole.write(index, b"around it %d " % index)
+        with thp():
+            huge = stamp(huge_page(whole, area.page(pages)))
+        part, rest = huge.part(0, pages // 2), huge.part(pages // 2, pages // 2)
+        to = area.page(pages // 2)
+        if flags == MREMAP_MUST_RELOCATE_ANON:
+            result = must_or_refused(relocate, area, part, to)
+        else:
+            result = moved(relocate, area, part, to, flags)
+        around = [whole.part(0, 2), whole.part(3 * pages - 1)]
+        check_pages(part if result is None else result, rest, *around)
+
+
+@ways
+def test_scattered(relocate: bool, scene: Scene, flags: int) -> None:
+    """Row 82, scattered: half of a huge page has gone elsewhere by a plain move, still part of the same folio. The
+    rest is relocated, or refused; nothing is lost, neither here nor there.
+
+    ::
+
+        half    0   1   2   3   4   5   6   7
+                |TTT|hole       |TTT|                    the folio is in two mappings
+    """
+    count = scene.pages // 2
+    away = move(scene.source.part(count, count), scene.at(4))
+    rest = scene.source.part(0, count)
+    if flags == MREMAP_MUST_RELOCATE_ANON:
+        result = must_or_refused(relocate, scene.area, rest, scene.at(6))
+    else:
+        result = moved(relocate, scene.area, rest, scene.at(6), flags)
+    check_pages(rest if result is None else result, away)
+
+
+@lenient_ways
+def test_split_afterwards(relocate: bool, scene: Scene, flags: int) -> None:
+    """Row 84, split-huge: the kernel can split a huge page that is mapped by pages, part of it elsewhere: to do so it
+    has to find all of them."""
+    control = Path("/sys/kernel/debug/split_huge_pages")
+    system.require_file(str(control), "DEBUG_FS")
+    count = scene.pages // 2
+    result = moved(relocate, scene.area, scene.source.part(0, count), scene.at(4), flags)
+    if result is None:
+        return
+    rest = scene.source.part(count, count)
+    for part in (result, rest):
+        control.write_text(f"{os.getpid()},{part.address:#x},{part.end:#x},0")
+    for part in (result, rest):
+        large = [index for index, each in enumerate(_large(part)) if each]
+        assert not large, f"after splitting, pages {large[:8]} … of {part} still belong to a large folio"
+    check_pages(result, rest)
+
+
+# --- folios smaller than a huge page -----------------------------------------------------------------------------
+
+
+@contextmanager
+def _folios(number: int) -> Iterator[tuple[CarveOut, Mapping, int]]:
+    """A mapping of so many large folios; the last value is the number of pages in each."""
+    size = mthp_size()
+    pages = size // PAGE_SIZE
+    with thp("never"), mthp(size), carve_out(4 * number * pages) as area:
+        source = stamp(area.map(0, number * pages))
+        large = _large(source)
+        assert all(large), f"faults got no folios of {size >> 10} kB: {large}"
+        yield area, source, pages
+
+
+@ways
+@pytest.mark.parametrize("off", [0, 1, 5])
+def test_folios_inside(relocate: bool, flags: int, off: int) -> None:
+    """Row 80, mthp-inside: folios wholly inside of the range remain what they are, wherever they go.
+
+    ::
+
+        before    |FFFF|FFFF|FFFF|FFFF|
+        after     |FFFF|               |FFFF|                |FFFF|FFFF|
+    """
+    with _folios(4) as (area, source, pages):
+        part = source.part(pages, 2 * pages)
+        before = pagemap.pfns(part.address, part.pages)
+        result = moved(relocate, area, part, area.page(8 * pages + off), flags)
+        if result is not None:
+            assert pagemap.pfns(result.address, result.pages) == before, "the move changed frames"
+            assert all(_large(result)), f"folios inside of the range were split: {_large(result)}"
+            check_pages(result, source.part(0, pages), source.part(3 * pages, pages))
+
+
+@ways
+@pytest.mark.parametrize("first", [1, 3])
+def test_folios_across(relocate: bool, flags: int, first: int) -> None:
+    """Row 81, mthp-cross: what reaches beyond the range is split before it is relocated, what does not is not.
+
+    ::
+
+        before    |FFFF|FFFF|FFFF|FFFF|
+        range       |-----------------|
+        after     |ff               |ff|FFFF|FFFF|FFFF|
+    """
+    with _folios(4) as (area, source, pages):
+        part, rest = source.part(first, source.pages - first), source.part(0, first)
+        before = pagemap.pfns(part.address, part.pages)
+        result = moved(relocate, area, part, area.page(8 * pages), flags)
+        if result is not None:
+            assert pagemap.pfns(result.address, result.pages) == before, "the move changed frames"
+            edge = not flags  # a plain move needs not care
+            wanted = [edge] * (pages - first) + [True] * 3 * pages
+            assert _large(result) == wanted, f"large folios are at {_large(result)}, expected {wanted}"
+            check_pages(result, rest)
+
+
+@ways
+def test_a_swapped_part(relocate: bool, flags: int) -> None:
+    """Rows 70 and 80: some pages of a folio have been swapped out or unmapped by the time the rest moves."""
+    with _folios(2) as (area, source, pages):
+        source.part(2, 1).madvise(4)  # MADV_DONTNEED
+        source.contents[2] = ZERO
+        result = moved(relocate, area, source, area.page(4 * pages), flags)
+        if result is not None:
+            check_pages(result)
+
+
+# --- pins --------------------------------------------------------------------------------------------------------
+
+
+@lenient_ways
+def test_a_pinned_huge_page(relocate: bool, scene: Scene, flags: int) -> None:
+    """Row 74, pinned-thp: best effort moves it plainly."""
+    with pinned(scene.at(0, 7)), counted(relocate, relocated=0, refused_pinned=1 if flags else 0):
+        result = moved(relocate, scene.area, scene.source, scene.at(4), flags)
+    if result is not None:
+        assert _huge_kb(result) == result.length >> 10, "a pinned huge page was split"
+        check_pages(result)
+
+
+def test_a_pinned_huge_page_is_refused(relocate: bool, scene: Scene) -> None:
+    """Row 74, pinned-thp: "must" is an error, and the huge page is what it was."""
+    with pinned(scene.at(0, 7)), counted(relocate, relocated=0, refused_pinned=1, undone=0):
+        refused_move(relocate, scene.area, scene.source, scene.at(4))
+        assert _huge_kb(scene.source) == scene.source.length >> 10, "a refused relocation split a huge page"
+    check_pages(scene.source)
+
+
+@pytest.mark.parametrize("half", [0, 1], ids=["first", "second"])
+def test_half_of_a_pinned_huge_page(relocate: bool, scene: Scene, half: int) -> None:
+    """Rows 74 and 78: a pinned folio cannot be split, so that a part of it must be refused, whichever is pinned."""
+    count = scene.pages // 2
+    with pinned(scene.at(0, 7)):
+        refused_move(relocate, scene.area, scene.source.part(half * count, count), scene.at(4))
+    check_pages(scene.source)
+
+
+# --- copy on write -----------------------------------------------------------------------------------------------
+
+
+@lenient_ways
+@pytest.mark.parametrize("mover", ["part", "rest"])
+def test_copy_on_write(relocate: bool, scene: Scene, flags: int, mover: str) -> None:
+    """Row 90, cow-suite: after half of a huge page has moved, a child gives a page to a pipe and unmaps its copy; what
+    the parent writes then must not arrive in the pipe.
+
+    ::
+
+        parent     move half ── fork ──────────────────────── write
+        child                     └─ page into pipe, unmap ──────── read the pipe: as before
+    """
+    count = scene.pages // 2
+    part, rest = scene.source.part(0, count), scene.source.part(count, count)
+    result = moved(relocate, scene.area, part, scene.at(4), flags)
+    if result is None:
+        return
+    looked_at = result if mover == "part" else rest
+    with Child() as child:
+        child.call(_give_away, looked_at)
+        expected = looked_at.read(3)
+        looked_at.write(3, b"written after the fork")
+        assert child.call(_taken_back) == expected, "a write of the parent is seen in a page that the child gave away"
+        looked_at.check()
+    check_pages(result, rest)
+
+
+_pipe: list[Spliced] = []
+
+
+def _give_away(mapping: Mapping) -> None:
+    _pipe.append(Spliced(mapping.page(3)))
+    mapping.unmap()
+
+
+def _taken_back() -> bytes:
+    with _pipe.pop() as pipe:
+        return pipe.read(PAGE_SIZE)

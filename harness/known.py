@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Findings: tests that fail because a released kernel misbehaves.
+
+Such a test is marked ``finding(name, fixed=…)`` and fails like any other: that is its verdict on the kernel. Continuous
+integration asks for ``--expect-findings``, which turns the failure into an expected one, and turns a pass into a
+failure, so that a fix is noticed and the README's list stays true.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import pytest
+
+
+def finding(item: pytest.Item, release: str) -> str | None:
+    """The name of the finding that the item is on a kernel of this release; None if it is none there."""
+    marker = item.get_closest_marker("finding")
+    if marker is None:
+        return None
+    first, fixed = str(marker.kwargs.get("first", "")), str(marker.kwargs.get("fixed", ""))
+    shows = _version(first) <= _version(release) and (not fixed or _version(release) < _version(fixed))
+    return str(marker.args[0]) if shows else None
+
+
+def expect(item: pytest.Item, reports: Sequence[pytest.TestReport], release: str) -> None:
+    """Judge a test that is a finding as one that must fail in its call, for CI.
+
+    Skips stay skips, and a test that broke before it could tell stays an error.
+    """
+    call = next((report for report in reports if report.when == "call"), None)
+    name = finding(item, release)
+    if call is None or name is None:
+        return
+    if call.failed:
+        call.outcome = "skipped"
+        call.wasxfail = f"finding {name}, see the README"
+    elif call.passed:
+        call.outcome = "failed"
+        call.longrepr = f"finding {name} does not show on {release}: mark where it was fixed, here and in the README"
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """The leading numbers of a release: "6.12.117+deb13" is (6, 12, 117)."""
+    match = re.match(r"\d+(\.\d+)*", text)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()

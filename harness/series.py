@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Patch series as people hold them: a directory of patches, an mbox, or one patch.
+
+What ``git format-patch``, ``b4 am`` and a mail archive write is understood, and a plain diff too.
+"""
+
+from __future__ import annotations
+
+import email
+import hashlib
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from email.header import decode_header, make_header
+from email.message import Message
+from pathlib import Path
+
+from harness.errors import SpecError
+
+#: what a directory of patches is looked through for
+SUFFIXES = (".patch", ".diff", ".mbx", ".mbox", ".eml")
+
+#: what separates the messages of an mbox: "From ", a sender, and a date
+_POSTMARK = re.compile(rb"^From \S+ .*\d\d:\d\d:\d\d.* \d{4}.*\n(?=[A-Za-z-]+:)", re.MULTILINE)
+_DIFF = re.compile(rb"^(?:diff --git |--- \S.*\n\+\+\+ \S)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One patch."""
+
+    #: the file it came from, and its subject if that file holds others
+    name: str
+    #: as it was found, which is what its digest is of
+    raw: bytes
+    #: text that ``git apply`` reads: the mail's transfer encoding is undone
+    diff: bytes
+
+    def hunk(self, file: str, line: int) -> str:
+        """Which hunk of a file starts at a line of the old file, in words."""
+        sections = re.split(rb"^(?=--- \S)", self.diff, flags=re.MULTILINE)
+        for section in sections:
+            head = section[:4096].split(b"\n", 2)
+            named = any(name.split(b"\t")[0].endswith(b"/" + file.encode()) for name in head[:2])
+            starts = [int(found[1]) for found in re.finditer(rb"^@@ -(\d+)", section, re.MULTILINE)]
+            if named and line in starts:
+                return f"hunk {starts.index(line) + 1} of {len(starts)} of {file} (line {line})"
+        return f"the hunk at line {line} of {file}"
+
+
+def load(path: Path) -> list[Patch]:
+    """The patches of a series in order; messages without a diff, such as a cover letter, are left out.
+
+    :param path: a directory (its files in the order of their names), an mbox, or one patch.
+    :raises SpecError: if there is no patch.
+    """
+    try:
+        if path.is_dir():
+            files = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES)
+            patches = [patch for file in files for patch in _split(file)]
+        else:
+            patches = list(_split(path))
+    except OSError as error:
+        raise SpecError(f"cannot read the patches {path}: {error.strerror}") from None
+    if not patches:
+        what = f"no {', '.join(SUFFIXES)} file with a diff" if path.is_dir() else "no diff"
+        raise SpecError(f"{path} holds {what}: give patches as git format-patch or b4 am write them")
+    return patches
+
+
+def patchset_hash(patches: Sequence[Patch]) -> str:
+    """The digest of a series as KCIDB defines it; empty if there is none.
+
+    It is the SHA-256 over the SHA-256 of each patch in order, in hex, each ended by a newline.
+    """
+    lines = "".join(f"{hashlib.sha256(patch.raw).hexdigest()}\n" for patch in patches)
+    return hashlib.sha256(lines.encode()).hexdigest() if patches else ""
+
+
+def _split(file: Path) -> Iterator[Patch]:
+    data = file.read_bytes()
+    starts = [found.start() for found in _POSTMARK.finditer(data)]
+    bounds = [0, *(start for start in starts if start), len(data)]
+    messages = [data[start:end] for start, end in itertools.pairwise(bounds)]
+    for number, raw in enumerate(messages, 1):
+        diff, subject = _decoded(raw)
+        if _DIFF.search(diff):
+            name = file.name if len(messages) == 1 else f"message {number} of {file.name}{subject}"
+            yield Patch(name, raw, diff)
+
+
+def _decoded(raw: bytes) -> tuple[bytes, str]:
+    """The text of a message with its transfer encoding undone, and its subject for a message of ours."""
+    message = email.message_from_bytes(_POSTMARK.sub(b"", raw, count=1))
+    if not message.keys():
+        return raw, ""  # a plain diff
+    subject = re.sub(r"\s+", " ", str(make_header(decode_header(message.get("Subject", "")))))
+    subject = f" ({subject})" if subject else ""
+    encoded = message.is_multipart() or message.get("Content-Transfer-Encoding", "").lower() in _ENCODINGS
+    if not encoded:
+        return raw, subject
+    texts = [_payload(part) for part in message.walk() if part.get_content_maintype() == "text"]
+    return b"\n".join(texts), subject
+
+
+_ENCODINGS = ("quoted-printable", "base64")
+
+
+def _payload(part: Message) -> bytes:
+    payload = part.get_payload(decode=True)
+    return payload.replace(b"\r\n", b"\n") if isinstance(payload, bytes) else b""

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0
+"""``harness shell``, by hand and in scripts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from harness import paths
+from tests.integration.ssh_guest import KERNEL
+from tests.integration.terminal import Terminal
+
+
+def _run(*command: str, stdin: bytes = b"", kernel: str = KERNEL) -> subprocess.CompletedProcess[bytes]:
+    argv = [sys.executable, "-m", "harness.cli", "shell", f"--kernel={kernel}", *command]
+    return subprocess.run(argv, cwd=paths.PROJECT, input=stdin, capture_output=True, check=False)
+
+
+def test_a_command_has_its_own_streams_and_exit_status() -> None:
+    blob = bytes(range(256)) * 4096  # more than any buffer on the way holds
+    done = _run("cat; echo oops >&2; exit 7", stdin=blob)
+    assert done.returncode == 7
+    assert done.stdout == blob
+    assert done.stderr == b"oops\n"
+
+
+def test_words_arrive_as_they_are() -> None:
+    done = _run("printf", "[%s]", "two words", "$HOME", "it's")
+    assert done.stdout == b"[two words][$HOME][it's]"
+
+
+def test_tests_run_by_hand_and_the_guest_has_no_network() -> None:
+    done = _run("python3 -m pytest -q guest_tests/test_library_system.py -k errno && ls /sys/class/net")
+    assert done.returncode == 0, done.stdout
+    assert b"passed" in done.stdout
+    assert done.stdout.split()[-1] == b"lo"
+
+
+def test_without_a_terminal_a_command_is_wanted() -> None:
+    done = _run()
+    assert done.returncode == 2
+    assert b"give a command" in done.stderr
+
+
+def test_an_unknown_kernel_is_a_usage_error_of_one_line() -> None:
+    done = _run("true", kernel="debian:0.1.2")
+    assert done.returncode == 2
+    assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("kernel", [KERNEL])
+def test_a_terminal_is_passed_on_with_its_size_and_its_keys(kernel: str) -> None:
+    with Terminal("harness.cli", "shell", f"--kernel={kernel}", cwd=paths.PROJECT, size=(31, 97)) as terminal:
+        terminal.expect(r"kernel +7\.3.*\r\n +tests +python3 -m pytest")
+        terminal.expect(r"guest:/harness/tests# ")
+        terminal.type("stty size; echo $TERM\n")
+        terminal.expect(r"31 97\r\nxterm")
+        terminal.resize(20, 50)
+        terminal.type("while [ \"$(stty size)\" = '31 97' ]; do sleep 1; done; stty size\n")
+        terminal.expect(r"\n20 50\r")
+        terminal.type("sleep 1000 || echo interrupt''ed\n")
+        terminal.type("\x03")
+        terminal.expect(r"guest:/harness/tests# ")
+        terminal.type("python3 -c 'import signal; print(41 + 1); signal.pause()'\n")
+        terminal.expect(r"\n42\r")
+        terminal.type("\x03")
+        terminal.expect(r"KeyboardInterrupt")
+        terminal.type("exit 3\n")
+        assert terminal.status() == 3
+
+
+def test_a_guest_that_dies_ends_the_shell() -> None:
+    done = _run("echo c >/proc/sysrq-trigger; sleep 1000")
+    assert done.returncode == 1
+    assert b"harness: the kernel panicked" in done.stderr
