@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import pytest
 
-from guest_tests.mm import pagemap, sigbus, syscalls
+from guest_tests.mm import pagemap, sigbus
 from guest_tests.mm.ksm import Ksm
 from guest_tests.mm.mapping import CarveOut, Mapping, move
 from guest_tests.mm.probes import offline
 from guest_tests.mm.proctree import Child
-from guest_tests.mm.syscalls import MADV_HWPOISON, MADV_MERGEABLE
+from guest_tests.mm.syscalls import MADV_MERGEABLE
 
 _watches: list[sigbus.Watch] = []
 
@@ -27,7 +27,7 @@ def _move_away(inherited: Mapping, to: int) -> None:
     move(inherited, to).fill(8)
 
 
-@pytest.mark.finding("ksm-poison-bystander")
+@pytest.mark.finding("ksm-poison-bystander", match="where it maps nothing")
 def test_a_process_that_moved_its_inherited_page_away_is_not_told_of_anothers_poison(area: CarveOut, ksm: Ksm) -> None:
     """Row 115, rmap-hwpoison: only processes that map the page get SIGBUS.
 
@@ -38,9 +38,9 @@ def test_a_process_that_moved_its_inherited_page_away_is_not_told_of_anothers_po
         child     ....   [ own ]    ....         page 0 as inherited, moved to 10, written
 
     The child's VMA at page 10 keeps the page offset and the anon_vma of page 0. collect_procs_ksm() (mm/ksm.c of
-    6.12.117 and 7.3.4) tells every process with a VMA in that anon_vma of the rmap item's address, without the check that
-    rmap_walk_ksm() makes, that the VMA contains the address at all. So the child gets SIGBUS for page 0, where it maps
-    nothing, although it maps nothing of the poisoned frame either; a process that does not catch it dies.
+    6.12.117 and 7.3.4) tells every process with a VMA in that anon_vma of the rmap item's address, without the check
+    that rmap_walk_ksm() makes, that the VMA contains the address at all. So the child gets SIGBUS for page 0, where it
+    maps nothing, although it maps nothing of the poisoned frame either; a process that does not catch it dies.
     """
     if missing := offline.missing("hard"):
         pytest.skip(missing)
@@ -54,12 +54,16 @@ def test_a_process_that_moved_its_inherited_page_away_is_not_told_of_anothers_po
         ksm.merge(first, second)
         frame = pagemap.pfns(first.address, 1)[0]
         bystander = pagemap.pfns(area.page(10), 1, child.pid)[0]
+        assert frame is not None
         assert bystander != frame, "the child maps the very page that is about to be poisoned"
         child.call(_listen)
         with sigbus.Watch():
-            syscalls.madvise(second.address, second.length, MADV_HWPOISON)
+            offline.offline("hard", frame)
             own = sigbus.take(0)
         heard = child.call(_heard)
+        first.unmap()  # reading what is poisoned would be fatal, for evidence too
+        second.unmap()
+        offline.restore(frame)
         assert own is not None, "the process that maps the poisoned page was told nothing"
         assert heard is None, (
             f"the child got SIGBUS for {heard.address:#x}, where it maps nothing, when PFN {frame:#x} was poisoned; "

@@ -30,13 +30,13 @@ def records(reports: Iterable[pytest.TestReport], label: str) -> list[dict[str, 
         if report.when == "call" or (report.when == "setup" and not report.passed)
         if f"[{label}" in report.nodeid
         for name, value in report.user_properties
-        if name == PROPERTY and _well_formed(value)
+        if name == PROPERTY and isinstance(value, dict) and _well_formed(value)
     ]
 
 
-def _well_formed(record: Any) -> bool:
+def _well_formed(record: dict[str, Any]) -> bool:
     """Whether a record is one: like all of a report it was written by the guest."""
-    return isinstance(record, dict) and any(
+    return any(
         all(isinstance(record.get(name), kind) for name, kind in shape.items())
         for shape in _SHAPES.get(str(record.get("step")), ())
     )

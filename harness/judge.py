@@ -33,6 +33,10 @@ _PHASES = ("setup", "call", "teardown")
 _OURS = (LostCondition.QEMU_DIED, LostCondition.CONNECTION_LOST)
 
 
+#: The property of every report that holds the verdict.
+PROPERTY = "verdict"
+
+
 class Verdict(StrEnum):
     """KCIDB's status words, worst first (schema v5.3)."""
 
@@ -103,8 +107,13 @@ def _labelled(
 ) -> list[pytest.TestReport]:
     # On every phase: which one a reporter takes them from is its own affair (JUnit's takes the last).
     for report in reports:
-        report.user_properties += [*facts, ("verdict", str(verdict))]
+        report.user_properties += [*facts, (PROPERTY, str(verdict))]
     return reports
+
+
+def verdict(reports: Sequence[pytest.TestReport]) -> str:
+    """The verdict that the reports of one test carry."""
+    return next((str(value) for report in reports for name, value in report.user_properties if name == PROPERTY), "")
 
 
 def _complaints(seen: Observation) -> list[str]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Findings: tests that fail because a released kernel misbehaves.
 
-Such a test is marked ``finding(name, fixed=…)`` and fails like any other: that is its verdict on the kernel. Continuous
+Such a test is marked ``finding(name, match=…, fixed=…)`` and fails like any other: that is its verdict on the kernel. Continuous
 integration asks for ``--expect-findings``, which turns the failure into an expected one, and turns a pass into a
 failure, so that a fix is noticed and the README's list stays true.
 """
@@ -14,31 +14,27 @@ from collections.abc import Sequence
 import pytest
 
 
-def finding(item: pytest.Item, release: str) -> str | None:
-    """The name of the finding that the item is on a kernel of this release; None if it is none there."""
-    marker = item.get_closest_marker("finding")
-    if marker is None:
-        return None
-    first, fixed = str(marker.kwargs.get("first", "")), str(marker.kwargs.get("fixed", ""))
-    shows = _version(first) <= _version(release) and (not fixed or _version(release) < _version(fixed))
-    return str(marker.args[0]) if shows else None
-
-
 def expect(item: pytest.Item, reports: Sequence[pytest.TestReport], release: str) -> None:
     """Judge a test that is a finding as one that must fail in its call, for CI.
 
-    Skips stay skips, and a test that broke before it could tell stays an error.
+    Skips stay skips, and a failure that does not say what the finding says (its ``match``) stays a failure.
     """
     call = next((report for report in reports if report.when == "call"), None)
-    name = finding(item, release)
-    if call is None or name is None:
+    marker = item.get_closest_marker("finding")
+    if call is None or marker is None or not _concerns(marker, release):
         return
-    if call.failed:
+    name, match = str(marker.args[0]), str(marker.kwargs.get("match", ""))
+    if call.failed and match in call.longreprtext:
         call.outcome = "skipped"
         call.wasxfail = f"finding {name}, see the README"
     elif call.passed:
         call.outcome = "failed"
         call.longrepr = f"finding {name} does not show on {release}: mark where it was fixed, here and in the README"
+
+
+def _concerns(marker: pytest.Mark, release: str) -> bool:
+    first, fixed = str(marker.kwargs.get("first", "")), str(marker.kwargs.get("fixed", ""))
+    return _version(first) <= _version(release) and (not fixed or _version(release) < _version(fixed))
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ _RUNNERS = pytest.StashKey[dict[str, "Runner"]]()
 MARKERS = (
     "shared_guest: this test leaves nothing behind, so that its guest may run the next such test",
     "guest_timeout(seconds): how long the test may take with hardware virtualisation; scaled for emulation",
-    "finding(name, first='', fixed=''): fails because kernels from one version on, up to another, misbehave",
+    "finding(name, match, first, fixed): fails, saying match, because kernels from first until fixed misbehave",
 )
 
 
@@ -247,9 +247,11 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-    if (guest := runners[label].kept) is not None:
+    failures = [report.longreprtext for report in reports if report.failed]
+    if (guest := runners[label].kept) is not None and failures:
         from harness import keep
 
-        keep.wait(runners[label], guest, "\n".join(each.longreprtext for each in reports if each.failed), item.config)
+        keep.wait(runners[label], guest, "\n".join(failures), item.config)
         item.session.shouldfail = "--keep stops at the first test that fails"
+    runners[label].let_go()
     return True

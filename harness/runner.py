@@ -20,7 +20,7 @@ from harness.deadline import Deadline
 from harness.errors import GuestLost, HarnessError, LostCondition, ProtocolError, UsageError
 from harness.fleet import Fleet
 from harness.guest import Guest
-from harness.judge import Observation, judge, missed
+from harness.judge import Observation, Verdict, judge, missed, verdict
 from harness.kernels import BootSpec, Kernel, SshSpec
 from harness.qemu import Machine
 
@@ -141,7 +141,7 @@ class Runner:
         reports = judge(item, seen)
         if self._keep and any(report.failed for report in reports):
             self.kept = current.guest
-        elif keep and seen.unharmed:
+        elif keep and seen.unharmed and verdict(reports) != Verdict.MISS:
             current.taint = seen.taint[1]
         else:
             self._drop()
@@ -151,6 +151,12 @@ class Runner:
     def release(self) -> str:
         """The kernel's release; empty while it is not known."""
         return self.provisioned[0].release if "provisioned" in vars(self) else ""
+
+    def let_go(self) -> None:
+        """End the guest that was kept, if there is one."""
+        if self.kept is not None:
+            self.kept = None
+            self._drop()
 
     def close(self) -> None:
         """End all guests."""
@@ -219,7 +225,8 @@ class Runner:
         shown = console.escape(log[-_SHOWN_CONSOLE:]) or "(nothing)"
         assert guest.ready is not None
         where = f" from {self.provisioned[0].provenance}" if isinstance(self.spec, BootSpec) else ""
-        facts = [f"kernel:  {guest.ready.release}, {guest.ready.machine}{where}", *self.fleet.facts(guest)]
+        running = console.escape(f"{guest.ready.release}, {guest.ready.machine}")
+        facts = [f"kernel:  {running}{where}", *self.fleet.facts(guest)]
         again = f"{self.again} {shlex.quote(item.nodeid)}"
         return [("kernel console", shown), ("machine", "\n".join(facts)), ("run it again", again)]
 

@@ -52,6 +52,23 @@ def test_keep_waits_with_the_very_guest_that_failed(project: Path) -> None:
     assert not Path(monitor).exists()
 
 
+def test_of_a_guest_that_died_the_console_is_kept(project: Path) -> None:
+    (project / "some_tests/test_some.py").write_text(
+        "def test_dies():\n    open('/proc/sysrq-trigger', 'w').write('c')\n"
+    )
+    with Terminal("pytest", f"--kernel={KERNEL}", "--keep", cwd=project) as terminal:
+        terminal.expect("the kernel panicked")
+        console = terminal.expect(r"console +(\S+)")[1]
+        terminal.expect("Enter alone to end it: ")
+        assert "sysrq: Trigger a crash" in Path(console).read_text(errors="replace")
+        terminal.type("s\n")
+        terminal.expect("no shell: ")
+        terminal.expect("Enter alone to end it: ")
+        terminal.type("\n")
+        assert terminal.status() == 1
+    assert not Path(console).exists()
+
+
 def test_keep_needs_a_person(project: Path) -> None:
     argv = [sys.executable, "-m", "pytest", f"--kernel={KERNEL}", "--keep"]
     done = subprocess.run(argv, cwd=project, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
