@@ -6,9 +6,12 @@ ARCH ?=
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint types unit guest setup host clean
+.PHONY: run test lint types unit guest setup host build-host clean
 
-run: setup ## boot a kernel and print the answer; KERNEL=debian:7.3 ARCH=arm64 choose another
+# Compilers are only needed for a kernel that is neither packaged, nor a machine, nor a file or tree that exists.
+built = $(if $(filter debian:% ssh:%,$(KERNEL))$(wildcard $(KERNEL)),,build-host)
+
+run: setup $(built) ## boot a kernel and print the answer; KERNEL=debian:7.3 ARCH=arm64 KERNEL=relocate-anon choose another
 	$(BIN)/pytest --kernel='$(KERNEL)' $(if $(ARCH),--arch=$(ARCH)) guest_tests/test_question.py --answer
 
 test: lint types unit guest ## every gate
@@ -30,19 +33,35 @@ setup: host .venv/ready
 
 # What only the system can provide: each line is a test, and the package that makes it pass.
 host:
-	@missing=; need() { command -v "$$1" >/dev/null || missing="$$missing $$2"; }; \
+	@missing=; $(need); \
 	need qemu-system-x86_64 qemu-system-x86; need qemu-system-aarch64 qemu-system-arm; \
 	need apt-get apt; need dpkg-deb dpkg; need setpriv util-linux; need $(PYTHON) python3; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
 	[ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing="$$missing debian-archive-keyring"; \
-	[ -z "$$missing" ] && exit 0; \
-	as=; [ "$$(id -u)" = 0 ] || as="sudo -n"; \
-	if [ -n "$$as" ] && ! $$as true 2>/dev/null; then \
-	    echo "Missing packages, and no right to install them. Run: apt-get install$$missing" >&2; exit 1; \
-	fi; \
-	echo "installing$$missing"; \
-	$$as apt-get update -qq && \
-	$$as env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null
+	$(install)
+
+build-host: ## what building kernels takes: KERNEL=relocate-anon and the like
+	@missing=; $(need); \
+	need make make; need gcc gcc; need ld binutils; need bison bison; need flex flex; need bc bc; need git git; \
+	need ccache ccache; \
+	$(if $(filter arm64 aarch64,$(ARCH)),[ "$$(uname -m)" = aarch64 ] || need aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu;) \
+	$(if $(filter x86%,$(ARCH)),[ "$$(uname -m)" = x86_64 ] || need x86_64-linux-gnu-gcc gcc-x86-64-linux-gnu;) \
+	header() { echo "#include <$$1>" | gcc -E - >/dev/null 2>&1 || missing="$$missing $$2"; }; \
+	header gelf.h libelf-dev; header openssl/ssl.h libssl-dev; \
+	$(install)
+
+need = need() { command -v "$$1" >/dev/null || missing="$$missing $$2"; }
+
+define install
+[ -z "$$missing" ] && exit 0; \
+as=; [ "$$(id -u)" = 0 ] || as="sudo -n"; \
+if [ -n "$$as" ] && ! $$as true 2>/dev/null; then \
+    echo "Missing packages, and no right to install them. Run: apt-get install$$missing" >&2; exit 1; \
+fi; \
+echo "installing$$missing"; \
+$$as apt-get update -qq && \
+$$as env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null
+endef
 
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

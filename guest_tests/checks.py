@@ -85,7 +85,7 @@ def fails(code: int, call: Callable[[], object], what: str) -> None:
     except OSError as error:
         got = errno.errorcode.get(error.errno or 0, f"error {error.errno}")
     else:
-        got = f"success ({hex(result) if isinstance(result, int) else result!r})"
+        got = f"success ({result:#x})" if isinstance(result, int) else f"success ({result!r})"
     assert got == errno.errorcode[code], f"{what} gave {got}, expected {errno.errorcode[code]}"
 
 

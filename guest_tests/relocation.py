@@ -118,17 +118,20 @@ def refused_move(
     *,
     code: int = errno.EFAULT,
     pages: int | None = None,
+    arm: Callable[[], object] = lambda: None,
 ) -> None:
     """Assert that a relocation is refused, and that all is as if nobody had asked: mappings, frames, data, accounts.
 
     The reverse map is not looked at, because that would move the pages: :func:`check_pages` should follow.
 
     :param code: the error of a kernel that knows the flags; others say EINVAL.
+    :param arm: called before every try.
     """
     expected = code if relocate else errno.EINVAL
     what = f"a move with flags {flags | syscalls.MREMAP_MAYMOVE:#x}"
 
     def call() -> Mapping:
+        arm()
         return move(source, to, flags, pages=pages)
 
     refused(area, expected, call, what, source)
@@ -186,30 +189,43 @@ def check_pages(*mappings: Mapping, pageout: bool = True) -> None:
         mapping.check()
 
 
-def folios(mapping: Mapping) -> list[int]:
-    """One address in every folio that is mapped, leaving out the zero page. Of a large folio it is the first."""
-    found = []
+_TAIL: Final = int(kpage.Flag.COMPOUND_TAIL)
+_COMPOUND: Final = int(kpage.Flag.COMPOUND_HEAD | kpage.Flag.COMPOUND_TAIL)
+_ZERO: Final = int(kpage.Flag.ZERO_PAGE)
+
+
+def folios(mapping: Mapping) -> dict[int, int]:
+    """One address in every folio that is mapped, and the frame there, leaving out the zero page.
+
+    Of a large folio it is the first page.
+    """
+    found = {}
     last, last_is_large = -1, False
-    for address, entry in zip(mapping.page_addresses, pagemap.entries(mapping.address, mapping.pages), strict=True):
-        pfn = entry.pfn
-        if pfn is None:
-            last = -1
-            continue
-        flags = kpage.flags(pfn)
-        tail = kpage.Flag.COMPOUND_TAIL in flags
-        if kpage.Flag.ZERO_PAGE not in flags and not (tail and last_is_large and pfn == last + 1):
-            found.append(address)
-        last, last_is_large = pfn, tail or kpage.Flag.COMPOUND_HEAD in flags
+    # One file for all pages: kpage.flags() opens it for each.
+    fd = os.open("/proc/kpageflags", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for index, entry in enumerate(pagemap.entries(mapping.address, mapping.pages)):
+            pfn = entry.pfn
+            if pfn is None:
+                last = -1
+                continue
+            flags = int.from_bytes(os.pread(fd, 8, pfn * 8), "little")
+            if not flags & _ZERO and not (flags & _TAIL and last_is_large and pfn == last + 1):
+                found[mapping.page(index)] = pfn
+            last, last_is_large = pfn, bool(flags & _COMPOUND)
+    finally:
+        os.close(fd)
     return found
 
 
 def _check_migration(mapping: Mapping) -> None:
-    waiting = {address: pagemap.pfn(address) for address in folios(mapping)}
+    waiting = folios(mapping)
     for _ in range(_TRIES if len(numa.nodes()) > 1 else 0):
         addresses = list(waiting)
         there = [next(node for node in numa.nodes() if node != here) for here in numa.nodes_of(addresses)]
         numa.move_pages(0, addresses, there, numa.MPOL_MF_MOVE_ALL)
-        waiting = {address: pfn for address, pfn in waiting.items() if pagemap.pfn(address) == pfn}
+        now = pagemap.pfns(mapping.address, mapping.pages)
+        waiting = {each: pfn for each, pfn in waiting.items() if now[(each - mapping.address) // PAGE_SIZE] == pfn}
         if not waiting:
             return
     for address in waiting:

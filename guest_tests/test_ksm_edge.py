@@ -22,6 +22,7 @@ from guest_tests.ksm_scenes import (
     hugh,
     own_group,
     places_of,
+    read_back,
     referenced,
     swap_out,
     usable,
@@ -119,11 +120,11 @@ def _moved_in_swap_cache(area: CarveOut, ksm: Ksm) -> Pair:
         swap_out(pair.places)
         assert kpage.Flag.SWAPCACHE in kpage.flags(frame), f"not in the swap cache: {kpage.describe(frame)}"
         pair = Pair(pair.stayed, move(pair.moved, area.page(10)))
-        pair.stayed.touch_read()
-        pair.moved.touch_read()
+        read_back(pair.stayed, pair.moved)
     return pair
 
 
+@pytest.mark.finding("ksm-swapcache-move", match="does not find the page at")
 @every_probe
 def test_a_page_moved_while_in_the_swap_cache_is_found(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
     """Row 125, swapcache-hole: the move un-merges pages that are present, but this one is only a swap entry.
@@ -166,6 +167,7 @@ def test_a_scan_finds_what_was_moved_while_in_the_swap_cache(probe: Probe, area:
         pair.check()
 
 
+@pytest.mark.finding("ksm-swapcache-unmergeable", match="after MADV_UNMERGEABLE the page at")
 def test_no_merged_page_comes_back_where_merging_was_called_off(area: CarveOut, ksm: Ksm) -> None:
     """Row 128, unmergeable-after: the same with MADV_UNMERGEABLE, and no ksmd to repair it later.
 
@@ -176,6 +178,9 @@ def test_no_merged_page_comes_back_where_merging_was_called_off(area: CarveOut, 
         swapped     | s | s |    A stays in the swap cache
         called off  | s | s |    MADV_UNMERGEABLE for page 1: break_ksm() passes over swap entries
         read        | A | b |    expected: b is a page of its own
+
+    In fact A comes back (ksm_might_need_to_copy(), mm/ksm.c of 6.12 and 7.3). As the mapping is not mergeable any more,
+    ksmd drops its entry for page 1 and never makes a new one: no walk finds page 1 as long as it is mapped.
     """
     memcg.require_memcg()
     swap.require_swap()
@@ -185,8 +190,7 @@ def test_no_merged_page_comes_back_where_merging_was_called_off(area: CarveOut, 
     with referenced(pair.stayed.address):
         swap_out(pair.places)
         pair.moved.madvise(syscalls.MADV_UNMERGEABLE)
-        pair.stayed.touch_read()
-        pair.moved.touch_read()
+        read_back(pair.stayed, pair.moved)
     ksm.scan()
     pair.check()
     frame = pagemap.pfn(pair.moved.address)
@@ -227,6 +231,7 @@ def test_new_memory_at_an_old_place_is_left_alone(probe: Probe, area: CarveOut, 
         trio.part(2).check()
 
 
+@pytest.mark.finding("ksm-poison-bystander", match="was told that it lost a page")
 def test_poison_is_not_told_to_a_process_that_moved_its_page_away(area: CarveOut, ksm: Ksm) -> None:
     """Row 115, rmap-hwpoison: whoever has a copy of its own since the move has lost nothing.
 
@@ -236,6 +241,9 @@ def test_poison_is_not_told_to_a_process_that_moved_its_page_away(area: CarveOut
         first      | A | . |
         second     | . | A |    | . |    merged
         second     | . | . |    | a |    moved: a copy of its own. KSM still has an entry for page 1
+
+    collect_procs_ksm() (mm/ksm.c of 6.12 and 7.3) tells every process with a mapping in the entry's anon_vma (7.3: with
+    the entry's page offset in it), without looking whether the address is in there, as rmap_walk_ksm() does.
     """
     probe = usable(HwPoison())
     pair = equal_pair(area, dontfork=False)

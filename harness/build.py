@@ -146,8 +146,8 @@ class Request:
 
     @property
     def stem(self) -> str:
-        """The readable half of a name in the cache."""
-        return f"{self.source.label}-{self.flavour}-{self.arch}".replace(":", "-")
+        """The readable half of a name in the cache; what is the same under two names is cached once."""
+        return f"{self.flavour}-{self.arch}".replace(":", "-")
 
 
 def build(request: Request, cache: Cache, archive: Archive) -> Built:

@@ -77,14 +77,14 @@ class Observation:
 
 def judge(item: pytest.Item, seen: Observation) -> list[pytest.TestReport]:
     """The final reports for one test."""
+    if seen.lost is not None and not (isinstance(seen.lost, GuestLost) and seen.lost.condition not in _OURS):
+        return missed(item, str(seen.lost), seen.evidence, seen.facts)
     try:
         reports = [_restore(item, data) for data in seen.reports]
         _check_phases(reports, complete=seen.lost is None)
         complaints = _complaints(seen)
     except ProtocolError as error:
         return missed(item, str(error), seen.evidence, seen.facts)
-    if seen.lost is not None and not (isinstance(seen.lost, GuestLost) and seen.lost.condition not in _OURS):
-        return missed(item, str(seen.lost), seen.evidence, seen.facts)
     if complaints:
         _fail(item, reports, "\n\n".join(complaints))
     for report in reports:

@@ -159,23 +159,27 @@ def _unmet(conditions: Sequence[str], config: Mapping[str, str]) -> str:
 
 def _conjuncts(expression: str) -> list[str]:
     """The operands of the outermost ``&&``."""
-    parts, depth, current = [], 0, ""
+    parts: list[list[str]] = [[]]
+    depth = 0
     for token in _tokens(expression):
         depth += (token == "(") - (token == ")")
         if depth == 0 and token == "||":
-            return [expression.strip()]
+            return [_joined(_tokens(expression))]
         if depth == 0 and token == "&&":
-            parts.append(current.strip())
-            current = ""
+            parts.append([])
         else:
-            current += token if token in "()!" or current[-1:] in ("(", "!", "") else f" {token}"
-    return [*parts, current.strip()]
+            parts[-1].append(token)
+    return [_joined(part) for part in parts]
+
+
+def _joined(tokens: Sequence[str]) -> str:
+    return re.sub(r"(?<=[(!]) | (?=\))", "", " ".join(tokens))
 
 
 def _with_values(part: str, config: Mapping[str, str]) -> str:
     symbols = [token for token in _tokens(part) if re.fullmatch(r"[A-Z0-9_]*[A-Z_][A-Z0-9_]*", token)]
     values = ", ".join(f"{symbol}={config.get(symbol, 'n')}" for symbol in dict.fromkeys(symbols))
-    shown = f"({part})" if "||" in part else part
+    shown = f"({part})" if "||" in part and not part.startswith("(") else part
     return f"{shown} [{values}]" if values else shown
 
 

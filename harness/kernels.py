@@ -36,11 +36,13 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 from urllib.parse import urlsplit
 
-from harness import apt, arch, deb, kernelimage
+from harness import apt, arch, build, deb, formula, kconfig, kernelimage, series
 from harness.apt import Archive, Package
 from harness.arch import ARCHITECTURES, Architecture
+from harness.build import Recipe
 from harness.cache import Cache, sha256
 from harness.errors import HarnessError, SpecError
+from harness.formula import Building, Formula
 from harness.modules import ModuleTree
 
 
@@ -120,16 +122,6 @@ class BootSpec(Spec, ABC):
         :raises FetchError: if it cannot be had.
         :raises HostError: if this host lacks a program, or space.
         """
-
-
-@dataclass(frozen=True)
-class Building:
-    """What the user wants of kernels that are built here."""
-
-    #: build every tree, whether or not it is built already
-    trees: bool = False
-    #: presets and page size of kernels that name none
-    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -264,22 +256,20 @@ class DebSpec(BootSpec):
 class BuildSpec(BootSpec):
     """A kernel that is built here."""
 
-    source: Source
-    #: patches, directories of patches, or mboxes, in order
-    series: tuple[Path, ...]
-    flavour: Flavour
+    formula: Formula
 
     def resolve(self, cache: Cache, archive: Archive) -> Kernel:
         """See :meth:`BootSpec.resolve`; takes minutes where it is not cached.
 
         :raises BuildError: if it cannot be built.
         """
+        named = self.formula
         request = build.Request(
             arch=self.arch,
-            source=self.source,
-            patches=tuple(patch for path in self.series for patch in series.load(path)),
-            flavour=str(self.flavour),
-            wanted=kconfig.merge(self.flavour.settings()),
+            source=named.source,
+            patches=tuple(patch for path in named.series for patch in series.load(path)),
+            flavour=str(named.flavour),
+            wanted=kconfig.merge(named.flavour.settings()),
             label=self.label,
         )
         built = build.build(request, cache, archive)
@@ -294,12 +284,15 @@ class BuildSpec(BootSpec):
             modules=None,  # no configuration of ours makes any
             vmlinux=built.vmlinux,
             provenance=Provenance(
-                "build", built.recipe.source, built.release, cache.digest(built.image), recipe=built.recipe
+                "build", built.recipe.source, built.release, sha256(built.image), recipe=built.recipe
             ),
         )
 
 
-def parse(text: str, wanted: Architecture | None = None, building: Building = Building()) -> BootSpec | SshSpec:
+_AS_IT_IS = Building()
+
+
+def parse(text: str, wanted: Architecture | None = None, building: Building = _AS_IT_IS) -> BootSpec | SshSpec:
     """Understand one ``--kernel``; reads local files, never the network.
 
     :param wanted: from ``--arch``; None takes what the kernel is for, or else the host's architecture.
@@ -311,8 +304,9 @@ def parse(text: str, wanted: Architecture | None = None, building: Building = Bu
         return _parse_debian(text, wanted)
     if text.startswith("ssh://"):
         return _parse_ssh(text, wanted)
-    if built := _parse_build(text, wanted or arch.host(), building):
-        return built
+    chosen = wanted or arch.host()
+    if found := formula.parse(text, chosen, building):
+        return BuildSpec(found.text, _label(f"{found.label}-{chosen}"), chosen, found)
     path = Path(text).expanduser()
     if text and path.is_dir():
         return _parse_tree(text, path, wanted)
@@ -324,7 +318,7 @@ def parse(text: str, wanted: Architecture | None = None, building: Building = Bu
 
 
 def parse_all(
-    texts: Sequence[str], wanted: Architecture | None = None, building: Building = Building()
+    texts: Sequence[str], wanted: Architecture | None = None, building: Building = _AS_IT_IS
 ) -> list[BootSpec | SshSpec]:
     """Understand every ``--kernel`` of a run: repeated ones are taken once, and labels are made unique.
 
@@ -348,47 +342,6 @@ _FORMS = (
     "give debian:VERSION, debian:SUITE, a tree, an image, a .deb, ssh://USER@HOST, git:PATH@REVISION, "
     "or a variant of kernel_configs/variants.toml"
 )
-
-
-def _parse_build(text: str, wanted: Architecture, building: Building) -> BuildSpec | None:
-    """A kernel that is built here, or None if ``text`` names one that exists."""
-    definitions = Definitions.load()
-    rest, words, added = text, list[str](), list[Path]()
-    while rest.rpartition(":")[2] in definitions.words and ":" in rest:
-        rest, _, word = rest.rpartition(":")
-        words.insert(0, word)
-    base = rest
-    while "+" in base and not Path(base).expanduser().exists():
-        base, plus, last = _without_series(base)
-        if not plus:
-            break
-        added.insert(0, last)
-    source: Source
-    if variant := definitions.variants.get(base.partition(":")[0]):
-        # What is left behind the name is no preset, and is told so.
-        words = [*base.split(":")[1:], *words]
-        name, source, patches = variant.name, PackageSource(variant.source), variant.patches
-    elif re.fullmatch(r"linux-source-\d+\.\d+", base):
-        name, source, patches = base, PackageSource(base), ()
-    elif base.startswith("git:"):
-        source = _parse_git(base)
-        name, patches = source.label, ()
-    elif (path := Path(base).expanduser()) and base and _is_source(path) and (words or added or _wants(building, path)):
-        source = TreeSource(path.resolve())
-        name, patches = source.label, ()
-    elif added or words:
-        raise SpecError(f"{text} cannot be built: {base} is no kernel source; {_FORMS}")
-    else:
-        return None
-    flavour = definitions.flavour(words or building.words, wanted)
-    return BuildSpec(
-        text=f"{rest.partition(':')[0] if base in definitions.variants else rest}:{flavour}",
-        label=_label(_build_name(name, added, flavour, definitions.default_preset) + f"-{wanted}"),
-        arch=wanted,
-        source=source,
-        series=(*patches, *added),
-        flavour=flavour,
-    )
 
 
 def _parse_debian(text: str, wanted: Architecture | None) -> DebianSpec:
@@ -418,11 +371,11 @@ def _parse_tree(text: str, path: Path, wanted: Architecture | None) -> TreeSpec:
     built = [each for each in ARCHITECTURES if (path / each.tree_image).is_file()]
     if wanted and wanted not in built:
         other = f"; it is built for {', '.join(map(str, built))}" if built else ""
-        raise SpecError(f"{text} has no {wanted.tree_image}: build it first with make{other}")
+        raise SpecError(f"{text} has no {wanted.tree_image}: build it first with make, or with --build{other}")
     if not built:
         if not _is_tree(path):
             raise SpecError(f"{text} is no kernel build tree: it has neither .config nor Kbuild; {_FORMS}")
-        raise SpecError(f"{text} has no {arch.host().tree_image}: build it first with make")
+        raise SpecError(f"{text} has no {arch.host().tree_image}: build it first with make, or with --build")
     chosen = wanted or (arch.host() if arch.host() in built else built[0])
     return TreeSpec(text, _label(f"{path.resolve().name}-{chosen}"), chosen, path.resolve())
 

@@ -34,7 +34,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         metavar="SPEC",
         help="a kernel to run the guest tests on: debian:VERSION, debian:SUITE, a build tree, an image, a .deb, "
-        "or ssh://USER@HOST. Repeat it to compare kernels.",
+        "ssh://USER@HOST, or one to build: git:PATH@REVISION, or a variant such as relocate-anon; +PATCHES and :PRESET "
+        "may follow. Repeat it to compare kernels.",
+    )
+    group.addoption("--build", action="store_true", help="build each source tree that --kernel names, in the cache")
+    group.addoption(
+        "--preset",
+        action="append",
+        default=[],
+        metavar="PRESET",
+        help="what is built is configured so: fast, debug, kasan, dwarf, or a page size such as 64k. Repeat it, or "
+        "join them with colons.",
     )
     group.addoption(
         "--arch", action="append", default=[], metavar="ARCH", help="x86_64 or arm64, where the kernel leaves it open"
@@ -94,6 +104,7 @@ def guest_tests(config: pytest.Config) -> Path:
 def _runners(config: pytest.Config) -> dict[str, Runner]:
     from harness import arch, kernels
     from harness.errors import UsageError
+    from harness.formula import Building
     from harness.provision import Options
     from harness.runner import Runner
 
@@ -103,11 +114,12 @@ def _runners(config: pytest.Config) -> dict[str, Runner]:
         cpus=config.getoption("guest_cpus"),
         debian_mirror=config.getoption("debian_mirror"),
     )
+    building = Building(config.getoption("build"), _words(config.getoption("preset")))
     try:
         specs: list[kernels.BootSpec | kernels.SshSpec] = []
         wanted: list[arch.Architecture | None] = [arch.find(name) for name in config.getoption("arch")]
         for each in wanted or [None]:
-            specs += kernels.parse_all(config.getoption("kernel"), each)
+            specs += kernels.parse_all(config.getoption("kernel"), each, building)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
     runners: dict[str, Runner] = {}
@@ -124,6 +136,10 @@ def _runners(config: pytest.Config) -> dict[str, Runner]:
             progress=_progress(config),
         )
     return runners
+
+
+def _words(presets: list[str]) -> tuple[str, ...]:
+    return tuple(word for each in presets for word in each.split(":") if word)
 
 
 def _guest_args(config: pytest.Config) -> list[str]:

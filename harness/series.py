@@ -95,13 +95,18 @@ def _decoded(raw: bytes) -> tuple[bytes, str]:
     message = email.message_from_bytes(_POSTMARK.sub(b"", raw, count=1))
     if not message.keys():
         return raw, ""  # a plain diff
-    subject = re.sub(r"\s+", " ", str(make_header(decode_header(message.get("Subject", "")))))
-    subject = f" ({subject})" if subject else ""
+    subject = next((_text(value) for name, value in message.raw_items() if name.lower() == "subject"), "")
     encoded = message.is_multipart() or message.get("Content-Transfer-Encoding", "").lower() in _ENCODINGS
     if not encoded:
         return raw, subject
     texts = [_payload(part) for part in message.walk() if part.get_content_maintype() == "text"]
     return b"\n".join(texts), subject
+
+
+def _text(value: object) -> str:
+    """A header's words, which git writes in UTF-8 and mail programs encode."""
+    plain = str(value).encode("ascii", "surrogateescape").decode("utf-8", "replace")
+    return re.sub(r"\s+", " ", f" ({make_header(decode_header(plain))})")
 
 
 _ENCODINGS = ("quoted-printable", "base64")

@@ -276,32 +276,26 @@ def _import(package: Path, store: Store, ref: str) -> None:
     command = [find_program("git", "git"), f"--git-dir={store.git_dir}"]
     command += ["-c", "core.compression=1", "-c", "pack.compression=1", "fast-import", "--quiet", "--done", "--force"]
     env = {**os.environ, **_UNCONFIGURED}
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
-    pipe = cast(IO[bytes], process.stdin)
-    try:
-        pipe.write(f"commit {ref}\ncommitter harness <> 0 +0000\ndata 0\n".encode())
-        count = 0
-        for mode, path, content in _tarball(package):
-            pipe.write(b'M %s inline "%s"\ndata %d\n' % (mode, _quoted(path), len(content)))
-            pipe.write(content + b"\n")
-            count += 1
-        if not count:
-            raise FetchError(f"{package.name} holds no kernel source: give a tree with --kernel=PATH")
-        pipe.write(b"done\n")
-        pipe.close()
-    except BrokenPipeError:
-        pass  # git says why
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    stderr = cast(IO[bytes], process.stderr).read()
-    if process.wait():
-        with host_trouble(store.root):
-            os.statvfs(store.root)
-        raise BuildError(
-            f"{package.name} cannot be unpacked into {store.root}: {stderr.decode(errors='replace').strip()}"
-        )
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as process:
+        pipe, complaints = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stderr)
+        try:
+            with suppress(BrokenPipeError):  # git says why
+                pipe.write(f"commit {ref}\ncommitter harness <> 0 +0000\ndata 0\n".encode())
+                empty = True
+                for mode, path, content in _tarball(package):
+                    empty = False
+                    pipe.write(b'M %s inline "%s"\ndata %d\n' % (mode, _quoted(path), len(content)))
+                    pipe.write(content + b"\n")
+                if empty:
+                    raise FetchError(f"{package.name} holds no kernel source: give a tree with --kernel=PATH")
+                pipe.write(b"done\n")
+                pipe.close()
+        except BaseException:
+            process.kill()
+            raise
+        complaint = complaints.read().decode(errors="replace").strip()
+    if process.returncode:
+        raise BuildError(f"{package.name} cannot be unpacked into {store.root}: {complaint}")
 
 
 def _quoted(path: str) -> bytes:
@@ -380,7 +374,9 @@ class GitSource(_Local):
         found = self._ask("rev-parse", "--verify", "--end-of-options", f"{self.ref}^{{tree}}").strip()
         if not found:
             raise SpecError(f"{self.path} has no revision {self.ref!r}: see git -C {self.path} branch -a, or git tag")
-        return Identity(found, f"{self._ask('describe', '--always', self.ref).strip() or self.ref} of {self.path}")
+        return Identity(
+            found, f"{self._ask('describe', '--tags', '--always', self.ref).strip() or self.ref} of {self.path}"
+        )
 
 
 @dataclass(frozen=True)

@@ -90,11 +90,14 @@ class Lab:
         (self.root / "conftest.py").write_text(
             textwrap.dedent(
                 """
-                import pathlib, time
+                import os, pathlib, time
                 LOG = pathlib.Path(__file__).with_name("times")
                 def note(what, nodeid):
                     with LOG.open("a") as log:
                         log.write(f"{what} {time.monotonic()} {nodeid}\\n")
+                def pytest_collection_modifyitems(items):
+                    if os.environ.get("LAB_ORDER") == "backwards":
+                        items.reverse()
                 def pytest_runtest_logstart(nodeid):
                     note("start", nodeid)
                 def pytest_runtest_logfinish(nodeid):

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Moves while somebody else uses the pages: rows 72, 75 and 98.
+
+Each race lasts a second or so, and more on a machine with two CPUs (``--guest-cpus=2``), where both sides really run at
+once. Whoever wins, the data is right and every page is found in the end; the kernel must not complain meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import pytest
+
+from guest_tests.checks import fails
+from guest_tests.mm import numa, system
+from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, move
+from guest_tests.mm.proctree import Child
+from guest_tests.mm.syscalls import MREMAP_MUST_RELOCATE_ANON
+from guest_tests.relocation import Busy, Ring, Spliced, check_pages, require_ring, rounds, ways
+
+pytestmark = pytest.mark.shared_guest
+
+_PAGES: Final = 12
+#: seconds that a race lasts
+_SECONDS: Final = 0.7 if os.cpu_count() == 1 else 3.0
+
+
+def _there_and_back(relocate: bool, area: CarveOut, source: Mapping, flags: int, seconds: float = _SECONDS) -> Mapping:
+    """Move between two places for a while. Best effort always succeeds; "must" may be refused now and then.
+
+    :returns: the mapping where it is in the end, its data checked.
+    """
+    if flags and not relocate:
+        fails(errno.EINVAL, lambda: move(source, area.page(20), flags), f"a move with flags {flags:#x}")
+        return source.check()
+    here, succeeded = source, 0
+    for _ in rounds(seconds, 20):
+        to = area.page(20) if here.address == area.address else area.address
+        try:
+            here = move(here, to, flags)
+            succeeded += 1
+        except OSError as error:
+            if error.errno != errno.EFAULT or flags != MREMAP_MUST_RELOCATE_ANON:
+                raise
+    assert succeeded, "every single move was refused"
+    return here.check()
+
+
+@contextmanager
+def _held(source: Mapping, hold: bool) -> Iterator[None]:
+    if not hold:
+        yield
+        return
+    with Spliced(source.address, source.length):
+        yield
+
+
+@ways
+@pytest.mark.parametrize("hold", [False, True], ids=["succeeds", "fails"])
+def test_migration(relocate: bool, area: CarveOut, flags: int, hold: bool) -> None:
+    """Row 72, migration-race: a thread migrates the pages from node to node meanwhile. Migration that fails puts back
+    what was there before it began, so that a page must not be relocated in between; references make every one fail."""
+    system.require_nodes(2)
+    source = area.map(0, _PAGES).fill()
+    addresses = [*source.page_addresses, *(area.page(20 + index) for index in range(_PAGES))]
+    nodes = numa.nodes()[:2]
+
+    def migrate() -> None:
+        nodes.reverse()
+        numa.move_pages(0, addresses, [nodes[0]] * len(addresses), numa.MPOL_MF_MOVE_ALL)
+
+    with _held(source, hold), Busy(migrate) as thread:
+        here = _there_and_back(relocate, area, source, flags)
+        while not thread.rounds:
+            here.check()
+    check_pages(here)
+
+
+def _splice(addresses: list[int]) -> Iterator[Callable[[], None]]:
+    def step() -> None:
+        for address in addresses:
+            with _not_mapped(), Spliced(address):
+                pass
+
+    yield step
+
+
+def _pin(addresses: list[int]) -> Iterator[Callable[[], None]]:
+    require_ring()
+    ring = Ring()
+
+    def step() -> None:
+        for address in addresses:
+            with _not_mapped():
+                ring.pin(address, PAGE_SIZE)
+                ring.unpin()
+
+    try:
+        yield step
+    finally:
+        ring.close()
+
+
+@contextmanager
+def _not_mapped() -> Iterator[None]:
+    """The memory is at the other place, or is inaccessible here."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EFAULT, errno.EOPNOTSUPP):
+            raise
+
+
+_TAKING: Final = {"references": contextmanager(_splice), "pins": contextmanager(_pin)}
+
+
+@ways
+@pytest.mark.parametrize("what", _TAKING)
+def test_taking_pages(relocate: bool, area: CarveOut, flags: int, what: str) -> None:
+    """Row 75, gup-fast-race: a thread takes references or pins, at both places, and gives them back."""
+    source = area.map(0, _PAGES).fill()
+    addresses = [area.page(page) for page in (0, 20, 5, 25, 11, 31)]
+    with _TAKING[what](addresses) as step, Busy(step) as thread:
+        here = _there_and_back(relocate, area, source, flags)
+        while not thread.rounds:
+            here.check()
+    check_pages(here)
+
+
+@ways
+def test_signals(relocate: bool, area: CarveOut, flags: int) -> None:
+    """Row 98, signal: no move is interrupted by a storm of signals, nor does one get lost in it."""
+    with Child() as child:
+        arrived = child.call(_storm, relocate, area, flags)
+        assert arrived > 5, f"only {arrived} signals arrived: that is no storm"
+
+
+def _storm(relocate: bool, area: CarveOut, flags: int) -> int:
+    source = area.map(0, _PAGES).fill()  # the child's own: what it inherited cannot be relocated
+    arrived = 0
+
+    def count(number: int, frame: object) -> None:
+        nonlocal arrived
+        arrived += 1
+
+    signal.signal(signal.SIGALRM, count)
+    signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
+    try:
+        here = _there_and_back(relocate, area, source, flags)
+        for _ in rounds(0.1, 1):
+            here.check()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    check_pages(here)
+    return arrived

@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Relocations that fail, early or half way, and what is left then: rows 92 to 97, 99 and 100.
+
+A relocation that meets an obstacle must bring back what it has rewritten, page for page: whatever it forgets is found
+by nobody any more, though the data is right. There are two kinds of obstacles. A pinned page is one that a kernel can
+see before it begins. A failure that is injected (``fail_mremap_relocate`` in debugfs), or an allocation that fails,
+comes when part of the range has been moved already.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from guest_tests.checks import State, expect_layout, fails
+from guest_tests.mm import maps, pagemap, syscalls, system
+from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, move
+from guest_tests.mm.proctree import Child
+from guest_tests.mm.syscalls import (
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    MREMAP_MUST_RELOCATE_ANON,
+    MREMAP_RELOCATE_ANON,
+)
+from guest_tests.relocation import (
+    Accounts,
+    check_pages,
+    counted,
+    huge_page,
+    knob,
+    lenient_ways,
+    moved,
+    pinned,
+    pmd_size,
+    refused_move,
+    stamp,
+    thp,
+    ways,
+)
+
+pytestmark = pytest.mark.shared_guest
+
+_DEBUG: Final = Path("/sys/kernel/debug")
+
+# --- injected failures -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _injecting() -> Iterator[Callable[[int], None]]:
+    """A function that lets the relocation of the n-th folio from now on fail, once, in this thread.
+
+    The files are those of every fault attribute (Documentation/fault-injection/fault-injection.rst).
+    """
+    place = _DEBUG / "fail_mremap_relocate"
+    if not place.exists():
+        pytest.skip(f"needs {place}: CONFIG_FAULT_INJECTION_DEBUG_FS=y, and a kernel that can fail at a chosen folio")
+
+    def arm(number: int) -> None:
+        # All but the last of so many are let through (lib/fault-inject.c: "space" is compared before it is lowered).
+        (place / "space").write_text(str(number))
+        (place / "times").write_text("1")
+
+    settings = {"probability": "100", "interval": "1", "verbose": "0", "task-filter": "Y", "times": "0", "space": "0"}
+    with ExitStack() as stack:
+        for name, value in settings.items():
+            stack.enter_context(knob(place / name, value))
+        stack.enter_context(knob("/proc/thread-self/make-it-fail", "1"))
+        yield arm
+
+
+# --- a long range with an obstacle -------------------------------------------------------------------------------
+
+#: small pages on either side of the huge page
+_SIDE: Final = 64
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A range of three parts, and a place for it where no page tables are yet.
+
+    ::
+
+        |64 small pages|huge page|64 small pages|
+    """
+
+    area: CarveOut
+    source: Mapping
+    to: int
+
+    @property
+    def parts(self) -> tuple[Mapping, Mapping, Mapping]:
+        """The three."""
+        middle = self.source.pages - 2 * _SIDE
+        source = self.source
+        return source.part(0, _SIDE), source.part(_SIDE, middle), source.part(_SIDE + middle, _SIDE)
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    """See :class:`Scene`."""
+    pages = pmd_size() // PAGE_SIZE
+    with carve_out(6 * pages) as area:
+        area.hole(3 * pages, 3 * pages)
+        source = area.map(pages - _SIDE, pages + 2 * _SIDE)
+        with thp("never"):
+            source.part(0, _SIDE).fill()
+            source.part(_SIDE + pages, _SIDE).fill()
+        with thp():
+            huge_page(source, area.page(pages))
+        yield Scene(area, stamp(source), area.page(4 * pages - _SIDE))
+
+
+@lenient_ways
+def test_falling_back(relocate: bool, scene: Scene, flags: int) -> None:
+    """Row 92, undo-mid: with a pin in the middle, best effort moves plainly, and every page is found: those in front
+    of the obstacle, the obstacle itself, and those behind it."""
+    with pinned(scene.parts[1].page(9)), counted(relocate, relocated=0, refused_pinned=1 if flags else 0):
+        result = moved(relocate, scene.area, scene.source, scene.to, flags)
+    check_pages(scene.source if result is None else result)
+
+
+def test_refusing(relocate: bool, scene: Scene) -> None:
+    """Row 93, undo-must: with a pin in the middle, "must" is refused; all is as before."""
+    with pinned(scene.parts[1].page(9)), counted(relocate, relocated=0, refused_pinned=1):
+        refused_move(relocate, scene.area, scene.source, scene.to)
+    check_pages(scene.source)
+
+
+#: the folio that fails: the first, the last small one, the huge one, the first behind it, the very last
+_NUMBERS: Final = (1, _SIDE, _SIDE + 1, _SIDE + 2, 2 * _SIDE + 1)
+
+
+@pytest.mark.parametrize("number", _NUMBERS)
+def test_falling_back_half_way(relocate: bool, scene: Scene, number: int) -> None:
+    """Row 92, undo-mid: best effort with a failure at a chosen folio brings back what it had, and moves plainly."""
+    if not relocate:
+        refused_move(relocate, scene.area, scene.source, scene.to, MREMAP_RELOCATE_ANON)
+        check_pages(scene.source)
+        return
+    with _injecting() as arm, counted(relocate, relocated=0, undone=int(number > 1), refused_injected=1):
+        arm(number)
+        result = move(scene.source, scene.to, MREMAP_RELOCATE_ANON).check()
+    check_pages(result)
+
+
+@pytest.mark.parametrize("number", _NUMBERS)
+def test_refusing_half_way(relocate: bool, scene: Scene, number: int) -> None:
+    """Row 93, undo-must: a failure at a chosen folio: all is as before."""
+    if not relocate:
+        refused_move(relocate, scene.area, scene.source, scene.to)
+        check_pages(scene.source)
+        return
+    with _injecting() as arm, counted(relocate, relocated=0, undone=int(number > 1), refused_injected=1):
+        refused_move(relocate, scene.area, scene.source, scene.to, arm=lambda: arm(number))
+    check_pages(scene.source)
+    check_pages(move(scene.source, scene.to, MREMAP_MUST_RELOCATE_ANON))  # nothing stands in its way now
+
+
+@pytest.mark.parametrize("flags", [MREMAP_RELOCATE_ANON, MREMAP_MUST_RELOCATE_ANON], ids=["relocate", "must"])
+@pytest.mark.parametrize("index", [0, 11], ids=["first", "last"])
+@pytest.mark.parametrize("how", ["pinned", "injected"])
+def test_at_either_end(relocate: bool, area: CarveOut, flags: int, index: int, how: str) -> None:
+    """Row 94, undo-at-first and undo-at-last: the obstacle is the first page of the range, or its last."""
+    source, to = area.map(0, 12).fill(), area.page(20)
+    area.hole(20, 12)
+    result: Mapping | None = None
+    with ExitStack() as stack:
+        arm: Callable[[int], None] = stack.enter_context(_injecting()) if how == "injected" and relocate else _nothing
+        if how == "pinned":
+            stack.enter_context(pinned(source.page(index)))
+        if flags == MREMAP_MUST_RELOCATE_ANON or not relocate:
+            refused_move(relocate, area, source, to, flags, arm=lambda: arm(index + 1))
+        else:
+            arm(index + 1)
+            with counted(relocate, relocated=0):
+                result = move(source, to, flags).check()
+    check_pages(source if result is None else result)
+
+
+def _nothing(number: int) -> None:
+    pass
+
+
+def test_room_is_made_before_a_late_failure(relocate: bool, area: CarveOut) -> None:
+    """Row 64, fixed-must-fail: a failure half way comes after room was made at the destination, which cannot be taken
+    back; the source is whole."""
+    source = area.map(0, 8).fill()
+    area.map(20, 8).fill(seed=1)
+    if not relocate:
+        refused_move(relocate, area, source, area.page(20))
+        check_pages(source)
+        return
+    before = pagemap.pfns(source.address, 8)
+    with _injecting() as arm:
+        arm(5)
+        fails(errno.EFAULT, lambda: move(source, area.page(20), MREMAP_MUST_RELOCATE_ANON), "an injected failure")
+    expect_layout(area, [(0, 8)], "the destination was unmapped to make room, the source stayed")
+    assert pagemap.pfns(source.address, 8) == before, "a refused move changed frames"
+    check_pages(source)
+
+
+# --- memory runs out ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _failing(name: str, config: str, **settings: str) -> Iterator[None]:
+    """Let allocations of one kind fail where ``fail-nth`` says so."""
+    place = _DEBUG / name
+    if not place.exists():
+        pytest.skip(f"needs {place}, which this kernel does not have: CONFIG_{config}=y brings it")
+    system.require_file("/proc/thread-self/fail-nth", "FAULT_INJECTION")
+    with ExitStack() as stack:
+        for setting, value in {"verbose": "0", "ignore-gfp-wait": "N", **settings}.items():
+            stack.enter_context(knob(place / setting.replace("_", "-"), value))
+        yield
+
+
+def _fails_at(number: int, call: Callable[[], int]) -> tuple[bool, int]:
+    """Make a call whose n-th chance to fail is taken. Returns whether there were so many, and the error or 0."""
+    fd = os.open("/proc/thread-self/fail-nth", os.O_RDWR)
+    code = 0
+    try:
+        os.pwrite(fd, str(number).encode(), 0)
+        try:
+            call()
+        except OSError as error:
+            code = error.errno or -1
+        injected = os.pread(fd, 16, 0).strip() == b"0"
+        os.pwrite(fd, b"0", 0)
+    finally:
+        os.close(fd)
+    return injected, code
+
+
+#: more than a move allocates
+_MOST_CHANCES: Final = 200
+
+
+def _out_of_memory(area: CarveOut, source: Mapping, to: int, flags: int) -> int:
+    """Move ``source`` again and again, failing at each allocation in turn until there are none left to fail.
+
+    A failed move must leave everything as it was. One that does without what it did not get is brought back.
+
+    :returns: how many moves failed.
+    """
+    flags |= MREMAP_MAYMOVE | MREMAP_FIXED
+    failed = 0
+    for number in range(1, _MOST_CHANCES):
+        before = State.of(area)
+        injected, code = _fails_at(
+            number, lambda: syscalls.call("mremap", source.address, source.length, source.length, flags, to)
+        )
+        if code:
+            assert injected, f"nothing was made to fail, but the move failed: {errno.errorcode.get(code, code)}"
+            # EFAULT where the failure was injected into relocation itself, which has chances of its own.
+            assert code in (errno.ENOMEM, errno.EFAULT), f"out of memory is {errno.errorcode.get(code, code)}"
+            before.expect(area, f"a move that failed at its allocation {number}")
+            failed += 1
+            continue
+        there = Mapping(to, source.pages, source.contents).check()
+        if not injected:
+            check_pages(there)
+            return failed
+        move(there, source.address, flags).check()
+    raise AssertionError(f"the move has more than {_MOST_CHANCES} chances to fail")
+
+
+_KINDS: Final = {
+    "slab": ("failslab", "FAILSLAB", {}),
+    "page-table": ("fail_page_alloc", "FAIL_PAGE_ALLOC", {"min_order": "0"}),
+}
+
+
+@ways
+@pytest.mark.parametrize("kind", _KINDS)
+def test_out_of_memory(relocate: bool, flags: int, kind: str) -> None:
+    """Rows 95 and 96, fault-inject-anon-vma and fault-inject-pgtable: each allocation of a move fails in turn. Pages
+    that have been relocated by then are brought back; then all of it works. The place has no page tables, and the
+    range needs three.
+
+    ::
+
+        page table    0               1               2               3
+                              |ssss...|               |           here|... |
+    """
+    table = PAGE_SIZE // 8
+    if table * PAGE_SIZE > 32 << 20:
+        pytest.skip(f"needs page tables that map 32 MB at most, these map {table * PAGE_SIZE >> 20} MB")
+    with thp("never"), carve_out(6 * table) as area:
+        area.hole(2 * table, 4 * table)
+        source = area.map(table - 8, 16).fill()
+        to = area.page(4 * table - 8)
+        if flags and not relocate:
+            refused_move(relocate, area, source, to, flags)
+            check_pages(source)
+            return
+        name, config, settings = _KINDS[kind]
+        with _failing(name, config, **settings):
+            failed = _out_of_memory(area, source, to, flags)
+        assert failed, "no allocation failed: is fault injection in order?"
+
+
+# --- again and again ---------------------------------------------------------------------------------------------
+
+
+def _anon_vmas() -> int:
+    """How many there are in the system."""
+    for line in Path("/proc/slabinfo").read_text().splitlines():
+        words = line.split()
+        if words[0] == "anon_vma":
+            return int(words[1])
+    pytest.skip("needs CONFIG_SLUB_DEBUG=y: /proc/slabinfo does not count anon_vma")
+
+
+@pytest.mark.parametrize("how", ["pinned", "injected"])
+def test_failing_again_and_again(relocate: bool, area: CarveOut, how: str) -> None:
+    """Row 97, fail-accounting: a thousand refused moves cost nothing. Allocators keep counts in batches, so that a
+    difference below one for every ten moves is theirs."""
+    moves = 1000
+    source, to = area.map(0, 12).fill(), area.page(20)
+    area.hole(20, 12)
+    flags = MREMAP_MUST_RELOCATE_ANON | MREMAP_MAYMOVE | MREMAP_FIXED
+    with ExitStack() as stack:
+        if how == "pinned":
+            stack.enter_context(pinned(source.page(6)))
+        elif relocate:
+            arm = stack.enter_context(_injecting())
+            arm(7)
+            # From the first failure on every relocation fails at its first folio.
+            (_DEBUG / "fail_mremap_relocate" / "times").write_text("-1")
+        refused_move(relocate, area, source, to)
+        state, books, anon_vmas = State.of(area), Accounts.now(), _anon_vmas()
+        code = errno.EFAULT if relocate else errno.EINVAL
+        for _ in range(moves):
+            try:
+                syscalls.call("mremap", source.address, source.length, source.length, flags, to)
+            except OSError as error:
+                if error.errno == code:
+                    continue
+                raise
+            raise AssertionError("a relocation that has to fail succeeded")
+        now = Accounts.now()
+        drift = _anon_vmas() - anon_vmas
+        state.expect(area, f"{moves} refused moves")
+    slack = moves // 10 * PAGE_SIZE >> 10
+    assert abs(now.committed - books.committed) < slack, f"{moves} refused moves turned {books} into {now}"
+    assert abs(now.vm_size - books.vm_size) < slack, f"{moves} refused moves turned {books} into {now}"
+    assert abs(now.rss_anon - books.rss_anon) < slack, f"{moves} refused moves turned {books} into {now}"
+    assert drift < moves // 10, f"{moves} refused moves left {drift} anon_vmas behind"
+    check_pages(source)
+
+
+@ways
+def test_too_many_mappings(relocate: bool, area: CarveOut, flags: int) -> None:
+    """Row 99, map-count: near the limit a move is refused with ENOMEM before it has done anything."""
+    source = area.map(0, 8).fill()
+    part = source.part(2, 4)
+    before = State.of(area)
+    code = errno.EINVAL if flags and not relocate else errno.ENOMEM
+    # The limit is the system's: restore it at once. The entry for vsyscall is no mapping of the process's own.
+    count = sum(vma.path != "[vsyscall]" for vma in maps.vmas())
+    with knob("/proc/sys/vm/max_map_count", str(count)):
+        fails(code, lambda: move(part, area.page(20), flags), f"a move with {count} of {count} mappings in use")
+    before.expect(area, "a move that would need too many mappings")
+    check_pages(source)
+
+
+# --- lock order --------------------------------------------------------------------------------------------------
+
+
+def test_lock_order(relocate: bool, scene: Scene) -> None:
+    """Row 100, lockdep: all that relocation does, in one go, and the lock checker is still on in the end: it turns
+    itself off with its first complaint, which the harness sees on the console as well."""
+    system.require_config("PROVE_LOCKING")
+    system.require_file("/proc/lockdep_stats", "PROVE_LOCKING")
+    assert _lock_checking(), "the lock checker was off before the test began: something complained earlier"
+    first, middle, last = scene.parts
+    flags = MREMAP_RELOCATE_ANON if relocate else 0
+    there = move(move(scene.source, scene.to, flags), scene.source.address, flags)  # all kinds of folios
+    with Child():
+        there = move(move(there, scene.to, flags), scene.source.address, flags)  # shared
+    half = middle.part(0, middle.pages // 2)
+    move(move(half, scene.to, flags), half.address, flags)  # a split
+    if relocate and (_DEBUG / "fail_mremap_relocate").exists():
+        with _injecting() as arm:
+            arm(_SIDE // 2)
+            first = move(move(first, scene.to, flags), first.address, flags)  # an undo
+    check_pages(first, middle, last)
+    assert _lock_checking(), "the lock checker has turned itself off: see its complaint on the console"
+
+
+def _lock_checking() -> bool:
+    lines = Path("/proc/lockdep_stats").read_text().splitlines()
+    values = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return values["debug_locks"] == "1"

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A kernel in a dump: its memory, its processes, their VMAs. Every list and tree is bounded: memory may be corrupt."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from harness.audit.layout import Layout
+from harness.audit.memory import DumpError, Facts, Image, Memory, Unreadable
+from harness.audit.pagetable import Format
+
+#: more than any guest has, and few enough to walk
+MOST_TASKS = 1 << 16
+MOST_VMAS = 1 << 17
+_MOST_NODES = 1 << 16
+_MOST_DEPTH = 16
+
+_ELF_MACHINES = {"x86_64": 62, "arm64": 183}
+_MASK = (1 << 64) - 1
+
+#: include/linux/mm.h, the same in all kernels we audit
+VM_SHARED = 0x8
+VM_PFNMAP = 0x400
+VM_IO = 0x4000
+VM_HUGETLB = 0x400000
+VM_SOFTDIRTY = 0x8000000
+
+
+@dataclass(frozen=True, slots=True)
+class Vma:
+    """A vm_area_struct."""
+
+    #: where the kernel keeps it
+    at: int
+    start: int
+    end: int
+    mm: int
+    flags: int
+    pgoff: int
+    #: in the index space of anonymous pages: equals ``pgoff`` but for private file mappings from 7.3 on
+    anon_pgoff: int
+    anon_vma: int
+    ops: int
+    file: int
+    policy: int = 0
+    name: int = 0
+    uffd: int = 0
+
+    def index(self, address: int, page_shift: int) -> int:
+        """The index of the anonymous page at an address."""
+        return self.anon_pgoff + (address - self.start >> page_shift)
+
+    def last(self, page_shift: int) -> int:
+        """The index of its last page."""
+        return self.anon_pgoff + (self.end - self.start >> page_shift) - 1
+
+    def __str__(self) -> str:
+        return f"{self.start:x}-{self.end:x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """An address space and the process it belongs to."""
+
+    #: 0 for one that no task holds any more
+    pid: int
+    parent: int
+    comm: str
+    mm: int
+
+    def __str__(self) -> str:
+        return f"{self.comm}[{self.pid}]" if self.pid else f"an exiting process (mm {self.mm:#x})"
+
+
+class Kernel:
+    """A kernel at the instant of a dump.
+
+    :param image: its memory.
+    :param layout: of the build that runs in it.
+    :raises DumpError: if the two do not belong together, or the kernel is not one we can find our way in.
+    """
+
+    def __init__(self, image: Image, layout: Layout) -> None:
+        self.layout = layout
+        self.facts = Facts.parse(image.vmcoreinfo)
+        facts = self.facts
+        if image.machine not in (0, _ELF_MACHINES[layout.arch]):
+            raise DumpError(f"the dump is of another machine: the vmlinux is for {layout.arch}")
+        if not facts.build_id:
+            raise DumpError("the dump does not say which build its kernel is (BUILD-ID, from 5.10 on): it is too old")
+        if facts.build_id != layout.build_id:
+            raise DumpError(
+                f"the dump is not of this vmlinux: it is of {facts.release}, build ID {facts.build_id}, and the "
+                f"vmlinux has build ID {layout.build_id}. Give the vmlinux of the kernel that ran"
+            )
+        self.page_size = facts.page_size
+        self.page_shift = facts.page_size.bit_length() - 1
+        self._slide = facts.number("KERNELOFFSET", 0)
+        self.tables, root, mask = self._tables()
+        self.memory = Memory(image, self.tables, root, mask)
+        self._vmemmap = self._find_vmemmap()
+        self._parse_vma = self._vma_parser()
+
+    def symbol(self, name: str) -> int:
+        """The address of a variable; 0 if the kernel has none of that name."""
+        address = self.layout.symbols.get(name, 0)
+        return address + self._slide & _MASK if address else 0
+
+    def _tables(self) -> tuple[Format, int, int]:
+        facts = self.facts
+        if self.layout.arch == "x86_64":
+            tables = Format.for_x86(bool(facts.number("NUMBER(pgtable_l5_enabled)", 0)))
+            top = facts.number("SYMBOL(swapper_pg_dir)")
+            return tables, top - 0xFFFFFFFF80000000 + facts.number("NUMBER(phys_base)"), (1 << tables.bits) - 1
+        bits = 64 - facts.number("NUMBER(TCR_EL1_T1SZ)", 64 - facts.number("NUMBER(VA_BITS)"))
+        if not 32 < bits <= 52:
+            raise DumpError(f"the dump's VMCOREINFO note is damaged: {bits} bits of virtual addresses")
+        tables = Format.for_arm64(facts.page_size, bits)
+        built = Format.for_arm64(facts.page_size, facts.number("NUMBER(VA_BITS)"))
+        if built.levels == tables.levels:
+            # The kernel's top table is as large as it was built for; the hardware is given its last part.
+            tables = built
+        root = facts.number("SYMBOL(swapper_pg_dir)") - facts.number("NUMBER(kimage_voffset)")
+        return tables, root & _MASK, (1 << tables.bits) - 1
+
+    def _find_vmemmap(self) -> int:
+        facts = self.facts
+        try:
+            if self.layout.arch == "x86_64":
+                return self.memory.u64(self.symbol("vmemmap_base"))
+            start = facts.number("NUMBER(VMEMMAP_START)")
+            offset = facts.number("NUMBER(PHYS_OFFSET)")
+            offset -= (offset >> 63) << 64  # memstart_addr is signed
+            return start - (offset >> self.page_shift) * self.layout.sizes["page"] & _MASK
+        except Unreadable as error:
+            raise DumpError(f"the kernel's memory map cannot be found in the dump ({error}): it is damaged") from error
+
+    def page(self, pfn: int) -> int:
+        """The address of the struct page of a frame."""
+        return self._vmemmap + pfn * self.layout.sizes["page"] & _MASK
+
+    def pfn(self, page: int) -> int:
+        """The frame of a struct page."""
+        return (page - self._vmemmap) // self.layout.sizes["page"]
+
+    # --- processes ---------------------------------------------------------------------------------------------------
+
+    def processes(self) -> list[Process]:
+        """Every address space that a task holds, once.
+
+        :raises DumpError: if the list of tasks cannot be followed.
+        """
+        layout, memory = self.layout, self.memory
+        first = self.symbol("init_task")
+        tasks, found = layout["task_struct.tasks"], {}
+        task, seen = first, 0
+        try:
+            while True:
+                mm = self._mm_of(task)
+                if mm and mm not in found:
+                    pid = memory.s32(task + layout["task_struct.pid"])
+                    parent = memory.u64(task + layout["task_struct.real_parent"])
+                    comm = memory.read(task + layout["task_struct.comm"], 16).split(b"\0")[0]
+                    name = "".join(c if c.isprintable() else "?" for c in comm.decode(errors="replace"))
+                    ppid = memory.s32(parent + layout["task_struct.pid"])
+                    found[mm] = Process(pid, ppid, name, mm)
+                task = memory.u64(task + tasks) - tasks & _MASK
+                seen += 1
+                if task == first:
+                    break
+                if seen > MOST_TASKS:
+                    raise DumpError(f"the list of tasks does not end after {MOST_TASKS}: the dump is damaged")
+        except Unreadable as error:
+            raise DumpError(f"the list of tasks leads out of memory ({error}): the dump is damaged") from error
+        if not found:
+            raise DumpError("the dump has no user process: there is nothing to audit")
+        return list(found.values())
+
+    def _mm_of(self, leader: int) -> int:
+        """The address space of a process, also when its first thread has ended."""
+        layout, memory = self.layout, self.memory
+        mm = memory.u64(leader + layout["task_struct.mm"])
+        if mm:
+            return mm
+        node = layout["task_struct.thread_node"]
+        head = memory.u64(leader + layout["task_struct.signal"]) + layout["signal_struct.thread_head"]
+        link = memory.u64(head)
+        for _ in range(MOST_TASKS):
+            if link == head:
+                return 0
+            mm = memory.u64(link - node + layout["task_struct.mm"])
+            if mm:
+                return mm
+            link = memory.u64(link)
+        return 0
+
+    # --- VMAs --------------------------------------------------------------------------------------------------------
+
+    def vmas(self, mm: int) -> list[Vma]:
+        """The VMAs of an address space, in order.
+
+        :raises Unreadable: if their tree leads out of memory.
+        :raises DumpError: if it never ends.
+        """
+        layout = self.layout
+        root = self.memory.u64(mm + layout["mm_struct.mm_mt"] + layout["maple_tree.ma_root"])
+        found: list[Vma] = []
+        budget = [_MOST_NODES]
+        for at in self._entries(root, _MASK, 0, budget):
+            found.append(self.vma(at))
+            if len(found) > MOST_VMAS:
+                raise DumpError(f"mm {mm:#x} has more than {MOST_VMAS} VMAs: the dump is damaged")
+        return found
+
+    def _entries(self, node: int, upper: int, depth: int, budget: list[int]) -> Iterator[int]:
+        """The entries below a node of a maple tree (include/linux/maple_tree.h)."""
+        if node & 3 != 2 or node < 4096:  # not xa_is_node(): an entry that is the whole tree, or none
+            if depth == 0 and node:
+                yield node
+            return
+        budget[0] -= 1
+        if depth > _MOST_DEPTH or budget[0] < 0:
+            raise DumpError("a tree of VMAs does not end: the dump is damaged")
+        layout, kind, at = self.layout, node >> 3 & 15, node & ~255
+        if kind not in (1, 2, 3):  # maple_leaf_64, maple_range_64, maple_arange_64
+            raise DumpError(f"a tree of VMAs has a node of unknown type {kind}: the dump is damaged")
+        name, count = ("maple_arange_64", layout.slots[1]) if kind == 3 else ("maple_range_64", layout.slots[0])
+        data = self.memory.read(at, 256)
+        pivots = struct.unpack_from(f"<{count - 1}Q", data, layout[f"{name}.pivot"])
+        slots = struct.unpack_from(f"<{count}Q", data, layout[f"{name}.slot"])
+        for index, slot in enumerate(slots):
+            pivot = pivots[index] if index < count - 1 else upper
+            if (pivot == 0 and index > 0) or pivot > upper:
+                pivot = upper
+            if kind == 1:
+                if slot > 4096:
+                    yield slot
+            elif slot:
+                yield from self._entries(slot, pivot, depth + 1, budget)
+            if pivot >= upper:
+                return
+
+    def vma(self, at: int) -> Vma:
+        """Read a vm_area_struct.
+
+        :raises Unreadable: if there is no memory at that address.
+        """
+        return self._parse_vma(at)
+
+    def _vma_parser(self):  # type: ignore[no-untyped-def]
+        layout, memory = self.layout, self.memory
+        size = layout.sizes["vm_area_struct"]
+        names = ("vm_start", "vm_end", "vm_mm", "vm_flags", "vm_pgoff", "anon_vma", "vm_ops", "vm_file")
+        places = [layout[f"vm_area_struct.{name}"] for name in names]
+        further = ("vm_policy", "anon_name", "vm_userfaultfd_ctx")
+        optional = [layout.offsets.get(f"vm_area_struct.{name}") for name in further]
+        low = layout.offsets.get("vm_area_struct.__vm_anon_pgoff_lo")
+        high = layout.offsets.get("vm_area_struct.__vm_anon_pgoff_hi")
+        u64, u32 = struct.Struct("<Q").unpack_from, struct.Struct("<I").unpack_from
+
+        def parse(at: int) -> Vma:
+            data = memory.read(at, size)
+            start, end, mm, flags, pgoff, anon_vma, ops, file = (u64(data, place)[0] for place in places)
+            anon_pgoff = pgoff
+            if low is not None:
+                anon_pgoff = u32(data, low)[0] | (u32(data, high)[0] << 32 if high is not None else 0)
+            policy, name, uffd = (u64(data, place)[0] if place is not None else 0 for place in optional)
+            return Vma(at, start, end, mm, flags, pgoff, anon_pgoff, anon_vma, ops, file, policy, name, uffd)
+
+        return parse
+
+    def locked_for_writing(self, semaphore: int) -> bool:
+        """Whether an rw_semaphore has a writer (bit 0 of its count, kernel/locking/rwsem.c)."""
+        return bool(self.memory.u64(semaphore + self.layout["rw_semaphore.count"]) & 1)

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Templates are made once however many want them, clones do not touch them, and damage is noticed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import image, kernels, provision, template
+from harness.agent import protocol
+from harness.cache import silent
+from harness.deadline import Deadline
+from harness.errors import GuestLost, LostCondition
+from harness.guest import Guest, Patience
+from harness.qemu import Machine
+from harness.template import Store, Template
+from tests.lab import KERNEL
+
+#: makes or finds the base template, and says which
+MAKER = f"""
+import sys
+from pathlib import Path
+from harness import kernels, provision
+from harness.cache import silent
+from harness.guest import Patience
+from harness.template import Store
+_, machine = provision.provision(kernels.parse({KERNEL!r}), provision.Options(), silent)
+told = []
+store = Store(Path(sys.argv[1]))
+template = store.base(machine, Patience.scaled(machine.accelerator.slowdown), told.append)
+print("made" if told else "found", template.directory.name)
+"""
+
+
+@pytest.fixture(scope="module")
+def machine() -> Machine:
+    spec = kernels.parse(KERNEL)
+    assert isinstance(spec, kernels.BootSpec)
+    return provision.provision(spec, provision.Options(), silent)[1]
+
+
+@pytest.fixture(scope="module")
+def patience(machine: Machine) -> Patience:
+    return Patience.scaled(machine.accelerator.slowdown)
+
+
+@pytest.fixture(scope="module")
+def root() -> Iterator[Path]:
+    """A store of our own, cold, on the file system of the real one."""
+    place = Path(tempfile.mkdtemp(prefix="clones-", dir=Store().root.parent))
+    yield place
+    shutil.rmtree(place)
+
+
+@pytest.fixture(scope="module")
+def made_by_two(root: Path, machine: Machine) -> list[str]:
+    """What two runs say that began at the same time with nothing there."""
+    assert machine  # fetched: the race is about the template
+    runs = [
+        subprocess.Popen([sys.executable, "-c", MAKER, str(root)], stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    return sorted(run.communicate(timeout=400)[0].strip() for run in runs)
+
+
+@pytest.fixture
+def base(made_by_two: list[str], root: Path, machine: Machine, patience: Patience) -> Iterator[Template]:
+    assert made_by_two
+    store = Store(root)
+    told: list[str] = []
+    yield store.base(machine, patience, told.append)
+    assert told == [], "the template was there"
+    store.close()
+
+
+def thawed(base: Template, patience: Patience) -> Guest:
+    vm = base.clone()
+    deadline = Deadline.after(patience.answer)
+    template.thaw(vm, base.directory, deadline)
+    guest = Guest(vm, patience)
+    guest.hello(deadline)
+    return guest
+
+
+def test_of_two_runs_that_want_one_template_one_makes_it(made_by_two: list[str]) -> None:
+    (found, found_key), (made, made_key) = (line.split() for line in made_by_two)
+    assert (found, made) == ("found", "made")
+    assert found_key == made_key
+
+
+def test_clones_run_side_by_side_and_one_that_is_killed_takes_no_other_along(
+    base: Template, patience: Patience
+) -> None:
+    one, two = thawed(base, patience), thawed(base, patience)
+    with one.vm, two.vm:
+        assert one.ready is not None
+        assert two.ready is not None
+        assert one.ready.release == two.ready.release == base.ready.release
+        one.vm.child.kill()
+        with pytest.raises(GuestLost) as caught:
+            one.collect(b"", [], Deadline.after(patience.answer))
+        assert caught.value.condition is LostCondition.QEMU_DIED
+        assert two.hello(Deadline.after(patience.answer)).uptime >= two.ready.uptime
+
+
+def test_a_clone_never_writes_to_its_template(base: Template, patience: Patience, tmp_path: Path) -> None:
+    before = template._stamp(base.directory), [template._digest(path) for path in base.ram]
+    (tmp_path / "checks").mkdir()
+    (tmp_path / "checks" / "test_writes.py").write_text(
+        "def test_writes():\n    assert len(bytearray(b'x' * (64 << 20))) == 64 << 20\n"
+    )
+    guest = thawed(base, patience)
+    with guest.vm:
+        tests = image.tests_archive(tmp_path / "checks", [])
+        collected = guest.collect(tests, ["checks"], Deadline.after(patience.boot))
+        assert collected.nodeids == ["checks/test_writes.py::test_writes"], collected.errors
+        run = protocol.Run(collected.nodeids[0], "", "m1")
+        *reports, finished = guest.run(run, Deadline.after(patience.test))
+        assert isinstance(finished, protocol.Finished)
+        assert [report["outcome"] for report in reports if isinstance(report, dict)] == ["passed"] * 3
+    assert (template._stamp(base.directory), [template._digest(path) for path in base.ram]) == before
+
+
+def test_an_agent_whose_tests_cannot_be_collected_says_so(base: Template, patience: Patience, tmp_path: Path) -> None:
+    (tmp_path / "checks").mkdir()
+    (tmp_path / "checks" / "test_broken.py").write_text("import no_such_module\n")
+    guest = thawed(base, patience)
+    with guest.vm:
+        tests = image.tests_archive(tmp_path / "checks", [])
+        collected = guest.collect(tests, ["checks"], Deadline.after(patience.boot))
+    assert collected.nodeids == []
+    (error,) = collected.errors
+    assert error.startswith("checks/test_broken.py: ")
+    assert "no_such_module" in error
+
+
+def test_a_template_of_another_user_is_not_trusted(root: Path, machine: Machine, patience: Patience) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a directory away")
+    foreign = root / "foreign"
+    foreign.mkdir()
+    os.chown(foreign, 65534, 65534)
+    with pytest.raises(template.TemplateError, match="belongs to another user"):
+        Store(foreign).base(machine, patience, silent)
+
+
+def test_a_damaged_template_is_made_again(base: Template, machine: Machine, patience: Patience, root: Path) -> None:
+    """Last, because it takes the others' template away."""
+    os.truncate(base.ram[1], 4096)
+    told: list[str] = []
+    store = Store(root)
+    again = store.base(machine, patience, told.append)
+    assert told == [f"booting {machine.arch} once with {machine.accelerator.name}, for a template"]
+    assert again.ram[1].stat().st_size == (machine.memory << 20) // len(again.ram)
+    guest = thawed(again, patience)
+    with guest.vm:
+        assert guest.ready is not None
+    store.close()

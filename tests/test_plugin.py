@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The plug-in is light where it is not wanted, and pytest stays pytest where it is. Nothing boots here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import arch, kernels, paths, provision
+from harness.arch import ARM64, X86_64
+from harness.cache import silent
+from harness.runner import Runner, kernel_label
+from tests.lab import Lab
+
+HEAVY = ("qemu.qmp", "paramiko", "zstandard", "harness.runner", "harness.kernels", "harness.vm")
+
+ONE = """
+    import pytest
+
+    @pytest.mark.shared_guest
+    @pytest.mark.guest_timeout(3)
+    def test_one():
+        pass
+"""
+
+
+@pytest.fixture
+def one(lab: Lab) -> Lab:
+    lab.write("test_one.py", ONE)
+    return lab
+
+
+def ids(output: str) -> list[str]:
+    return [line for line in output.splitlines() if "::" in line]
+
+
+def test_importing_it_is_light() -> None:
+    program = f"import sys, harness.plugin; print(*(name for name in {HEAVY} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_a_run_of_somebody_elses_tests_loads_nothing_more(tmp_path: Path) -> None:
+    (tmp_path / "test_theirs.py").write_text(
+        f"import sys\ndef test_theirs():\n    assert [name for name in {HEAVY} if name in sys.modules] == []\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_markers_are_known_without_a_kernel(one: Lab) -> None:
+    outcome = one.run("-q", kernel="")
+    assert outcome.status == 0
+    assert "give --kernel" in outcome["test_one"].message
+
+
+def test_a_kernel_selects_the_guest_tests_unless_something_is_named(one: Lab) -> None:
+    (one.root / "test_host.py").write_text("def test_host():\n    pass\n")
+    both = one.run("--collect-only", "-q", ".", kernel="debian:6.12")
+    guest = one.run("--collect-only", "-q", kernel="debian:6.12")
+    (one.root / "test_host.py").unlink()
+    assert len(ids(guest.output)) == 1
+    assert ids(guest.output)[0].startswith("checks/test_one.py::test_one[debian:6.12-")
+    assert "test_host.py::test_host" in ids(both.output)
+
+
+def test_kernels_and_architectures_multiply(one: Lab) -> None:
+    outcome = one.run("--collect-only", "-q", "--kernel=debian:7.3", "--arch=x86_64", "--arch=arm64")
+    assert sorted(ids(outcome.output)) == [
+        f"checks/test_one.py::test_one[debian:{version}-{architecture}]"
+        for version in ("6.12", "7.3")
+        for architecture in (ARM64, X86_64)
+    ]
+
+
+def test_without_an_ini_option_the_projects_own_tests_are_meant_wherever_one_stands(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--kernel=debian:6.12", "-k", "test_question"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert ids(done.stdout)
+    assert all("test_question.py::" in line for line in ids(done.stdout))
+
+
+@pytest.mark.parametrize("parameter", ["plain", "a-b", "with [brackets]", "two::colons"])
+def test_the_guest_knows_a_test_by_its_place_below_the_guest_tests(
+    request: pytest.FixtureRequest, parameter: str
+) -> None:
+    """Whatever pytest's root directory is on the host."""
+    spec = kernels.parse("debian:6.12", arch.host())
+    directory = paths.PROJECT / "tests"
+    runner = Runner(
+        spec,
+        provision.Options(),
+        directory,
+        isolation="test",
+        cold=False,
+        keep=False,
+        pytest_args=[],
+        markers=[],
+        progress=silent,
+    )
+    name = "test_the_guest_knows_a_test_by_its_place_below_the_guest_tests"
+    assert runner._guest_nodeid(request.node) == f"tests/test_plugin.py::{name}[{parameter}]"
+    assert kernel_label(request.node) == ""
+
+
+def test_every_option_explains_itself() -> None:
+    done = subprocess.run([sys.executable, "-m", "pytest", "--help"], capture_output=True, text=True, check=True)
+    for option in ("--kernel", "--arch", "--append", "--isolate", "--cold", "--debian-mirror", "guest_tests"):
+        assert option in done.stdout
+
+
+def test_a_wrong_value_is_a_usage_error(one: Lab) -> None:
+    assert one.run("--isolate=nothing").status == pytest.ExitCode.USAGE_ERROR
