@@ -73,7 +73,7 @@ def choose(arch: Architecture) -> Accelerator:
     """The accelerator to use for guests of ``arch``, and why."""
     tcg = 8.0
     if arch is not host():
-        return Accelerator("tcg", f"a {arch} guest on a {host()} host", tcg)
+        return Accelerator("tcg", f"{arch} guests on an {host()} host", tcg)
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         state = "is not there" if not os.path.exists("/dev/kvm") else "may not be opened by this user"
         return Accelerator("tcg", f"/dev/kvm {state}", tcg)

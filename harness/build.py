@@ -219,7 +219,7 @@ class _Build:
 
     def _configure(self, target: Path) -> None:
         """Resolve the configuration, and make sure that nothing was lost."""
-        _check_host()
+        check_host()
         request = self.request
         with self.store.locked():
             source = self._checkout()
@@ -241,7 +241,7 @@ class _Build:
 
     def _compile(self, config: Path, target: Path) -> None:
         """Build, and keep what is needed to boot and to look into the kernel."""
-        _check_host()
+        check_host()
         arch = self.request.arch
         with self.store.locked(), host_trouble(self.store.root):
             source = self._checkout()
@@ -387,7 +387,7 @@ def _digest(parts: Sequence[str], *more: str) -> str:
     return hashlib.sha256("\0".join([*parts, *more]).encode()).hexdigest()[:24]
 
 
-def _check_host() -> None:
+def check_host() -> None:
     """Make sure that everything a build runs is installed, and say in one line what is not.
 
     :raises HostError: naming the packages.

@@ -288,4 +288,4 @@ def _summary(report: list[Finding]) -> str:
     ]
     missing = [each.name for each in report if each.state is State.MISSING]
     wanting = f", but without {', '.join(missing)}" if missing else ""
-    return f"Guests of {' and '.join(able)} can run here{wanting}. Try: pytest --kernel=debian: -k one_test"
+    return f"Guests of {' and '.join(able)} can run here{wanting}. Try: pytest --kernel=debian: -k errno"

@@ -192,8 +192,8 @@ class Lab:
         return [pid for pid, console in self.machines().items() if "harness: begin" in console.rpartition(": end ")[2]]
 
     def left_over(self) -> list[str]:
-        """What is in the temporary directory."""
-        return sorted(path.name for path in self.tmp.iterdir())
+        """What machines left in the temporary directory."""
+        return sorted(path.name for path in self.tmp.glob("mremap-harness-*"))
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 120.0) -> None:

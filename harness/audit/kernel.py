@@ -216,8 +216,8 @@ class Kernel:
 
     def _entries(self, node: int, upper: int, depth: int, budget: list[int]) -> Iterator[int]:
         """The entries below a node of a maple tree (include/linux/maple_tree.h)."""
-        if node & 3 != 2 or node < 4096:  # not xa_is_node(): an entry that is the whole tree, or none
-            if depth == 0 and node:
+        if depth == 0 and (node & 3 != 2 or node < 4096):  # not xa_is_node(): an entry that is the whole tree, or none
+            if node:
                 yield node
             return
         budget[0] -= 1

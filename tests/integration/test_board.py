@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import paramiko
 import pytest
 
-from harness import board, image, kernels, paths, shell
+from harness import board, image, kernels, shell
 from harness.agent import protocol
 from harness.cache import silent
 from harness.deadline import Deadline
@@ -157,20 +158,14 @@ def test_a_stranger_is_told_to_make_ssh_work_first(home: Home) -> None:
         board.connect(_spec(), Deadline.after(30))
 
 
-def test_pytest_takes_a_board_for_a_kernel(home: Home) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--kernel=ssh://root@board",
-        "-k",
-        "errno",
-        "-v",
-        "-p",
-        "no:cacheprovider",
-    ]
-    done = subprocess.run(
-        [*command, "guest_tests/test_library_system.py"], cwd=paths.PROJECT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "[ssh-board] PASSED" in done.stdout
+def test_pytest_takes_a_board_for_a_kernel(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\nguest_tests = some_tests\n")
+    (tmp_path / "some_tests").mkdir()
+    (tmp_path / "some_tests/test_board.py").write_text(_TESTS)
+    command = [sys.executable, "-m", "pytest", "--kernel=ssh://root@board", "-v", "-k", "leaves or fails"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "some_tests/test_board.py::test_leaves_a_line_in_the_log[ssh-board] PASSED" in done.stdout
+    assert "some_tests/test_board.py::test_fails[ssh-board] FAILED" in done.stdout
+    assert "root@board, port 22" in done.stdout
+    assert "pytest --kernel=ssh://root@board 'some_tests/test_board.py::test_fails[ssh-board]'" in done.stdout

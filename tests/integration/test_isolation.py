@@ -37,9 +37,12 @@ DIRTY = """
         assert "sleep" not in {path.read_text().strip() for path in Path("/proc").glob("[0-9]*/comm")}
 
     def soil():
-        page = mmap.mmap(-1, mmap.PAGESIZE)
-        page[0] = 1
-        page.madvise(MADV_HWPOISON)
+        if (child := os.fork()) == 0:  # poison costs the process its life
+            page = mmap.mmap(-1, mmap.PAGESIZE)
+            page[0] = 1
+            page.madvise(MADV_HWPOISON)
+            os._exit(0)
+        os.waitpid(child, 0)
         assert poisoned() > 0
         KSM.write_text("2")
         TAINTED.write_text("64")  # taint bit 6, for user space to set: no damage, so no verdict
@@ -99,7 +102,7 @@ def forwards(lab: Lab) -> Outcome:
 
 def test_nothing_a_test_leaves_is_there_for_the_next(forwards: Outcome) -> None:
     assert forwards.verdicts == EXPECTED
-    assert "soil()" in forwards["test_fails"].text, "it failed where it was meant to, behind all the looking"
+    assert "assert False" in forwards["test_fails"].message, "it failed where it was meant to, behind all the looking"
 
 
 def test_the_order_of_tests_does_not_matter(lab: Lab, forwards: Outcome) -> None:
@@ -134,8 +137,8 @@ def test_a_clones_wall_clock_is_the_hosts(lab: Lab) -> None:
 
 def test_cold_boots_give_the_same_verdicts(lab: Lab, forwards: Outcome) -> None:
     lab.write("test_dirty.py", DIRTY)
-    cold = lab.run("--cold", "-k", "fails or (soils and 1)")
-    assert cold.verdicts == {name: forwards.verdicts[name] for name in ("test_soils_its_guest", "test_fails")}
+    cold = lab.run("--cold", "-k", "fails or skips")
+    assert cold.verdicts == {name: forwards.verdicts[name] for name in ("test_fails", "test_skips")}
     assert {case.properties["guest"] for case in cold.cases} == {"cold boot"}
     assert {case.properties["guest"] for case in forwards.cases} == {"clone"}
 

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A real source package becomes a kernel, and a change of one file another one, within the times that were promised.
+
+The configuration is the smallest that holds what is changed, so that this takes minutes. Source, ccache and output
+directories are those of the user's own cache, whose kernels are left alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from harness import build, kconfig, kernelimage
+from harness.apt import Archive
+from harness.arch import X86_64
+from harness.build import Built, Request
+from harness.cache import Cache
+from harness.errors import ConfigError, HostError, SpecError
+from harness.kernels import REQUIRED
+from harness.series import Patch
+from harness.source import PackageSource
+
+SOURCE = PackageSource("linux-source-7.3")
+SMALL = "CONFIG_64BIT=y\nCONFIG_MMU=y\nCONFIG_PRINTK=y\n" + "".join(f"CONFIG_{name}=y\n" for name in REQUIRED)
+
+
+class Workshop:
+    """A cache of built kernels of its own, above the user's sources."""
+
+    def __init__(self, root: Path) -> None:
+        users = Cache()
+        for shared in ("apt", "ccache", "debs", "sources", "locks"):
+            (users.root / shared).mkdir(parents=True, exist_ok=True)
+            (root / shared).symlink_to(users.root / shared)
+        self.cache = Cache(root)
+        self.archive = Archive(self.cache)
+
+    def build(self, settings: str, *patches: Patch) -> tuple[Built, float]:
+        """A kernel, and the seconds it took."""
+        started = time.monotonic()
+        wanted = kconfig.merge(kconfig.parse_fragment(settings, "small.config"))
+        built = build.build(Request(X86_64, SOURCE, patches, "small", wanted, "small"), self.cache, self.archive)
+        return built, time.monotonic() - started
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    try:
+        build.Toolchain.of(X86_64)
+        build.check_host()
+    except HostError as error:
+        pytest.skip(str(error))
+    return Workshop(tmp_path_factory.mktemp("cache"))
+
+
+def change(workshop: Workshop, name: str) -> Patch:
+    """A patch that gives one file another byte of data."""
+    store = SOURCE.store(workshop.cache)
+    identity = SOURCE.identify(workshop.cache, workshop.archive)
+    with store.locked():
+        old = store.git("show", f"{SOURCE.fetch(identity, workshop.cache, workshop.archive)}:{name}").splitlines(True)
+    old[-1] = old[-1].rstrip("\n") + "\n"
+    new = [*old, 'const char harness_was_here[] = "harness was here";\n']
+    diff = "".join(difflib.unified_diff(old, new, f"a/{name}", f"b/{name}")).encode()
+    return Patch("change.patch", diff, diff)
+
+
+def test_a_change_of_one_file_recompiles_one_file_and_a_hit_takes_no_time(workshop: Workshop) -> None:
+    patch = change(workshop, "mm/mremap.c")
+    plain, _ = workshop.build(SMALL)
+    assert kernelimage.identify(plain.image).arch is X86_64
+    assert plain.release.startswith("7.3")
+
+    patched, seconds = workshop.build(SMALL, patch)
+    assert patched.image.read_bytes() != plain.image.read_bytes()
+    assert patched.recipe.config_digest == plain.recipe.config_digest
+    log = (SOURCE.store(workshop.cache).root / "build-small.log").read_text()
+    compiled = [line.split()[1] for line in log.splitlines() if line.startswith("  CC ")]
+    assert "mm/mremap.o" in compiled
+    # The version and the tables of symbols are made anew with each kernel.
+    assert all(
+        each in ("mm/mremap.o", "init/version.o", "init/version-timestamp.o") or "vmlinux" in each for each in compiled
+    )
+    assert seconds < 90
+
+    hit, seconds = workshop.build(SMALL, patch)
+    assert hit.image == patched.image
+    assert seconds < 2
+
+
+def test_the_same_recipe_makes_the_same_bytes(workshop: Workshop) -> None:
+    first, _ = workshop.build(SMALL)
+    image = first.image.read_bytes()
+    shutil.rmtree(workshop.cache.root / "builds")
+    for output in SOURCE.store(workshop.cache).tree.glob("out-x86_64-*"):
+        if (output / ".config").read_bytes() == first.config.read_bytes():
+            shutil.rmtree(output)
+    again, _ = workshop.build(SMALL)
+    assert again.image.read_bytes() == image
+
+
+def test_an_option_without_its_dependency_is_explained(workshop: Workshop) -> None:
+    with pytest.raises(ConfigError, match=r"CONFIG_KASAN_VMALLOC=y .* became n: it depends on KASAN \[KASAN=n\]"):
+        workshop.build(f"{SMALL}CONFIG_KASAN_VMALLOC=y\n")
+
+
+def test_a_source_that_the_archive_does_not_have_is_refused_in_one_line() -> None:
+    archive = Archive(Cache())
+    with pytest.raises(SpecError) as caught:
+        PackageSource("linux-source-5.99").identify(archive.cache, archive)
+    assert "no longer has linux-source-5.99, but " in str(caught.value)
+    assert "give a tree of that version instead" in str(caught.value)
+    assert "\n" not in str(caught.value)
