@@ -476,10 +476,10 @@ def is_large(address: int) -> bool:
 
 def huge_page(mapping: Mapping, at: int) -> Mapping:
     """Touch ``mapping`` at the PMD-aligned address ``at`` and get a huge page there; call within :func:`thp`."""
-    part = mapping.part((at - mapping.address) // PAGE_SIZE, pmd_size() // PAGE_SIZE)
-    part.touch([0])
+    # No read first: 6.12 and older never turn the huge zero page into a huge page (do_huge_pmd_wp_page()).
+    ctypes.memset(at, 0, 1)
     assert is_large(at), f"no huge page at {at:#x}: is memory too fragmented? {kpage.describe(pagemap.pfn(at))}"
-    return part
+    return mapping.part((at - mapping.address) // PAGE_SIZE, pmd_size() // PAGE_SIZE)
 
 
 # --- threads -----------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ FORMAT = 1
 _CAPABILITIES = [{"capability": "x-ignore-shared", "state": True}]
 
 #: All templates of a user together take at most this share of the file system they are on, oldest dropped first.
-_SHARE = 0.5
+_SHARE = 0.25
 #: Seconds without use after which a template is dropped.
 _MAX_AGE = 7 * 86400.0
 

@@ -42,7 +42,7 @@ def test_an_accelerator_that_does_not_exist_does_not_work() -> None:
 def test_a_foreign_guest_is_emulated_and_the_reason_says_so() -> None:
     foreign = next(each for each in ARCHITECTURES if each is not arch.host())
     chosen = accelerator.choose(foreign)
-    assert (chosen.name, chosen.reason) == ("tcg", f"a {foreign} guest on a {arch.host()} host")
+    assert (chosen.name, chosen.reason) == ("tcg", f"{foreign} guests on an {arch.host()} host")
     assert chosen.slowdown > 1
 
 
