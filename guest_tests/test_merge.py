@@ -550,7 +550,7 @@ def test_growing_while_relocating(relocate: bool, area: CarveOut, fixed: bool) -
     if moved is not None:
         assert moved.address != source.address, "there was no room in place"
         expect_layout(area, [(15, 15)] if fixed else [(15, 5)], "five pages were relocated and grew to ten")
-        assert pagemap.pfns(moved.address, 10) == [*before, *[None] * 5], "relocation changed page frames"
+        assert pagemap.pfns(moved.address, 5) == before, "relocation changed page frames"
         _still_works(moved.part(0, 5), moved.part(5, 5), neighbour)
         if not fixed:
             moved.unmap()

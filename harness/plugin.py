@@ -7,6 +7,7 @@ is loaded by every pytest run of every environment the project is installed in.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -271,3 +272,14 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         item.session.shouldfail = "--keep stops at the first test that fails"
     runners[label].let_go()
     return True
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """``-n auto``: as many guests as there are processors, and memory for what each may write."""
+    if not config.getoption("kernel"):
+        return None
+    from harness.fleet import available_memory
+
+    by_memory: int = available_memory() // config.getoption("guest_memory")
+    return max(1, min(os.cpu_count() or 1, by_memory))

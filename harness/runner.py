@@ -79,7 +79,8 @@ class Runner:
         self._args = pytest_args
         self._markers = markers
         self._progress = progress
-        self._current: _Current | None = None
+        #: by scope: one that shared tests share, which waits while an isolated test has its own
+        self._guests: dict[str | None, _Current] = {}
         self._broken: HarnessError | None = None
         self._told = False
         #: the guest of a failed test, if such guests are kept; the caller stops asking for more
@@ -122,7 +123,7 @@ class Runner:
         try:
             if self._broken is not None:
                 raise self._broken
-            current = self._guest_for(item)
+            current = self._guest_for(self._scope(item))
         except GuestLost as error:
             return missed(item, str(error))
         except HarnessError as error:
@@ -134,17 +135,17 @@ class Runner:
         if nodeid not in current.nodeids:
             why = "".join(f"\n{console.escape(error)}" for error in current.errors)
             return missed(item, f"{nodeid} was collected on the host but not in the guest{why}", facts=self._facts)
-        keep = next_item is not None and self._shares(current, next_item)
-        if next_item is not None and not keep:
+        following = next_item if next_item is not None and self._scope(next_item) == current.scope else None
+        if next_item is not None and (following is None or current.scope is None):
             self.fleet.start_ahead()
-        seen = self._observe(current, item, next_item if keep else None)
+        seen = self._observe(current, item, following if current.scope is not None else None)
         reports = judge(item, seen)
         if self._keep and any(report.failed for report in reports):
             self.kept = current.guest
-        elif keep and seen.unharmed and verdict(reports) != Verdict.MISS:
-            current.taint = seen.taint[1]
+        elif next_item is None or current.scope is None or not seen.unharmed or verdict(reports) == Verdict.MISS:
+            self._drop(current)
         else:
-            self._drop()
+            current.taint = seen.taint[1]
         return reports
 
     @property
@@ -156,21 +157,25 @@ class Runner:
         """End the guest that was kept, if there is one."""
         if self.kept is not None:
             self.kept = None
-            self._drop()
+            self._drop_all()
 
     def close(self) -> None:
         """End all guests."""
-        self._drop()
+        self._drop_all()
         if "fleet" in self.__dict__:
             self.fleet.close()
 
-    def _guest_for(self, item: pytest.Item) -> _Current:
-        if self._current is None:
-            guest, collected = self.fleet.fresh()
-            assert guest.ready is not None
-            nodeids, errors = frozenset(collected.nodeids), collected.errors
-            self._current = _Current(guest, nodeids, errors, self._scope(item), guest.ready.tainted)
-        return self._current
+    def _guest_for(self, scope: str | None) -> _Current:
+        """The guest that tests of this scope share, or a fresh one."""
+        if scope is not None and scope in self._guests:
+            return self._guests[scope]
+        if self._isolation == "module":
+            self._drop_all()  # its module is over
+        guest, collected = self.fleet.fresh()
+        assert guest.ready is not None
+        current = _Current(guest, frozenset(collected.nodeids), collected.errors, scope, guest.ready.tainted)
+        self._guests[scope] = current
+        return current
 
     def _scope(self, item: pytest.Item) -> str | None:
         """What the guest that runs ``item`` may be shared with; None for nothing."""
@@ -179,9 +184,6 @@ class Runner:
         if self._isolation == "module":
             return str(item.path)
         return "shared" if item.get_closest_marker("shared_guest") else None
-
-    def _shares(self, current: _Current, next_item: pytest.Item) -> bool:
-        return current.scope is not None and current.scope == self._scope(next_item)
 
     def _observe(self, current: _Current, item: pytest.Item, next_item: pytest.Item | None) -> Observation:
         guest = current.guest
@@ -244,10 +246,13 @@ class Runner:
         arch = f" --arch={self.spec.arch}" if self.spec.arch else ""
         return f"pytest --kernel={shlex.quote(self.spec.text)}{arch}{append}"
 
-    def _drop(self) -> None:
-        if self._current is not None:
-            self._current.guest.vm.close()
-            self._current = None
+    def _drop(self, current: _Current) -> None:
+        del self._guests[current.scope]
+        current.guest.vm.close()
+
+    def _drop_all(self) -> None:
+        for current in list(self._guests.values()):
+            self._drop(current)
 
 
 def kernel_label(item: pytest.Item) -> str:

@@ -84,7 +84,7 @@ class Store:
     @classmethod
     def of(cls, cache: Cache, name: str) -> Store:
         """The store called ``name``."""
-        return cls((cache.root / "sources" / name).absolute(), cache.progress)
+        return cls((cache.root / "sources" / name).resolve(), cache.progress)
 
     @property
     def tree(self) -> Path:

@@ -50,6 +50,7 @@ SOURCE = '''
             pair = ksm_scenes.hugh(area, controlled, dontfork=False)
             moved = move(area.map(10, 6).fill().part(2, 2), area.page(20))
             stayed = area.map(30, 4).fill(seed=1)
+            joined = area.map(40, 2).fill(seed=2), move(area.map(50, 2).fill(seed=3), area.page(42))
             controlled.stop()
         address = syscalls.mmap(0, 2 * HUGE, 3, syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS)
         huge = (address + HUGE - 1) & -HUGE
@@ -61,6 +62,7 @@ SOURCE = '''
             "ksm": [pair.stayed.address, pair.moved.address],
             "moved": moved.page_addresses,
             "stayed": stayed.page_addresses,
+            "apart": joined[1].address,
             "huge": huge,
             "child": KEPT[-1].pid,
             "pfns": {str(at): pagemap.entry(at).pfn for at in [pair.stayed.address, *moved.page_addresses]},
@@ -86,6 +88,8 @@ class Scene:
     moved: list[int]
     #: pages that were not
     stayed: list[int]
+    #: a mapping that was moved behind another, and did not merge
+    apart: int
     #: a transparent huge page, if the kernel made one
     huge: int
     #: what the guest itself says: address to frame

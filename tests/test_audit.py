@@ -1,0 +1,471 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The audit against small dumps of real guests, whole and spoilt: each way of breaking the reverse map must be named.
+
+No broken kernel is at hand for most of these, so the dump is broken instead: in memory, after it was opened.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from harness.audit import layout, memory, walk
+from harness.audit.findings import Audit, Kind, Severity
+from harness.audit.kernel import Kernel, Vma
+from harness.audit.memory import DumpError, ElfImage
+from harness.audit.rmap import AnonVma, Item, ReverseMap, StableNode
+from harness.errors import HarnessError
+from tests.audit_scene import DUMPS, Scene
+
+NAMES = ("x86_64-7.3.4", "arm64-6.12.117")
+
+
+class Case:
+    """An opened dump, with the hands to change it."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self.path = directory / name
+        packed = (DUMPS / f"{name}.elf.zst").read_bytes()
+        self.path.write_bytes(zstandard.ZstdDecompressor().decompress(packed))
+        self.layout = layout.Layout.from_json((DUMPS / f"{name}.layout.json").read_text())
+        self.scene = Scene(**json.loads((DUMPS / f"{name}.scene.json").read_text()))
+        self.image = ElfImage(self.path)
+        self.kernel = Kernel(self.image, self.layout)
+        self.memory = self.kernel.memory
+        self.rmap = ReverseMap(self.kernel)
+
+    def audit(self, **options: object) -> Audit:
+        return walk.audit(self.image, self.layout, **options)  # type: ignore[arg-type]
+
+    def put(self, address: int, value: int, form: str = "<Q") -> None:
+        """Change kernel memory."""
+        buffer, offset = self.memory.where(address)
+        struct.pack_into(form, buffer, offset, value)
+
+    def member(self, at: int, name: str) -> int:
+        return at + self.layout[name]
+
+    # --- finding things in the scene
+
+    def mm(self, pid: int) -> int:
+        (mm,) = (each.mm for each in self.kernel.processes() if each.pid == pid)
+        return mm
+
+    def vma(self, address: int, pid: int | None = None) -> Vma:
+        vmas = self.kernel.vmas(self.mm(pid or self.scene.pid))
+        (vma,) = (each for each in vmas if each.start <= address < each.end)
+        return vma
+
+    def entry_place(self, address: int) -> int:
+        """The physical address of the page-table entry for a user address."""
+        tables, pgd = self.kernel.tables, self.memory.u64(self.member(self.mm(self.scene.pid), "mm_struct.pgd"))
+        table = self.memory.translate(pgd)
+        for level in reversed(range(tables.levels)):
+            place = table + 8 * tables.index(address, level)
+            (value,) = struct.unpack("<Q", self.memory.physical(place, 8))
+            table = tables.decode(value, level).pfn << tables.page_shift
+        return place
+
+    def pfn(self, address: int) -> int:
+        (value,) = struct.unpack("<Q", self.memory.physical(self.entry_place(address), 8))
+        return self.kernel.tables.decode(value, 0).pfn
+
+    def page(self, address: int) -> int:
+        return self.kernel.page(self.pfn(address))
+
+    def anon_vma(self, address: int) -> AnonVma:
+        """The one that the page at an address names."""
+        found = self.rmap.anon_vma(self.memory.u64(self.member(self.page(address), "folio.mapping")) & ~3)
+        assert found is not None
+        return found
+
+    def node(self) -> StableNode:
+        at = self.memory.u64(self.member(self.page(self.scene.ksm[0]), "folio.mapping")) & ~3
+        found = self.rmap.stable_node(at)
+        assert found is not None
+        return found
+
+    def item(self, address: int) -> Item:
+        (item,) = (each for each in self.node().items if each.address == address)
+        return item
+
+
+@pytest.fixture(params=NAMES)
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Case]:
+    opened = Case(request.param, tmp_path)
+    yield opened
+    opened.image.close()
+
+
+def named(audit: Audit, kind: Kind) -> set[tuple[int, int | None]]:
+    """Address and frame of each finding of a kind that is the kernel's fault."""
+    return {(each.address, each.pfn) for each in audit.errors if each.kind is kind}
+
+
+# --- whole dumps -----------------------------------------------------------------------------------------------------
+
+
+def test_a_healthy_guest_has_no_finding(case: Case) -> None:
+    audit = case.audit()
+    assert audit.findings == ()
+    assert audit.counts.anonymous > 5000
+    assert audit.counts.processes >= 4
+    assert "leads back to each of them" in audit.summary
+
+
+def test_the_scene_is_seen_as_the_guest_saw_it(case: Case) -> None:
+    scene = case.scene
+    wanted = [*scene.ksm, *scene.moved, *scene.stayed]
+    kept = {
+        page.address: page
+        for page in case.audit(keep=lambda pid, address: pid == scene.pid and address in wanted).pages
+    }
+    assert sorted(kept) == sorted(wanted)
+    assert all(page.reached for page in kept.values())
+    assert {str(at): kept[at].pfn for at in map(int, scene.pfns)} == scene.pfns
+    assert [kept[at].ksm for at in wanted] == [True] * 2 + [False] * 6
+    assert kept[scene.ksm[0]].pfn == kept[scene.ksm[1]].pfn
+
+
+def test_a_moved_page_keeps_the_index_of_where_it_came_from(case: Case) -> None:
+    scene, shift = case.scene, case.kernel.page_shift
+    pages = case.audit(keep=lambda pid, address: pid == scene.pid and address in scene.moved).pages
+    assert [page.index for page in pages] == [(at >> shift) - 8 for at in scene.moved]  # from page 12 to page 20
+
+
+def test_a_huge_page_is_one_entry(case: Case) -> None:
+    scene = case.scene
+    (page,) = case.audit(keep=lambda pid, address: (pid, address) == (scene.pid, scene.huge)).pages
+    assert (page.pages, page.reached) == (512, True)
+
+
+def test_some_processes_alone_can_be_audited(case: Case) -> None:
+    everything, some = case.audit(), case.audit(pids=[case.scene.pid])
+    assert some.findings == ()
+    assert some.counts.processes == 2, "the process of the scene and its child"
+    assert some.counts.anonymous < everything.counts.anonymous
+
+
+def test_neighbours_say_why_they_did_not_merge(case: Case) -> None:
+    regions = {each.start: each for each in case.audit().regions if each.pid == case.scene.pid}
+    reasons = regions[case.scene.apart].apart
+    own = case.scene.apart >> case.kernel.page_shift
+    assert reasons == (
+        f"page offset is {own + 8:#x} where {own:#x} would follow",
+        "faulted with different anon_vmas",
+    )
+
+
+# --- spoilt dumps: plain anonymous pages -----------------------------------------------------------------------------
+
+
+def test_a_stale_index_is_named(case: Case) -> None:
+    """What a kernel does that relocates a page and forgets its index."""
+    at = case.scene.moved[1]
+    place = case.member(case.page(at), "folio.index")
+    case.put(place, case.memory.u64(place) + 8)
+    audit = case.audit()
+    # the child maps the same page by fork
+    assert named(audit, Kind.WRONG_INDEX) == {(at, case.pfn(at))}
+    assert {each.process for each in audit.errors} == {f"python3[{pid}]" for pid in (case.scene.pid, case.scene.child)}
+    assert {each.kind for each in audit.errors} == {Kind.WRONG_INDEX}
+    assert f"index {case.memory.u64(place):#x}" in audit.errors[0].sentence
+    assert int(audit.errors[0].expected, 16) == case.memory.u64(place) - 8
+
+
+def test_a_foreign_anon_vma_is_named(case: Case) -> None:
+    at, other = case.scene.moved[0], case.anon_vma(case.scene.huge)
+    assert other.at != case.anon_vma(at).at
+    case.put(case.member(case.page(at), "folio.mapping"), other.at | 1)
+    audit = case.audit()
+    assert named(audit, Kind.FOREIGN_ANON_VMA) == {(at, case.pfn(at))}
+    assert len(audit.errors) == 2
+    assert f"{other.at:#x}" in audit.errors[0].sentence
+
+
+def test_an_anon_vma_that_is_no_memory_is_named(case: Case) -> None:
+    at = case.scene.moved[0]
+    case.put(case.member(case.page(at), "folio.mapping"), 0xFFFF_FFFF_DEAD_0001)
+    assert (at, case.pfn(at)) in named(case.audit(), Kind.FOREIGN_ANON_VMA)
+
+
+def test_a_mapping_whose_offset_is_wrong_is_named(case: Case) -> None:
+    """What a kernel does that gives the moved VMA its natural offset, and leaves its pages as they are."""
+    vma = case.vma(case.scene.moved[0])
+    case.put(case.member(vma.at, "vm_area_struct.vm_pgoff"), vma.pgoff + 8)
+    if case.layout.has("vm_area_struct.__vm_anon_pgoff_lo"):
+        place = case.member(vma.at, "vm_area_struct.__vm_anon_pgoff_lo")
+        case.put(place, vma.pgoff + 8 & 0xFFFF_FFFF, "<I")
+    found = case.audit()
+    assert named(found, Kind.WRONG_INDEX) == {(at, case.pfn(at)) for at in case.scene.moved}
+    assert Kind.BROKEN_CHAIN in {each.kind for each in found.errors}, "the tree is no longer in order either"
+
+
+def test_a_vma_that_left_its_tree_is_named(case: Case) -> None:
+    at = case.scene.moved[0]
+    anon_vma = case.anon_vma(at)
+    case.put(case.member(case.member(anon_vma.at, "anon_vma.rb_root"), "rb_root_cached.rb_root"), 0)
+    found = case.audit()
+    # the mapping from which it was moved belongs to the same anon_vma
+    assert {(at, case.pfn(at)) for at in case.scene.moved} <= named(found, Kind.UNREACHABLE)
+    assert case.vma(at).at in {each.address for each in found.errors if each.kind is Kind.BROKEN_CHAIN}
+
+
+def test_a_search_that_turns_back_too_early_is_named(case: Case) -> None:
+    """The tree holds the VMA, but the number by which searches are pruned says that there is nothing to find."""
+    at = case.scene.moved[0]
+    anon_vma = case.anon_vma(at)
+    case.put(anon_vma.links[anon_vma.top].at + case.layout["anon_vma_chain.rb_subtree_last"], 1)
+    found = case.audit()
+    assert (at, case.pfn(at)) in named(found, Kind.UNREACHABLE)
+    assert any("turn back too early" in each.sentence for each in found.errors)
+
+
+def test_what_is_locked_is_not_called_wrong(case: Case) -> None:
+    at = case.scene.moved[1]
+    page = case.page(at)
+    case.put(case.member(page, "folio.index"), 7)
+    flags = case.member(page, "page.flags")
+    case.put(flags, case.memory.u64(flags) | 1 << case.layout.flags["PG_locked"])
+    audit = case.audit()
+    assert audit.errors == ()
+    assert {each.severity for each in audit.findings} == {Severity.IN_MOTION}
+
+
+# --- spoilt dumps: KSM -----------------------------------------------------------------------------------------------
+
+
+def test_an_rmap_item_with_another_address_is_named(case: Case) -> None:
+    at = case.scene.ksm[1]
+    item = case.item(at)
+    place = case.member(item.at, "ksm_rmap_item.address")
+    case.put(place, case.memory.u64(place) + 16 * case.kernel.page_size)
+    audit = case.audit()
+    assert named(audit, Kind.UNREACHABLE) == {(at, case.pfn(at))}
+    assert len(audit.errors) == 2, "in the process and in its child, which is found by the same item"
+
+
+def test_an_rmap_item_cut_from_its_list_is_named(case: Case) -> None:
+    """Cut as hlist_del() would, but for the item's own idea of where it belongs."""
+    node = case.node()
+    lost, kept = node.items[0], node.items[1]
+    case.put(case.member(node.at, "ksm_stable_node.hlist"), case.member(kept.at, "ksm_rmap_item.hlist"))
+    case.put(case.member(kept.at, "ksm_rmap_item.hlist") + 8, case.member(node.at, "ksm_stable_node.hlist"))
+    case.put(case.member(node.at, "ksm_stable_node.rmap_hlist_len"), node.length - 1, "<i")
+    audit = case.audit()
+    assert named(audit, Kind.UNREACHABLE) == {(lost.address, node.pfn)}
+    assert named(audit, Kind.BROKEN_CHAIN) == {(lost.at, node.pfn)}
+
+
+def test_a_walk_by_address_is_named_where_the_kernel_stores_an_index(case: Case) -> None:
+    """What rmap_walk_ksm() finds in a kernel that takes the address for the index: all but what was moved."""
+    if not case.layout.has("ksm_rmap_item.linear_page_index"):
+        pytest.skip("this kernel searches the full range: it stores no index that could be wrong")
+    place = case.layout["ksm_rmap_item.linear_page_index"]
+    for item in case.node().items:
+        case.put(item.at + place, item.address >> case.kernel.page_shift)
+    audit = case.audit()
+    stayed, moved = case.scene.ksm
+    assert named(audit, Kind.WRONG_INDEX) == {(moved, case.pfn(moved))}
+    assert stayed not in {each.address for each in audit.findings}
+
+
+def test_a_kernel_that_stores_no_index_finds_by_the_address(case: Case) -> None:
+    """Decided by the structure: the same dump, read as if items had no index, is searched in full."""
+    if not case.layout.has("ksm_rmap_item.linear_page_index"):
+        pytest.skip("this kernel stores no index to ignore")
+    for item in case.node().items:
+        case.put(item.at + case.layout["ksm_rmap_item.linear_page_index"], 1)
+    offsets = {name: at for name, at in case.layout.offsets.items() if not name.endswith("linear_page_index")}
+    older = layout.Layout(**{**vars(case.layout), "offsets": offsets})
+    assert walk.audit(case.image, older).findings == ()
+    assert len(case.audit().errors) == 4
+
+
+def test_an_rmap_item_of_a_foreign_anon_vma_is_named(case: Case) -> None:
+    at = case.scene.ksm[0]
+    item = case.item(at)
+    case.put(case.member(item.at, "ksm_rmap_item.anon_vma"), case.anon_vma(case.scene.huge).at)
+    audit = case.audit()
+    assert (at, case.pfn(at)) in named(audit, Kind.FOREIGN_ANON_VMA)
+
+
+def test_a_stable_node_of_another_page_is_named(case: Case) -> None:
+    node = case.node()
+    case.put(case.member(node.at, "ksm_stable_node.kpfn"), case.pfn(case.scene.stayed[0]))
+    audit = case.audit()
+    assert (node.at, case.pfn(case.scene.stayed[0])) in named(audit, Kind.STALE_RMAP_ITEM)
+
+
+def test_an_item_that_ksmd_has_yet_to_drop_is_a_note(case: Case) -> None:
+    """Its page was written to: the entry maps another page now. That is how KSM works."""
+    at = case.scene.ksm[1]
+    place = case.entry_place(at)
+    buffer, offset = case.memory.unit(place >> 12)
+    (value,) = struct.unpack_from("<Q", buffer, offset + (place & 4095))
+    struct.pack_into("<Q", buffer, offset + (place & 4095), 0)
+    assert value
+    audit = case.audit()
+    notes = [each for each in audit.findings if each.severity is Severity.NOTE]
+    assert [each.kind for each in notes] == [Kind.STALE_RMAP_ITEM]
+    assert f"{at:#x}" in notes[0].sentence
+    # the entry was taken away behind the kernel's back, and that shows
+    assert {each.kind for each in audit.errors} == {Kind.COUNT_MISMATCH}
+
+
+# --- spoilt dumps: counts, pointers, loops ---------------------------------------------------------------------------
+
+
+def test_a_wrong_mapcount_is_named(case: Case) -> None:
+    at = case.scene.stayed[2]
+    page = case.page(at)
+    case.put(case.member(page, "folio._mapcount"), 2, "<i")
+    audit = case.audit()
+    assert named(audit, Kind.COUNT_MISMATCH) == {(page, case.pfn(at))}
+    assert (audit.errors[0].expected, audit.errors[0].actual) == ("2", "3"), "the process and its child"
+
+
+@pytest.mark.parametrize("counter", ["num_children", "num_active_vmas"])
+def test_a_wrong_count_of_an_anon_vma_is_named(case: Case, counter: str) -> None:
+    anon_vma = case.anon_vma(case.scene.moved[0])
+    place = case.member(anon_vma.at, f"anon_vma.{counter}")
+    case.put(place, case.memory.u64(place) + 1)
+    assert named(case.audit(), Kind.COUNT_MISMATCH) == {(anon_vma.at, None)}
+
+
+def test_an_anon_vma_that_will_be_freed_too_early_is_named(case: Case) -> None:
+    anon_vma = case.anon_vma(case.scene.moved[0])
+    case.put(case.member(anon_vma.at, "anon_vma.refcount"), 0, "<i")
+    audit = case.audit()
+    assert (anon_vma.at, None) in named(audit, Kind.COUNT_MISMATCH)
+    assert any("freed too early" in each.sentence for each in audit.errors)
+
+
+def test_an_entry_that_maps_no_page_is_named(case: Case) -> None:
+    at = case.scene.stayed[0]
+    place = case.entry_place(at)
+    buffer, offset = case.memory.unit(place >> 12)
+    (value,) = struct.unpack_from("<Q", buffer, offset + (place & 4095))
+    struct.pack_into("<Q", buffer, offset + (place & 4095), value | 0xFFF << 36)
+    assert at in {address for address, _ in named(case.audit(), Kind.BAD_POINTER)}
+
+
+def test_a_list_without_end_ends(case: Case) -> None:
+    node = case.node()
+    last = case.member(node.items[-1].at, "ksm_rmap_item.hlist")
+    case.put(last, case.member(node.items[0].at, "ksm_rmap_item.hlist"))
+    audit = case.audit()
+    assert any("does not end" in each.sentence for each in audit.errors)
+
+
+def test_a_tree_without_end_ends(case: Case) -> None:
+    anon_vma = case.anon_vma(case.scene.moved[0])
+    leaf = next(node for node, link in anon_vma.links.items() if not link.left and not link.right)
+    case.put(leaf + case.layout["rb_node.rb_left"], anon_vma.top)
+    audit = case.audit()
+    assert any("comes twice" in each.sentence for each in audit.errors)
+
+
+def test_a_list_of_tasks_without_end_is_a_damaged_dump(case: Case) -> None:
+    tasks = case.layout["task_struct.tasks"]
+    first = case.kernel.symbol("init_task")
+    second = case.memory.u64(first + tasks)
+    case.put(case.memory.u64(second), second)
+    with pytest.raises(DumpError, match="does not end"):
+        case.audit()
+
+
+def test_a_vma_tree_that_leads_nowhere_is_named(case: Case) -> None:
+    mm = case.mm(case.scene.pid)
+    case.put(mm + case.layout["mm_struct.mm_mt"] + case.layout["maple_tree.ma_root"], 0xFFFF_FFFF_DEAD_001E)
+    audit = case.audit()
+    assert any(each.kind is Kind.BAD_POINTER and "tree of VMAs" in each.sentence for each in audit.errors)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_dump_of_which_a_page_is_noise_gives_findings_or_one_clear_error(case: Case, seed: int) -> None:
+    rng = random.Random(seed)
+    units = range(len(case.image.buffer) // memory.UNIT - 2)
+    for _ in range(3):
+        at = (len(case.image.buffer) - (rng.choice(units) + 1) * memory.UNIT) & ~7
+        case.image.buffer[at : at + memory.UNIT] = rng.randbytes(memory.UNIT)
+    try:
+        audit = case.audit()
+    except HarnessError as error:
+        assert len(str(error).splitlines()[0]) > 20
+    else:
+        assert audit.counts.processes
+
+
+# --- dumps that are none ---------------------------------------------------------------------------------------------
+
+
+def test_a_dump_that_is_cut_short_is_refused(case: Case) -> None:
+    whole = case.path.read_bytes()
+    for size in (len(whole) - 1, len(whole) // 2, 200, 64, 20):
+        case.path.write_bytes(whole[:size])
+        with pytest.raises(DumpError, match=r"cut short|cannot be read|no ELF|no dump"), memory.opened(case.path):
+            pass
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x7fELF", b"\x7fELF\x02\x01" + bytes(60), b"KDUMP   " + bytes(80)])
+def test_a_file_that_is_no_dump_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "dump"
+    path.write_bytes(content)
+    with pytest.raises(HarnessError, match=str(path)), memory.opened(path):
+        pass
+
+
+def test_a_missing_file_is_an_error_in_words(tmp_path: Path) -> None:
+    with pytest.raises(DumpError, match="No such file"), memory.opened(tmp_path / "none"):
+        pass
+
+
+def test_the_vmlinux_of_another_build_is_refused(case: Case) -> None:
+    other = layout.Layout(**{**vars(case.layout), "build_id": "00" * 20})
+    with pytest.raises(DumpError, match="not of this vmlinux"):
+        walk.audit(case.image, other)
+
+
+def test_a_vmlinux_of_another_architecture_is_refused(case: Case) -> None:
+    (name,) = (each for each in NAMES if not each.startswith(case.layout.arch))
+    other = layout.Layout.from_json((DUMPS / f"{name}.layout.json").read_text())
+    with pytest.raises(DumpError, match="another machine"):
+        walk.audit(case.image, other)
+
+
+def test_a_dump_without_the_kernels_own_description_is_refused(case: Case) -> None:
+    case.image.vmcoreinfo = b""
+    with pytest.raises(DumpError, match="no VMCOREINFO"):
+        case.audit()
+
+
+def test_a_description_that_is_noise_is_refused(case: Case) -> None:
+    case.image.vmcoreinfo = b"OSRELEASE=1\nPAGESIZE=12\n"
+    with pytest.raises(DumpError, match="damaged"):
+        case.audit()
+
+
+def test_a_file_that_is_no_vmlinux_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "vmlinux"
+    path.write_bytes(b"\x7fELF\x02\x01" + bytes(100))
+    with pytest.raises(layout.DebugInfoError, match="no build ID"):
+        layout.read(path)
+    path.write_bytes(b"not a kernel")
+    with pytest.raises(layout.DebugInfoError, match="no vmlinux"):
+        layout.read(path)
+
+
+def test_a_layout_of_another_format_is_refused() -> None:
+    text = (DUMPS / f"{NAMES[0]}.layout.json").read_text()
+    assert layout.Layout.from_json(text).arch == "x86_64"
+    with pytest.raises(layout.DebugInfoError):
+        layout.Layout.from_json(text.replace('"format": 1', '"format": 0'))
+    with pytest.raises(layout.DebugInfoError):
+        layout.Layout.from_json("[]")
