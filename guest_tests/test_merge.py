@@ -7,15 +7,14 @@ are found by it; at any other place no neighbour continues that offset, and noth
 for: it rewrites the pages, so that the offset can follow.
 
 The rules are copy_vma(), vma_merge_new_range() and is_mergeable_anon_vma() in mm/vma.c of Linux 6.12 and 7.3. Pictures
-show pages of the carve-out, ``f`` faulted and ``u`` unfaulted memory, and ``s`` the source that is moved in, faulted
-unless said otherwise. All blocks are five pages long.
+show pages of the carve-out: ``f`` faulted, ``u`` unfaulted, ``s`` the faulted source, all in blocks of five pages.
 """
 
 from __future__ import annotations
 
 import errno
-import itertools
 from collections.abc import Sequence
+from typing import Final
 
 import pytest
 
@@ -39,6 +38,8 @@ _BLOCK = 5
 _AWAY = 30
 
 Layout = list[tuple[int, int]]
+#: three blocks that did not merge
+_THREE: Final[Layout] = [(0, 5), (5, 5), (10, 5)]
 
 #: every kernel moves without a flag; with it a kernel either relocates or refuses
 plain_or_must = pytest.mark.parametrize("flag", [0, MREMAP_MUST_RELOCATE_ANON], ids=["plain", "must"])
@@ -60,9 +61,8 @@ def _moved(relocate: bool, area: CarveOut, source: Mapping, to: int, flag: int) 
     else:
         moved = move(source, area.page(to)).check()
     if moved is not None:
-        after = pagemap.pfns(moved.address, moved.pages)
-        kept = [old is None or old == new for old, new in zip(before, after, strict=True)]
-        assert all(kept), f"the move changed page frames: {before} became {after}"
+        for old, new in zip(before, pagemap.pfns(moved.address, moved.pages), strict=True):
+            assert old in (None, new), f"the move changed a page frame from {old} to {new}"
     return moved
 
 
@@ -138,8 +138,7 @@ def test_between_unfaulted(relocate: bool, area: CarveOut, flag: int) -> None:
         page   0         5         10        15
                |uuuuuuuuu|sssssssss|uuuuuuuuu|          three; relocated: one
     """
-    three = [(0, 5), (5, 5), (10, 5)]
-    _move_between(relocate, area, flag, unfaulted=[0, 10], to=5, plain=three, relocated=[(0, 15)])
+    _move_between(relocate, area, flag, unfaulted=[0, 10], to=5, plain=_THREE, relocated=[(0, 15)])
 
 
 @plain_or_must
@@ -168,30 +167,26 @@ def test_before_faulted(relocate: bool, area: CarveOut, flag: int) -> None:
 
 @plain_or_must
 def test_between_faulted_and_unfaulted(relocate: bool, area: CarveOut, flag: int) -> None:
-    """Row 30, between-faulted-unfaulted: three without flag on every kernel, never two, for the offset of the source
-    fits neither side.
+    """Row 30, between-faulted-unfaulted: without flag never two, for the source's offset fits neither side.
 
     ::
 
         page   0         5         10        15
                |fffffffff|sssssssss|uuuuuuuuu|          three; relocated: one
     """
-    three = [(0, 5), (5, 5), (10, 5)]
-    _move_between(relocate, area, flag, faulted=[0], unfaulted=[10], to=5, plain=three, relocated=[(0, 15)])
+    _move_between(relocate, area, flag, faulted=[0], unfaulted=[10], to=5, plain=_THREE, relocated=[(0, 15)])
 
 
 @plain_or_must
 def test_between_unfaulted_and_faulted(relocate: bool, area: CarveOut, flag: int) -> None:
-    """Row 31, between-unfaulted-faulted: three without flag on every kernel, never two, for the offset of the source
-    fits neither side.
+    """Row 31, between-unfaulted-faulted: without flag never two, for the source's offset fits neither side.
 
     ::
 
         page   0         5         10        15
                |uuuuuuuuu|sssssssss|fffffffff|          three; relocated: one
     """
-    three = [(0, 5), (5, 5), (10, 5)]
-    _move_between(relocate, area, flag, faulted=[10], unfaulted=[0], to=5, plain=three, relocated=[(0, 15)])
+    _move_between(relocate, area, flag, faulted=[10], unfaulted=[0], to=5, plain=_THREE, relocated=[(0, 15)])
 
 
 @plain_or_must
@@ -204,8 +199,7 @@ def test_between_faulted(relocate: bool, area: CarveOut, flag: int) -> None:
         page   0         5         10        15
                |fffffffff|sssssssss|fffffffff|          three; relocated: the right pair is one
     """
-    three = [(0, 5), (5, 5), (10, 5)]
-    _move_between(relocate, area, flag, faulted=[0, 10], to=5, plain=three, relocated=[(0, 5), (5, 10)])
+    _move_between(relocate, area, flag, faulted=[0, 10], to=5, plain=_THREE, relocated=[(0, 5), (5, 10)])
 
 
 @plain_or_must
@@ -225,8 +219,7 @@ def test_between_the_halves_of_one_mapping(relocate: bool, area: CarveOut, flag:
     source = _block(area, _AWAY)
     moved = _moved(relocate, area, source, 5, flag)
     if moved is not None:
-        why = "a relocated mapping between two of one anon_vma" if flag else "a moved mapping keeps its old offset"
-        expect_layout(area, [(0, 15)] if flag else [(0, 5), (5, 5), (10, 5)], why)
+        expect_layout(area, [(0, 15)] if flag else _THREE, "a stranger between two that share their anon_vma")
         _still_works(whole.part(0, 5), moved, whole.part(10, 5))
 
 
@@ -248,8 +241,7 @@ def test_a_neighbour_that_becomes_equal_later(relocate: bool, area: CarveOut, fl
     if moved is not None:
         expect_layout(area, [(0, 5), (5, 5)], "different protections do not merge")
         neighbour.mprotect(PROT_RW)
-        why = "relocated, then equal protections" if flag else "equal protections, but the offset of another place"
-        expect_layout(area, [(0, 10)] if flag else [(0, 5), (5, 5)], why)
+        expect_layout(area, [(0, 10)] if flag else [(0, 5), (5, 5)], "moved, and then given equal protections")
         _still_works(moved, neighbour)
 
 
@@ -299,10 +291,9 @@ def test_a_move_back_closes_the_hole(area: CarveOut, first: int) -> None:
     """
     whole = area.map(0, 15).fill()
     frames = pagemap.pfns(whole.address, whole.pages)
-    rest = [(0, 5), (5, 5), (10, 5)]
     for _ in range(2):
         piece = move(whole.part(first, 5), area.page(_AWAY)).check()
-        around = {0: [(5, 10)], 5: [rest[0], rest[2]], 10: [(0, 10)]}[first]
+        around = {0: [(5, 10)], 5: [(0, 5), (10, 5)], 10: [(0, 10)]}[first]
         expect_layout(area, [*around, (_AWAY, 5)], "a piece was moved out of the mapping")
         area.reserve(first, 5)
         move(piece, area.page(first))
@@ -413,8 +404,7 @@ def test_relocated_away_and_moved_back(relocate: bool, area: CarveOut, back: int
     if moved is not None:
         area.reserve(5, 5)
         move(moved, area.page(5), back)
-        expected = [(0, 15)] if back else [(0, 5), (5, 5), (10, 5)]
-        expect_layout(area, expected, "relocated back" if back else "moved back with the offset of the other place")
+        expect_layout(area, [(0, 15)] if back else _THREE, "relocated away, and moved back with or without the flag")
         _still_works(whole)
 
 
@@ -435,8 +425,7 @@ def test_a_new_neighbour_joins_relocated_memory(relocate: bool, area: CarveOut, 
         at = 25 if side == "after" else 15
         fresh = _block(area, at, faulted=False)
         apart = sorted([(20, 5), (at, 5)])
-        why = "new memory beside relocated memory" if flag else "new memory beside memory with another place's offset"
-        expect_layout(area, [(min(20, at), 10)] if flag else apart, why)
+        expect_layout(area, [(min(20, at), 10)] if flag else apart, "new memory beside what was moved")
         _still_works(moved, fresh)
 
 
@@ -462,24 +451,18 @@ _PERMUTATIONS: dict[tuple[bool, bool, bool], tuple[Layout, Layout]] = {
     (False, False, True): ([(0, 15)], [(0, 15)]),
     (True, False, False): ([(0, 15)], [(0, 15)]),
     (True, False, True): ([(0, 10), (10, 5)], [(0, 10), (10, 5)]),
-    (False, True, False): ([(0, 5), (5, 5), (10, 5)], [(0, 15)]),
-    (False, True, True): ([(0, 5), (5, 5), (10, 5)], [(0, 15)]),
-    (True, True, False): ([(0, 5), (5, 5), (10, 5)], [(0, 15)]),
-    (True, True, True): ([(0, 5), (5, 5), (10, 5)], [(0, 5), (5, 10)]),
+    (False, True, False): (_THREE, [(0, 15)]),
+    (False, True, True): (_THREE, [(0, 15)]),
+    (True, True, False): (_THREE, [(0, 15)]),
+    (True, True, True): (_THREE, [(0, 5), (5, 10)]),
 }
 
 
 @pytest.mark.parametrize(
     "flag", [0, MREMAP_RELOCATE_ANON, MREMAP_MUST_RELOCATE_ANON], ids=["plain", "relocate", "must"]
 )
-@pytest.mark.parametrize(
-    ("left", "middle", "right"),
-    [
-        pytest.param(*faulted, id="".join("f" if each else "u" for each in faulted))
-        for faulted in itertools.product([False, True], repeat=3)
-    ],
-)
-def test_every_combination(relocate: bool, area: CarveOut, flag: int, left: bool, middle: bool, right: bool) -> None:
+@pytest.mark.parametrize("faulted", _PERMUTATIONS, ids=lambda faulted: "".join("uf"[each] for each in faulted))
+def test_every_combination(relocate: bool, area: CarveOut, flag: int, faulted: tuple[bool, bool, bool]) -> None:
     """Row 40, 8-permutations: all combinations of faulted and unfaulted.
 
     ::
@@ -487,10 +470,10 @@ def test_every_combination(relocate: bool, area: CarveOut, flag: int, left: bool
         page   0         5         10        15
                |  left   | middle  |  right  |      the middle one is moved in
     """
-    first, last = _block(area, 0, faulted=left), _block(area, 10, faulted=right)
-    moved = _moved(relocate, area, _block(area, _AWAY, faulted=middle), 5, flag)
+    first, last = _block(area, 0, faulted=faulted[0]), _block(area, 10, faulted=faulted[2])
+    moved = _moved(relocate, area, _block(area, _AWAY, faulted=faulted[1]), 5, flag)
     if moved is not None:
-        plain, relocated = _PERMUTATIONS[left, middle, right]
+        plain, relocated = _PERMUTATIONS[faulted]
         expect_layout(area, relocated if flag else plain, "all three may merge, as far as anon_vmas and offsets allow")
         _still_works(first, moved, last)
 
@@ -509,8 +492,8 @@ def test_the_middle_of_a_mapping(relocate: bool, area: CarveOut, flag: int) -> N
     neighbour = _block(area, 20, faulted=False)
     moved = _moved(relocate, area, whole.part(5, 5), 25, flag)
     if moved is not None:
-        target = [(20, 10)] if flag else [(20, 5), (25, 5)]
-        expect_layout(area, [(0, 5), (10, 5), *target], "the middle was moved next to unfaulted memory")
+        there = [(20, 10)] if flag else [(20, 5), (25, 5)]
+        expect_layout(area, [(0, 5), (10, 5), *there], "the middle was moved next to unfaulted memory")
         _still_works(moved, whole.part(0, 5), whole.part(10, 5), neighbour)
 
 
@@ -524,8 +507,7 @@ def test_relocating_and_keeping_the_source(relocate: bool, area: CarveOut) -> No
                |    0    |         |uuuuuuuuu|sssssssss|    relocated: merged at its new place
     """
     source, neighbour = _block(area, 0), _block(area, 20, faulted=False)
-    flags = MREMAP_MUST_RELOCATE_ANON | MREMAP_DONTUNMAP
-    moved = relocate_or_refused(relocate, area, source, area.page(25), flags)
+    moved = relocate_or_refused(relocate, area, source, area.page(25), MREMAP_MUST_RELOCATE_ANON | MREMAP_DONTUNMAP)
     if moved is not None:
         expect_layout(area, [(0, 5), (20, 10)], "relocated from a source that stays")
         assert pagemap.pfns(source.address, 5) == [None] * 5, "the source kept pages that were moved"
@@ -597,8 +579,7 @@ def test_a_neighbour_of_another_name(relocate: bool, area: CarveOut) -> None:
 
 
 def test_a_neighbour_of_another_memory_policy(relocate: bool, area: CarveOut) -> None:
-    """Row 46, mempolicy-differs: memory policies must be equal to merge, and nothing else is in the way once it is
-    relocated.
+    """Row 46, mempolicy-differs: like row 45 for memory policies.
 
     ::
 

@@ -234,6 +234,7 @@ class _Build:
             for goal in (["allnoconfig", "KCONFIG_ALLCONFIG=wanted"], ["olddefconfig"]):
                 log = self._log("config")
                 if self._make(source, output, goal, log):
+                    shutil.rmtree(output)  # a run that was killed may have left half a program in it
                     raise BuildError(self._failure("cannot be configured", log))
             text = (output / ".config").read_text()
             kconfig.check(request.wanted, kernelimage.parse_config(text), source, _srcarch(request.arch))
@@ -310,7 +311,7 @@ class _Build:
         ccache = self.cache.root / "ccache"
         # make forwards SIGTERM to all that it started, and removes what was half done.
         argv = [find_program("setpriv", "util-linux"), "--pdeathsig", "TERM", "--", *command]
-        with log.open("w") as record:
+        with log.open("w", buffering=1) as record:
             record.write(f"{' '.join(map(repr, command))}\n")
             with subprocess.Popen(
                 argv,

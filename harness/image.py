@@ -135,9 +135,13 @@ def modules_layer(modules: Iterable[Module]) -> bytes:
 
 
 def config_layer(config: Mapping[str, str]) -> bytes:
-    """The kernel's configuration, for tests that skip by option; in the form of a .config file."""
+    """The kernel's configuration, for tests that skip by option; in the form of a .config file.
+
+    Without one there is only the directory: tests must not take "unknown" for "off".
+    """
     text = "".join(f"CONFIG_{name}={value}\n" for name, value in sorted(config.items()))
-    return cpio.archive([cpio.file("etc/harness/config", text.encode())])
+    entries = [cpio.file("etc/harness/config", text.encode())] if config else []
+    return cpio.archive([cpio.directory("etc/harness"), *entries])
 
 
 #: What pytest.ini says in the guest. The host's own configuration is about the host.

@@ -131,6 +131,12 @@ def test_the_configuration_comes_in_the_form_of_a_config_file() -> None:
     assert b"CONFIG_KSM=y\nCONFIG_NR_CPUS=8\n" in image.config_layer({"NR_CPUS": "8", "KSM": "y"})
 
 
+def test_an_unknown_config_is_not_an_empty_one() -> None:
+    layer = image.config_layer({})
+    assert b"etc/harness\0" in layer
+    assert b"etc/harness/config" not in layer, "tests would take every option for switched off"
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Tests
 

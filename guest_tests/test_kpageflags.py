@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Whether the kernel's own page flags can be believed, which other tests would like to rely on."""
+
+from __future__ import annotations
+
+import pytest
+
+from guest_tests.mm import kpage, pagemap
+from guest_tests.mm.mapping import CarveOut
+
+
+@pytest.mark.shared_guest
+@pytest.mark.finding("kpageflags-ksm", match="never merged", fixed="6.18")
+def test_a_page_that_was_never_merged_is_not_called_ksm(area: CarveOut) -> None:
+    """/proc/kpageflags: KPF_KSM stands for pages of KSM and no others.
+
+    stable_page_flags() (fs/proc/page.c of 6.12.117) tests ``mapping & PAGE_MAPPING_KSM``, but that mask has two bits,
+    one of which every anonymous page has. Seen on 6.12.117, 6.16.12 and 6.17.13, and no more on 6.18.15.
+    """
+    page = area.map(0, 1).fill(1)
+    frame = pagemap.pfns(page.address, 1)[0]
+    assert frame is not None
+    flags = kpage.flags(frame)
+    assert kpage.Flag.ANON in flags, f"PFN {frame:#x} is anonymous, but its flags are {flags!r}"
+    assert kpage.Flag.KSM not in flags, f"PFN {frame:#x} was never merged, yet its flags are {flags!r}"
