@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Final
 
 import pytest
 
+from guest_tests import audited
+from guest_tests.audited import Audit
 from guest_tests.evidence import Evidence
 from guest_tests.mm import ksm as mm_ksm
 from guest_tests.mm import system
@@ -15,6 +17,7 @@ from guest_tests.mm.ksm import Ksm
 from guest_tests.mm.mapping import CarveOut, carve_out
 
 _EVIDENCE: Final = pytest.StashKey[Evidence]()
+_AUDIT_NOW: Final = pytest.StashKey[Callable[[], None]]()
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +41,32 @@ def ksm() -> Iterator[Ksm]:
         pytest.skip(f"needs CONFIG_KSM=y: this kernel has no {mm_ksm.DIRECTORY}")
     with Ksm() as controlled:
         yield controlled
+
+
+@pytest.fixture
+def audit(request: pytest.FixtureRequest) -> Audit:
+    """Has this guest's whole reverse map audited from outside, at an instant the test chooses."""
+    found = audited.auditor(request.config)
+    if found is None:
+        pytest.skip("needs a guest: its memory is audited from outside")
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _audited(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    mode = request.config.getoption("--audit", "off")
+    found = audited.auditor(request.config)
+    if found is not None and mode != "off":
+        request.node.stash[_AUDIT_NOW] = audited.watch(found, monkeypatch, each_move=mode == "each-move")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Audit what a test moved while it is still there, as a part of the test."""
+    result = yield
+    if _AUDIT_NOW in pyfuncitem.stash:
+        pyfuncitem.stash[_AUDIT_NOW]()
+    return result
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,8 @@ from guest_tests.mm.kpage import Flag
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, map_anonymous, move
 from guest_tests.mm.proctree import Child
 
+pytestmark = pytest.mark.shared_guest
+
 
 @pytest.fixture
 def area() -> Iterator[CarveOut]:

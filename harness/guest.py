@@ -10,7 +10,7 @@ import secrets
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -23,6 +23,9 @@ _M = TypeVar("_M", bound=protocol.Message)
 
 #: How often the watch looks for panics and dead processes while the agent is quiet, in seconds.
 _TICK = 0.1
+
+#: Audits between two reports of a test; more than it could need, and an end to a guest that asks for ever.
+_MOST_AUDITS = 10_000
 
 #: Messages that one test may cost; pytest has three phases, and a plug-in might add to them.
 _MOST_REPORTS = 64
@@ -111,15 +114,26 @@ class Guest:
         self._send(protocol.Collect(base64.b64encode(archive).decode(), args), deadline)
         return self._expect(protocol.Collected, deadline)
 
-    def run(self, run: protocol.Run, deadline: Deadline) -> Iterator[dict[str, Any] | protocol.Finished]:
+    def run(
+        self, run: protocol.Run, deadline: Deadline, audit: Callable[[protocol.Audit], protocol.Audited] | None = None
+    ) -> Iterator[dict[str, Any] | protocol.Finished]:
         """Run one test; yields its serialised reports as they come, then Finished.
 
+        :param audit: answers the test's requests to audit the guest's memory, which do not count for the deadline.
         :raises GuestLost: if the guest dies, hangs, or is still at it when the deadline passes.
         """
         try:
             self._send(run, deadline)
             for _ in range(_MOST_REPORTS):
                 message = self._next(deadline)
+                for _ in range(_MOST_AUDITS):
+                    if audit is None or not isinstance(message, protocol.Audit):
+                        break
+                    began = time.monotonic()
+                    answer = audit(message)
+                    deadline = Deadline(deadline.at + time.monotonic() - began)
+                    self._send(answer, deadline)
+                    message = self._next(deadline)
                 if isinstance(message, protocol.Finished):
                     yield message
                     return

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
 """Findings: tests that fail because a released kernel misbehaves.
 
-Such a test is marked ``finding(name, match=…, fixed=…)`` and fails like any other: that is its verdict on the kernel. Continuous
-integration asks for ``--expect-findings``, which turns the failure into an expected one, and turns a pass into a
-failure, so that a fix is noticed and the README's list stays true.
+Such a test is marked ``finding(name, match=…, fixed=…)`` and fails like any other: that is its verdict on the kernel.
+Continuous integration asks for ``--expect-findings``, which turns the failure into an expected one, and turns a pass
+into a failure, so that a fix is noticed and the README's list stays true.
 """
 
 from __future__ import annotations

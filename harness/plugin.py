@@ -69,6 +69,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--answer", action="store_true", help="end with the answer of guest_tests/test_question.py in words"
     )
+    group.addoption(
+        "--audit",
+        choices=("off", "end", "each-move"),
+        default="off",
+        help="audit the guest's whole reverse map from its memory: at the end of each test that moved memory and on "
+        "every failure, or after each move too (fetches Debian kernels' debug information, 350 MB, once)",
+    )
     parser.addini(
         "guest_tests", "the directory of the tests that run in guests (default: the project's own)", default=""
     )
@@ -135,6 +142,7 @@ def _runners(config: pytest.Config) -> dict[str, Runner]:
             pytest_args=_guest_args(config),
             markers=list(MARKERS),
             progress=_progress(config),
+            audit=config.getoption("audit") != "off",
         )
     return runners
 
@@ -148,6 +156,8 @@ def _guest_args(config: pytest.Config) -> list[str]:
     args = [guest_tests(config).name, f"--tb={config.getoption('tbstyle')}"]
     if config.getoption("showlocals", default=False):
         args.append("--showlocals")
+    if config.getoption("audit") != "off":
+        args.append(f"--audit={config.getoption('audit')}")
     return args + ["-v"] * max(0, config.getoption("verbose"))
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from harness import accelerator, deb, image, modules, qemu
 from harness.apt import Archive
+from harness.audit import debuginfo
+from harness.audit.live import Auditor
 from harness.cache import Cache, Progress
+from harness.errors import HarnessError
 from harness.kernels import BootSpec, Kernel
 
 
@@ -47,6 +50,15 @@ def provision(spec: BootSpec, options: Options, progress: Progress) -> tuple[Ker
         cpus=options.cpus,
     )
     return kernel, machine
+
+
+def auditor(kernel: Kernel, options: Options, progress: Progress) -> Auditor:
+    """What audits guests of a kernel; fetches its debug information if need be."""
+    try:
+        archive = Archive(Cache(progress=progress), options.debian_mirror, progress)
+        return Auditor(debuginfo.layout_of(kernel, archive, fetch=True))
+    except HarnessError as error:
+        return Auditor(str(error))
 
 
 def _initrd(kernel: Kernel, cache: Cache, archive: Archive) -> Path:

@@ -95,7 +95,9 @@ def arguments(machine: Machine, wiring: Wiring, *, ram: Ram | None = None, incom
     argv = [find_program(arch.qemu, arch.qemu_package), "-nodefaults", "-no-user-config", "-display", "none"]
     argv += ["-S", "-no-reboot", "-action", "panic=pause,reboot=shutdown"]
     argv += ["-machine", arch.kvm_machine if kvm else arch.tcg_machine, "-accel", accelerator.name]
-    argv += ["-cpu", "host" if kvm else arch.tcg_cpu, "-smp", str(machine.cpus), "-m", f"{machine.memory}M"]
+    # A socket per CPU: one socket across both nodes is a topology the scheduler warns about at boot.
+    argv += ["-smp", f"{machine.cpus},sockets={machine.cpus}", "-m", f"{machine.memory}M"]
+    argv += ["-cpu", "host" if kvm else arch.tcg_cpu]
     argv += _memory(machine, ram)
     argv += ["-kernel", str(machine.kernel), "-initrd", str(machine.initrd), "-append", machine.command_line]
     argv += ["-chardev", f"file,id=console,path={wiring.console},append=on", "-serial", "chardev:console"]

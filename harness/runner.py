@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import secrets
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from harness import console, image, provision
 from harness.agent import protocol
+from harness.audit.live import Auditor
 from harness.board import BoardFleet
 from harness.cache import Progress
 from harness.deadline import Deadline
@@ -23,6 +25,7 @@ from harness.guest import Guest
 from harness.judge import Observation, Verdict, judge, missed, verdict
 from harness.kernels import BootSpec, Kernel, SshSpec
 from harness.qemu import Machine
+from harness.vm import Vm
 
 #: What separates one guest from the next.
 Isolation = Literal["test", "module", "kernel"]
@@ -55,6 +58,7 @@ class Runner:
     :param keep: do not end the guest of a test that fails.
     :param pytest_args: for the guest's pytest.
     :param markers: the registered markers.
+    :param audit: whether tests may have their guest's memory audited, and failures are.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Runner:
         pytest_args: list[str],
         markers: list[str],
         progress: Progress,
+        audit: bool = False,
     ) -> None:
         self.spec = spec
         self._options = options
@@ -79,6 +84,7 @@ class Runner:
         self._args = pytest_args
         self._markers = markers
         self._progress = progress
+        self._audit = audit
         #: by scope: one that shared tests share, which waits while an isolated test has its own
         self._guests: dict[str | None, _Current] = {}
         self._broken: HarnessError | None = None
@@ -114,6 +120,13 @@ class Runner:
             return BoardFleet(self.spec, tests, self._args, self._progress)
         _, machine = self.provisioned
         return Fleet(machine, tests, self._args, self._cold, self._progress)
+
+    @cached_property
+    def auditor(self) -> Auditor:
+        """Audits the guests' memory, if this was asked for and the kernel's debug information can be had."""
+        if not self._audit or not isinstance(self.spec, BootSpec):
+            return Auditor("no audit was asked for: give --audit=end or --audit=each-move")
+        return provision.auditor(self.provisioned[0], self._options, self._progress)
 
     def run(self, item: pytest.Item, next_item: pytest.Item | None) -> list[pytest.TestReport]:
         """Run one item, and say what came of it.
@@ -193,7 +206,7 @@ class Runner:
         lost: HarnessError | None = None
         after = current.taint
         try:
-            for answer in guest.run(run, Deadline.after(self._time_for(item))):
+            for answer in guest.run(run, Deadline.after(self._time_for(item)), self._answer_audit(guest)):
                 if isinstance(answer, protocol.Finished):
                     after = answer.tainted
                 else:
@@ -204,7 +217,28 @@ class Runner:
                 guest.ask_for_traceback()
         text = console.decode(guest.vm.console_bytes())
         log = console.cut(text, marker) + console.aftermath(text, marker)
-        return Observation(reports, lost, log, (current.taint, after), self._evidence(item, log, guest), self._facts)
+        facts, audits = self._audits(guest, lost is None and any(each.get("outcome") == "failed" for each in reports))
+        evidence = self._evidence(item, log, guest) + audits
+        return Observation(reports, lost, log, (current.taint, after), evidence, self._facts + facts)
+
+    def _answer_audit(self, guest: Guest) -> Callable[[protocol.Audit], protocol.Audited]:
+        self.auditor.fresh()
+        return lambda request: self.auditor.answer(guest.vm, request, Deadline.after(self.fleet.patience.answer))
+
+    def _audits(self, guest: Guest, failed: bool) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """What came of the audits of a test, as properties and evidence; one more after a failure."""
+        auditor = self.auditor
+        if not auditor.able or not isinstance(guest.vm, Vm):
+            return [], []
+        text = ""
+        if failed:
+            try:
+                auditor.audit(guest.vm, "after the failure", Deadline.after(self.fleet.patience.answer))
+            except HarnessError as error:
+                text = f"the guest cannot be audited any more: {error}\n"
+        wrong = sum(len(found.errors) + found.unlisted for _, found in auditor.done)
+        text += "\n".join(f"{label}: {console.escape(found.report())}" for label, found in auditor.done)
+        return [("audits", str(len(auditor.done))), ("audit findings", str(wrong))], [("audit of memory", text)]
 
     def _time_for(self, item: pytest.Item) -> float:
         marker = item.get_closest_marker("guest_timeout")
@@ -221,6 +255,8 @@ class Runner:
             facts += [("accelerator", machine.accelerator.name)]
         if self.fleet.obstacle:
             facts.append((OBSTACLE, self.fleet.obstacle))
+        if self._audit and not self.auditor.able:
+            facts.append((OBSTACLE, f"cannot audit: {self.auditor.obstacle}"))
         return facts
 
     def _evidence(self, item: pytest.Item, log: str, guest: Guest) -> list[tuple[str, str]]:

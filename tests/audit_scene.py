@@ -32,7 +32,7 @@ from harness.vm import Vm
 DUMPS = Path(__file__).parent / "audit_dumps"
 
 #: Leaves memory of every kind standing in a process that outlives its test, and in a child of it.
-SOURCE = '''
+SOURCE = """
     import ctypes
 
     from guest_tests import ksm_scenes
@@ -71,7 +71,7 @@ SOURCE = '''
     def test_scene(record_property):
         process = Child(outlive_parent=True)
         record_property("scene", {"pid": process.pid} | process.call(build))
-'''
+"""
 
 
 @dataclass(frozen=True)

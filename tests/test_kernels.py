@@ -132,7 +132,9 @@ def test_arch_chooses_in_a_tree_built_for_both(tmp_path: Path) -> None:
 
 def test_a_tree_that_is_not_built_says_how_to_build_it(tmp_path: Path) -> None:
     path = build_tree(tmp_path / "linux")
-    with pytest.raises(SpecError, match=r"linux has no arch/arm64/boot/Image: build it first with make, or with --build$"):
+    with pytest.raises(
+        SpecError, match=r"linux has no arch/arm64/boot/Image: build it first with make, or with --build$"
+    ):
         parse(str(path), ARM64)
     with pytest.raises(SpecError, match="build it first with make"):
         parse(str(path))

@@ -93,6 +93,22 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Audit:
+    """Agent, in the middle of a test: freeze us here and look at our memory; see ``harness.audit.live``."""
+
+    kind: ClassVar[str] = "audit"
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Audited:
+    """Host: the answer to Audit."""
+
+    kind: ClassVar[str] = "audited"
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Finished:
     """Agent: the test is over and all its reports are sent."""
 
@@ -118,9 +134,9 @@ class ShellReady:
     kind: ClassVar[str] = "shell-ready"
 
 
-Message = Hello | Ready | Collect | Collected | Run | Report | Finished | Shell | ShellReady
+Message = Hello | Ready | Collect | Collected | Run | Report | Audit | Audited | Finished | Shell | ShellReady
 _TYPES: dict[str, Any] = {
-    m.kind: m for m in (Hello, Ready, Collect, Collected, Run, Report, Finished, Shell, ShellReady)
+    m.kind: m for m in (Hello, Ready, Collect, Collected, Run, Report, Audit, Audited, Finished, Shell, ShellReady)
 }
 # Annotations are strings here; JSON can only produce these few types.
 _CHECKS: dict[str, Callable[[Any], bool]] = {

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,9 @@ from _pytest.runner import runtestprotocol
 
 from harness.agent import protocol
 from harness.agent.channel import Channel
+
+#: Asks the host to audit this guest's memory; for guest tests.
+AUDIT = pytest.StashKey[Callable[[dict[str, Any]], dict[str, Any]]]()
 
 
 class HostDriven:
@@ -28,6 +32,19 @@ class HostDriven:
         """Silence the terminal: the host has its own. (`-p no:terminal` would remove the options reports depend on.)"""
         config.pluginmanager.unregister(name="terminalreporter")
         self._config = config
+        config.stash[AUDIT] = self.audit
+
+    def audit(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Have the host freeze this guest at this instant and audit its memory; returns what it found."""
+        self._link.send(protocol.Audit(wanted))
+        answer = self._link.receive()
+        if not isinstance(answer, protocol.Audited):
+            raise protocol.BadFrame(f"{answer.kind} comes in the middle of a test")
+        return answer.data
+
+    def pytest_addoption(self, parser: pytest.Parser) -> None:
+        """Take over the host's options that tests here must know."""
+        parser.addoption("--audit", choices=("off", "end", "each-move"), default="off")
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Keep what went wrong for the host."""
@@ -37,6 +54,9 @@ class HostDriven:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Serve the host; never returns on a port, which never ends."""
         items = {item.nodeid: item for item in session.items}
+        # What collection made stays for good: later collections need not look at it again (0.14 s each under TCG).
+        gc.collect()
+        gc.freeze()
         self._link.send(protocol.Collected(list(items), self._errors))
         while True:
             try:

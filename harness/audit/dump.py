@@ -64,9 +64,7 @@ def memory_of(vm: Vm, deadline: Deadline) -> Iterator[Image]:
         path = Path(directory) / "dump"
         # The smallest dump there is, for its notes.
         begin = _RAM_AT[vm.machine.arch.name]
-        vm.qmp.execute(
-            "dump-guest-memory", deadline, paging=False, protocol=f"file:{path}", begin=begin, length=UNIT
-        )
+        vm.qmp.execute("dump-guest-memory", deadline, paging=False, protocol=f"file:{path}", begin=begin, length=UNIT)
         with opened(path) as notes:
             vmcoreinfo, machine = notes.vmcoreinfo, notes.machine
         try:

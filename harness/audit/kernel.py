@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from harness.audit.layout import Layout
@@ -249,7 +249,7 @@ class Kernel:
         """
         return self._parse_vma(at)
 
-    def _vma_parser(self):  # type: ignore[no-untyped-def]
+    def _vma_parser(self) -> Callable[[int], Vma]:
         layout, memory = self.layout, self.memory
         size = layout.sizes["vm_area_struct"]
         names = ("vm_start", "vm_end", "vm_mm", "vm_flags", "vm_pgoff", "anon_vma", "vm_ops", "vm_file")

@@ -265,5 +265,3 @@ def available() -> bool:
     from importlib.util import find_spec
 
     return find_spec("drgn") is not None
-
-

@@ -40,8 +40,8 @@ class DumpError(HarnessError):
 class Unreadable(Exception):
     """A kernel pointer that leads to no memory. Internal: the audit turns it into a finding, or a DumpError."""
 
-    def __init__(self, address: int) -> None:
-        super().__init__(f"{address:#x} is in no memory of the guest")
+    def __init__(self, address: int, why: str = "is in no memory of the guest") -> None:
+        super().__init__(f"{address:#x} {why}")
         #: the virtual or physical address
         self.address = address
 

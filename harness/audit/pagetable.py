@@ -15,6 +15,10 @@ from enum import Enum
 _ADDRESS = (1 << 48) - 1
 
 
+#: reads a part of a table: its physical address, offset and size in bytes, and the first virtual address it is for
+Table = Callable[[int, int, int, int], bytes]
+
+
 class Kind(Enum):
     """What an entry is."""
 
@@ -94,9 +98,7 @@ class Format:
         if level == 0:
             return Entry(Kind.PAGE, address >> 12, 4096, special=bool(value & 0x200))
         if value & 0x80:
-            return Entry(
-                Kind.PAGE, address >> 12 & -(1 << 9 * level), self.span(level), special=bool(value & 0x200)
-            )
+            return Entry(Kind.PAGE, address >> 12 & -(1 << 9 * level), self.span(level), special=bool(value & 0x200))
         return Entry(Kind.TABLE, address >> 12)
 
     def _decode_arm64(self, value: int, level: int) -> Entry:
@@ -128,33 +130,27 @@ class Format:
                 return
             table = entry.pfn << self.page_shift
 
-    def scan(
-        self, root: int, start: int, end: int, table: Callable[[int, int], bytes]
-    ) -> Iterator[tuple[int, Entry]]:
+    def scan(self, root: int, start: int, end: int, table: Table) -> Iterator[tuple[int, Entry]]:
         """Every entry that maps or holds something between two addresses, in order, with the address it is for.
 
-        :param table: gives bytes at a physical address: a table, or a part of one.
+        :param table: gives the bytes of tables.
         """
         yield from self._scan(root, self.levels - 1, 0, start, end, table)
 
-    def _scan(
-        self, at: int, level: int, base: int, start: int, end: int, table: Callable[[int, int], bytes]
-    ) -> Iterator[tuple[int, Entry]]:
+    def _scan(self, at: int, level: int, base: int, start: int, end: int, table: Table) -> Iterator[tuple[int, Entry]]:
         span = self.span(level)
         first = max(0, (start - base) // span)
         last = min(self.entries(level), -(-(end - base) // span))
         if first >= last:
             return
         count = last - first
-        values = struct.unpack(f"<{count}Q", table(at + 8 * first, 8 * count))
+        values = struct.unpack(f"<{count}Q", table(at, 8 * first, 8 * count, base))
         for index, value in enumerate(values, first):
             if not value:
                 continue
             address = base + index * span
             entry = self.decode(value, level)
-            if entry.kind is Kind.TABLE:
-                if level:
-                    below = entry.pfn << self.page_shift
-                    yield from self._scan(below, level - 1, address, start, end, table)
-            else:
+            if entry.kind is not Kind.TABLE:
                 yield address, entry
+            elif level:
+                yield from self._scan(entry.pfn << self.page_shift, level - 1, address, start, end, table)

@@ -66,7 +66,10 @@ class AnonVma:
         # In order, entering a left subtree only if its subtree_last allows, a right one only if this node starts
         # early enough: what subtree_search() and iter_next() do between them.
         stack: list[tuple[int, bool]] = [(at, False)]
-        while stack:
+        # Each node is met at most twice; a tree that loops would have the kernel loop, and is a finding of its own.
+        for _ in range(2 * len(self.links)):
+            if not stack:
+                return
             node, left_done = stack.pop()
             link = self.links.get(node)
             if link is None:

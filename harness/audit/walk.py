@@ -175,6 +175,14 @@ class _Auditor:
         except Unreadable as error:
             self._bad_pointer(process, error, "its page tables")
             return
+        places: dict[int, int] = {}
+
+        def table(at: int, offset: int, size: int, base: int) -> bytes:
+            # A table that serves two ranges of addresses is no table: following it might never end.
+            if places.setdefault(at, base) != base:
+                raise Unreadable(at, "is a table in two places")
+            return self._memory.physical(at + offset, size)
+
         before: Vma | None = None
         for vma in self._spaces[process.mm]:
             self._counts["vmas"] += 1
@@ -192,7 +200,7 @@ class _Auditor:
                 self._counts["vmas_left_out"] += 1
                 continue
             try:
-                for address, entry in self._kernel.tables.scan(pgd, vma.start, vma.end, self._memory.physical):
+                for address, entry in self._kernel.tables.scan(pgd, vma.start, vma.end, table):
                     self._audit_entry(process, vma, chain, address, entry)
             except Unreadable as error:
                 self._bad_pointer(process, error, f"its page tables for {vma}", vma)
@@ -235,9 +243,7 @@ class _Auditor:
 
     # --- entries -----------------------------------------------------------------------------------------------------
 
-    def _audit_entry(
-        self, process: Process, vma: Vma, chain: frozenset[int], address: int, entry: Entry
-    ) -> None:
+    def _audit_entry(self, process: Process, vma: Vma, chain: frozenset[int], address: int, entry: Entry) -> None:
         if entry.kind is EntryKind.ABSENT:
             self._counts[self._absent(entry.swap_type)] += 1
             return
@@ -390,9 +396,7 @@ class _Auditor:
             )
             return False, -1
         if (process.mm, address) in self._rmap.ksm_places(node):
-            index = next(
-                (each.index for each in node.items if (each.mm, each.address) == (process.mm, address)), None
-            )
+            index = next((each.index for each in node.items if (each.mm, each.address) == (process.mm, address)), None)
             return True, -1 if index is None else index
         # Why not: an item that is for this place but searches elsewhere, or none at all.
         wanted = vma.index(address, self._kernel.page_shift)
@@ -677,7 +681,7 @@ class _Auditor:
 
     def _bad_pointer(self, process: Process | None, error: Unreadable, what: str, vma: Vma | None = None) -> None:
         whose = f" of {process}" if process else ""
-        sentence = f"{what.removeprefix('its ')}{whose} leads out of memory: {error}"
+        sentence = f"following {what.removeprefix('its ')}{whose} leads nowhere: {error}"
         self._add(Kind.BAD_POINTER, process, vma, error.address, None, "memory", "none", sentence)
 
     def _add(
