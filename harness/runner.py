@@ -238,7 +238,9 @@ class Runner:
                 text = f"the guest cannot be audited any more: {error}\n"
         wrong = sum(len(found.errors) + found.unlisted for _, found in auditor.done)
         text += "\n".join(f"{label}: {console.escape(found.report())}" for label, found in auditor.done)
-        return [("audits", str(len(auditor.done))), ("audit findings", str(wrong))], [("audit of memory", text)]
+        return [("audits", f"{len(auditor.done)} in {auditor.seconds:.1f} s"), ("audit findings", str(wrong))], [
+            ("audit of memory", text)
+        ]
 
     def _time_for(self, item: pytest.Item) -> float:
         marker = item.get_closest_marker("guest_timeout")

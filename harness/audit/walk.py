@@ -395,6 +395,18 @@ class _Auditor:
                 severity,
             )
             return False, -1
+        if node.pfn != folio.pfn:
+            self._add(
+                Kind.STALE_RMAP_ITEM,
+                process,
+                vma,
+                address,
+                folio.pfn,
+                f"{folio.pfn:#x}",
+                f"{node.pfn:#x}",
+                f"{where}, names the stable node at {at:#x}, which is of pfn {node.pfn:#x}: KSM takes it for freed",
+                severity,
+            )
         if (process.mm, address) in self._rmap.ksm_places(node):
             index = next((each.index for each in node.items if (each.mm, each.address) == (process.mm, address)), None)
             return True, -1 if index is None else index
@@ -468,8 +480,15 @@ class _Auditor:
             right = locked = False
         severity = Severity.IN_MOTION if locked else Severity.ERROR
         if not right:
+            # A node does not hold its page: one whose page was freed is dropped when KSM next comes by (ksm_get_folio()).
+            # A page that is still mapped and names this node is another matter, see _audit_ksm().
             self._node_finding(
-                Kind.STALE_RMAP_ITEM, node, "its own page", f"pfn {node.pfn:#x}", "is for a page that is not its own"
+                Kind.STALE_RMAP_ITEM,
+                node,
+                "its own page",
+                f"pfn {node.pfn:#x}",
+                "is for a page that is not its own any more; KSM will drop it",
+                Severity.NOTE,
             )
         for trouble in node.troubles:
             self._node_finding(Kind.BROKEN_CHAIN, node, "a whole list", trouble, f"is damaged: {trouble}")

