@@ -34,11 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from harness.audit import command
+
     parser = argparse.ArgumentParser(
         prog="harness", description="Linux kernels in virtual machines. Tests are run by: pytest --kernel=SPEC"
     )
     commands = parser.add_subparsers(dest="command_name", metavar="COMMAND", required=True)
     commands.add_parser("doctor", help="say what works on this host, what is missing, and how to get it")
+    command.add_to(commands)
     shell = commands.add_parser(
         "shell",
         help="open a shell, or run a command, in the very environment the tests run in",
@@ -73,13 +76,19 @@ def _shell(options: argparse.Namespace) -> int:
     return shell.shell(spec, about, command, _progress)
 
 
+def _audit(options: argparse.Namespace) -> int:
+    from harness.audit import command
+
+    return command.run(options, _progress)
+
+
 def _progress(message: str) -> None:
     """Tell a person, and nobody else, what takes so long."""
     if sys.stderr.isatty():
         print(f"harness: {message}", file=sys.stderr)
 
 
-_COMMANDS = {"doctor": _doctor, "shell": _shell}
+_COMMANDS = {"audit": _audit, "doctor": _doctor, "shell": _shell}
 
 
 if __name__ == "__main__":

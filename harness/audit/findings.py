@@ -134,6 +134,8 @@ class Audit:
     findings: tuple[Finding, ...]
     #: findings beyond MOST_FINDINGS
     unlisted: int
+    #: bytes
+    page_size: int = 4096
     regions: tuple[Region, ...] = ()
     pages: tuple[Page, ...] = ()
     #: seconds it took, from opening the dump

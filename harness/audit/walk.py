@@ -117,6 +117,7 @@ class _Auditor:
             counts=Counts(**self._counts),
             findings=tuple(self._findings),
             unlisted=self._unlisted,
+            page_size=self._kernel.page_size,
             regions=tuple(self._regions),
             pages=tuple(self._pages),
         )
@@ -480,8 +481,8 @@ class _Auditor:
             right = locked = False
         severity = Severity.IN_MOTION if locked else Severity.ERROR
         if not right:
-            # A node does not hold its page: one whose page was freed is dropped when KSM next comes by (ksm_get_folio()).
-            # A page that is still mapped and names this node is another matter, see _audit_ksm().
+            # A node does not hold its page: if the page was freed, KSM drops the node when it next comes by
+            # (ksm_get_folio()). A page that is still mapped and names this node is another matter: _audit_ksm().
             self._node_finding(
                 Kind.STALE_RMAP_ITEM,
                 node,
