@@ -406,7 +406,9 @@ class _Root:
 
     def _memo(self, name: str, compute: Callable[[], Any]) -> Any:
         """What ``compute`` makes of the index (JSON), kept for as long as the index stays the same."""
-        stamp = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self._lists()]
+        # apt gives a list the server's date, which has whole seconds: only ctime tells two quick updates apart.
+        stats = [(path.name, path.stat()) for path in self._lists()]
+        stamp = [[name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats]
         kept = self.path / f"{name}.json"
         try:
             stored = json.loads(kept.read_bytes())
