@@ -7,15 +7,16 @@ the kernel's reverse walk leads back to it. Unlike a probe it forces nothing, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from guest_tests.mm import syscalls
-from guest_tests.mm.mapping import CarveOut, Mapping
-from guest_tests.mm.probes import Place
+from guest_tests.mm.mapping import CarveOut
+from guest_tests.mm.probes import Answer, Place, Probe
 from harness.agent.session import AUDIT
 
 #: findings shown of one audit
@@ -32,6 +33,8 @@ class Seen:
     findings: list[dict[str, Any]]
     #: of the places that were asked for, those where an anonymous page is present: does the walk lead back to it?
     reached: dict[Place, bool]
+    #: which page frames they map
+    frames: dict[Place, int]
 
     @property
     def errors(self) -> list[dict[str, Any]]:
@@ -50,22 +53,35 @@ class Audit:
         #: why there are no audits; empty as long as none was refused
         self.unavailable = ""
 
-    def look(self, label: str = "in the test", places: Iterable[Place] = ()) -> Seen | None:
+    def look(
+        self,
+        label: str = "in the test",
+        places: Iterable[Place] = (),
+        shown: Iterable[tuple[int, int, int]] = (),
+        answers: Iterable[tuple[str, int, int, bool]] = (),
+    ) -> Seen | None:
         """Audit all processes at this instant, and say what was found; None if this run has no audits.
 
         :param label: completes "audited …" in the report.
         :param places: whether the walk leads back to these is told one by one.
+        :param shown: what to draw, where a picture is made: process, start, end.
+        :param answers: what probes say, to be drawn beside it: name, process, address, whether it was found.
         """
         places = list(places)
-        pages = [[place.pid, place.address, place.address + 1] for place in places]
-        answer = self._ask({"label": label, "pages": pages})
+        pages = [*shown, *((place.pid, place.address, place.address + 1) for place in places)]
+        answer = self._ask({"label": label, "pages": pages, "answers": list(answers)})
         if "unavailable" in answer:
             self.unavailable = str(answer["unavailable"])
             return None
         assert "error" not in answer, f"the audit failed {label}: {answer['error']}"
-        reached = {(page["pid"], page["address"]): page["reached"] for page in answer["pages"]}
-        told = {place: reached[place.pid, place.address] for place in places if (place.pid, place.address) in reached}
-        return Seen(answer["summary"], answer["findings"], told)
+        found = {(page["pid"], page["address"]): page for page in answer["pages"]}
+        told = {place: found[place.pid, place.address] for place in places if (place.pid, place.address) in found}
+        return Seen(
+            answer["summary"],
+            answer["findings"],
+            {place: page["reached"] for place, page in told.items()},
+            {place: page["pfn"] for place, page in told.items()},
+        )
 
     def check(self, label: str = "in the test") -> Seen:
         """Like :meth:`look`; asserts that nothing is wrong, and skips if this run has no audits.
@@ -87,49 +103,97 @@ def assert_clean(seen: Seen, label: str) -> None:
     assert not sentences, f"audited {label}, the reverse map is wrong:\n{shown}{more}"
 
 
-def watch(audit: Audit, patch: pytest.MonkeyPatch, *, each_move: bool) -> Callable[[], None]:
-    """Audit whenever memory that was moved is about to go, and after each move if asked to.
+class Watch:
+    """Audits a test from its first move on: when memory that was moved is about to go, and before each probe.
 
-    :returns: to be called when the test's own part is over.
+    The audit and a probe answer the same question by different means. Where they disagree, one of them is wrong, and
+    that is a failure of its own.
+
+    :param each_move: audit after each move, too.
     """
-    moves = 0
-    mremap, close = syscalls.mremap, CarveOut.close
 
-    def moved(old: int, old_length: int, new_length: int, flags: int, new: int = 0) -> int:
-        nonlocal moves
-        address = mremap(old, old_length, new_length, flags, new)
-        moves += 1
-        if each_move:
-            look(f"after mremap({old:#x}, {old_length:#x}, {new_length:#x}, {flags:#x}, {new:#x})")
-        return address
+    def __init__(self, audit: Audit, patch: pytest.MonkeyPatch, *, each_move: bool) -> None:
+        self._audit = audit
+        self._each_move = each_move
+        #: moves that were not audited since
+        self._moves = 0
+        self._areas: list[CarveOut] = []
+        #: what probes answered since the last audit, for the picture: name, process, address, whether found
+        self._answers: list[tuple[str, int, int, bool]] = []
+        patch.setattr(syscalls, "mremap", self._watched(syscalls.mremap))
+        self._watch_areas(patch)
+        walk = Probe.walk
 
-    def look(label: str) -> None:
-        nonlocal moves
-        moves = 0
-        if not audit.unavailable and (seen := audit.look(label)) is not None:
-            assert_clean(seen, label)
+        def watched_walk(probe: Probe, places: Sequence[Place], control: Sequence[Place] | None = None) -> Answer:
+            before = self._look(f"before {probe}", places) if self._moves else None
+            answer = walk(probe, places, control)
+            if before is not None:
+                self._compare(before, answer, places)
+            return answer
 
-    def closed(area: CarveOut) -> None:
-        try:
-            over()
-        finally:
-            close(area)
+        patch.setattr(Probe, "walk", watched_walk)
 
-    def over() -> None:
-        if moves:
-            look("at the end of the test")
+    def over(self) -> None:
+        """Audit what was moved, and assert that nothing is wrong; to be called while it is still there."""
+        if self._moves and (seen := self._look("at the end of the test")) is not None:
+            self._moves = 0
+            assert_clean(seen, "at the end of the test")
 
-    patch.setattr(syscalls, "mremap", moved)
-    patch.setattr(CarveOut, "close", closed)
-    return over
+    def failed(self) -> None:
+        """Audit for the report of a failure that has another reason."""
+        self._look("at the failure")
+        self._moves = 0
+
+    def _look(self, label: str, places: Iterable[Place] = ()) -> Seen | None:
+        if self._audit.unavailable:
+            return None
+        ranges = [(os.getpid(), area.address, area.end) for area in self._areas]
+        answers, self._answers = self._answers, []
+        return self._audit.look(label, places, ranges, answers)
+
+    def _compare(self, before: Seen, answer: Answer, places: Sequence[Place]) -> None:
+        self._answers += [(answer.probe, place.pid, place.address, True) for place in answer.found]
+        self._answers += [(answer.probe, place.pid, place.address, False) for place in answer.lost]
+        frame = before.frames.get(places[0])
+        told = {place: found for place, found in before.reached.items() if before.frames[place] == frame}
+        for place in answer.lost:
+            assert not told.get(place, False), f"the audit says that the walk finds {place}, but not so {answer}"
+        for place in answer.found:
+            assert told.get(place, True), f"the audit says that the walk does not find {place}, but it does: {answer}"
+
+    def _watched(self, mremap: Callable[..., int]) -> Callable[..., int]:
+        def watched_mremap(old: int, old_length: int, new_length: int, flags: int, new: int = 0) -> int:
+            call = f"mremap({old:#x}, {old_length:#x}, {new_length:#x}, {flags:#x}, {new:#x})"
+            if self._each_move:
+                self._look(f"before {call}")
+            address = mremap(old, old_length, new_length, flags, new)
+            self._moves += 1
+            if self._each_move and (seen := self._look(f"after {call}")) is not None:
+                assert_clean(seen, f"after {call}")
+            return address
+
+        return watched_mremap
+
+    def _watch_areas(self, patch: pytest.MonkeyPatch) -> None:
+        begin, close = CarveOut.__init__, CarveOut.close
+
+        def watched_begin(area: CarveOut, pages: int) -> None:
+            begin(area, pages)
+            self._areas.append(area)
+
+        def watched_close(area: CarveOut) -> None:
+            try:
+                self.over()
+            finally:
+                close(area)
+                if area in self._areas:
+                    self._areas.remove(area)
+
+        patch.setattr(CarveOut, "__init__", watched_begin)
+        patch.setattr(CarveOut, "close", watched_close)
 
 
 def auditor(config: pytest.Config) -> Audit | None:
     """What audits this guest; None outside one."""
     ask = config.stash.get(AUDIT, None)
     return Audit(ask) if ask is not None else None
-
-
-def places(*mappings: Mapping) -> list[Place]:
-    """Every page of some mappings of this process."""
-    return [Place(address) for mapping in mappings for address in mapping.page_addresses]

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from typing import Final
 
 import pytest
 
 from guest_tests import audited
-from guest_tests.audited import Audit
+from guest_tests.audited import Audit, Watch
 from guest_tests.evidence import Evidence
 from guest_tests.mm import ksm as mm_ksm
 from guest_tests.mm import system
@@ -17,7 +17,7 @@ from guest_tests.mm.ksm import Ksm
 from guest_tests.mm.mapping import CarveOut, carve_out
 
 _EVIDENCE: Final = pytest.StashKey[Evidence]()
-_AUDIT_NOW: Final = pytest.StashKey[Callable[[], None]]()
+_WATCH: Final = pytest.StashKey[Watch]()
 
 
 @pytest.fixture(scope="session")
@@ -57,15 +57,25 @@ def _audited(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     mode = request.config.getoption("--audit", "off")
     found = audited.auditor(request.config)
     if found is not None and mode != "off":
-        request.node.stash[_AUDIT_NOW] = audited.watch(found, monkeypatch, each_move=mode == "each-move")
+        request.node.stash[_WATCH] = Watch(found, monkeypatch, each_move=mode == "each-move")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     """Audit what a test moved while it is still there, as a part of the test."""
-    result = yield
-    if _AUDIT_NOW in pyfuncitem.stash:
-        pyfuncitem.stash[_AUDIT_NOW]()
+    watch = pyfuncitem.stash.get(_WATCH, None)
+    try:
+        result = yield
+    except pytest.skip.Exception:
+        if watch is not None:
+            watch.over()  # a probe may be unable to tell, the audit is not
+        raise
+    except Exception:
+        if watch is not None:
+            watch.failed()
+        raise
+    if watch is not None:
+        watch.over()
     return result
 
 

@@ -52,6 +52,11 @@ def answer(kernel: str, seen: Sequence[dict[str, Any]], again: str) -> list[str]
     lines = [f"Kernel {kernel}", ""]
     lines += _unmerged([each for each in seen if each.get("step") == "unmerge"])
     lines += ["", *_walks([each for each in seen if each.get("step") == "walk"])]
+    lines += [
+        "",
+        "These pages were present when they moved. What becomes of pages moved while swapped out is another matter:",
+    ]
+    lines += ["see ksm-swapcache-move among the findings in the README, and guest_tests/test_ksm_edge.py."]
     return [*lines, "", "See it again:", f"  {again}"]
 
 

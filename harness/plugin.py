@@ -142,7 +142,7 @@ def _runners(config: pytest.Config) -> dict[str, Runner]:
             pytest_args=_guest_args(config),
             markers=list(MARKERS),
             progress=_progress(config),
-            audit=config.getoption("audit") != "off",
+            audit=config.getoption("audit"),
         )
     return runners
 

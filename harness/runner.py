@@ -58,7 +58,7 @@ class Runner:
     :param keep: do not end the guest of a test that fails.
     :param pytest_args: for the guest's pytest.
     :param markers: the registered markers.
-    :param audit: whether tests may have their guest's memory audited, and failures are.
+    :param audit: "off", or when the guests' memory is audited: at the "end" of tests that move it, or at "each-move".
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Runner:
         pytest_args: list[str],
         markers: list[str],
         progress: Progress,
-        audit: bool = False,
+        audit: str = "off",
     ) -> None:
         self.spec = spec
         self._options = options
@@ -124,7 +124,7 @@ class Runner:
     @cached_property
     def auditor(self) -> Auditor:
         """Audits the guests' memory, if this was asked for and the kernel's debug information can be had."""
-        if not self._audit or not isinstance(self.spec, BootSpec):
+        if self._audit == "off" or not isinstance(self.spec, BootSpec):
             return Auditor("no audit was asked for: give --audit=end or --audit=each-move")
         return provision.auditor(self.provisioned[0], self._options, self._progress)
 
@@ -217,7 +217,9 @@ class Runner:
                 guest.ask_for_traceback()
         text = console.decode(guest.vm.console_bytes())
         log = console.cut(text, marker) + console.aftermath(text, marker)
-        facts, audits = self._audits(guest, lost is None and any(each.get("outcome") == "failed" for each in reports))
+        facts, audits = self._audits(
+            item, guest, lost is None and any(each.get("outcome") == "failed" for each in reports)
+        )
         evidence = self._evidence(item, log, guest) + audits
         return Observation(reports, lost, log, (current.taint, after), evidence, self._facts + facts)
 
@@ -225,7 +227,9 @@ class Runner:
         self.auditor.fresh()
         return lambda request: self.auditor.answer(guest.vm, request, Deadline.after(self.fleet.patience.answer))
 
-    def _audits(self, guest: Guest, failed: bool) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    def _audits(
+        self, item: pytest.Item, guest: Guest, failed: bool
+    ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """What came of the audits of a test, as properties and evidence; one more after a failure."""
         auditor = self.auditor
         if not auditor.able or not isinstance(guest.vm, Vm):
@@ -238,6 +242,8 @@ class Runner:
                 text = f"the guest cannot be audited any more: {error}\n"
         wrong = sum(len(found.errors) + found.unlisted for _, found in auditor.done)
         text += "\n".join(f"{label}: {console.escape(found.report())}" for label, found in auditor.done)
+        if (failed or wrong or self._audit == "each-move") and (path := auditor.save_picture(item.nodeid)):
+            text += f"\ndrawn in {path}"
         return [("audits", f"{len(auditor.done)} in {auditor.seconds:.1f} s"), ("audit findings", str(wrong))], [
             ("audit of memory", text)
         ]
@@ -257,7 +263,7 @@ class Runner:
             facts += [("accelerator", machine.accelerator.name)]
         if self.fleet.obstacle:
             facts.append((OBSTACLE, self.fleet.obstacle))
-        if self._audit and not self.auditor.able:
+        if self._audit != "off" and not self.auditor.able:
             facts.append((OBSTACLE, f"cannot audit: {self.auditor.obstacle}"))
         return facts
 

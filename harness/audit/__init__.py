@@ -6,7 +6,7 @@ does its walks again: for each present anonymous page-table entry of each proces
 leads back to the entry.
 
 - :mod:`layout`, :mod:`debuginfo`: where this kernel keeps what is read, from its debug information
-- :mod:`dump`, :mod:`memory`: the guest's memory, in place or from a dump
+- :mod:`dump`, :mod:`memory`, :mod:`kdump`: the guest's memory, in place or from a dump
 - :mod:`pagetable`, :mod:`kernel`, :mod:`rmap`: page tables, processes and VMAs, and the reverse map, as found there
 - :mod:`walk`: the audit; :mod:`findings`: what it says; :mod:`neighbours`: why VMAs did not merge
 - :mod:`live`: audits in the middle of tests; :mod:`command`: the command line; :mod:`picture`: for people

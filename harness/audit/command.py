@@ -29,7 +29,9 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "--vmlinux", type=Path, metavar="FILE", help="the dump's kernel, with debug information; not needed twice"
     )
     parser.add_argument("--pid", type=int, action="append", default=[], help="only this process and its descendants")
-    parser.add_argument("--picture", metavar="FILE", help="draw what was moved and what is wrong: .html or .svg")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="draw what was moved and what is wrong: .html or .svg"
+    )
     parser.add_argument(
         "--range", action="append", default=[], metavar="PID:START-END", help="draw this memory instead (hexadecimal)"
     )

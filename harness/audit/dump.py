@@ -45,7 +45,7 @@ def take(vm: Vm, path: Path, deadline: Deadline, *, compressed: bool = False) ->
     """Write a guest's memory to a file. The guest stands still meanwhile.
 
     :param path: overwritten; 640 MiB for a guest of that size.
-    :param compressed: a tenth of the size or less, to be kept; reading it takes drgn.
+    :param compressed: a tenth of the size, to be kept.
     :raises QmpFailed: if QEMU cannot write it.
     """
     form = {"format": "kdump-zlib"} if compressed else {}

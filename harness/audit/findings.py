@@ -150,7 +150,7 @@ class Audit:
     def summary(self) -> str:
         """One line: what was looked at, and what was found."""
         counts, wrong = self.counts, len(self.errors) + self.unlisted
-        verdict = "the reverse map leads back to each of them" if not wrong else f"{wrong} findings"
+        verdict = "the reverse map leads back to each of them" if not wrong else f"{wrong} finding{'s' * (wrong > 1)}"
         return (
             f"{counts.anonymous} anonymous page-table entries ({counts.ksm} of KSM, {counts.huge} huge) of "
             f"{counts.processes} processes: {verdict}"

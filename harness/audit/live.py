@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from harness import paths
 from harness.agent import protocol
-from harness.audit import dump, walk
+from harness.audit import dump, picture, walk
 from harness.audit.findings import Audit
 from harness.audit.layout import Layout
 from harness.audit.memory import DumpError
@@ -21,6 +24,8 @@ from harness.vm import Vm
 _MOST_TOLD = 200
 _MOST_PAGES = 4096
 _MOST_RANGES = 64
+#: instants in a picture, the last ones
+_MOST_PANELS = 12
 
 
 class Auditor:
@@ -31,8 +36,9 @@ class Auditor:
 
     def __init__(self, layout: Layout | str) -> None:
         self._layout = layout
-        #: what came of the audits since :meth:`fresh`
+        #: what came of the audits since :meth:`fresh`, and what probes said between one and the next
         self.done: list[tuple[str, Audit]] = []
+        self._witnesses: list[dict[str, dict[tuple[int, int], bool]]] = []
         #: seconds the guests stood still for them
         self.seconds = 0.0
 
@@ -49,7 +55,26 @@ class Auditor:
     def fresh(self) -> None:
         """Forget what was done: another test begins."""
         self.done = []
+        self._witnesses = []
         self.seconds = 0.0
+
+    def save_picture(self, title: str) -> Path | None:
+        """Draw the audits of this test, one below the other; None if there is nothing to draw.
+
+        :param title: what the test is called; one file is kept of each.
+        """
+        panels = [
+            picture.Panel(label, found, answers)
+            for (label, found), answers in zip(self.done, self._witnesses, strict=True)
+            if found.pages
+        ]
+        if not panels:
+            return None
+        directory = paths.state_dir() / "audits"
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / (re.sub(r"[^A-Za-z0-9.+=-]+", "_", title)[-150:] + ".html")
+        picture.save(path, title, panels[-_MOST_PANELS:])
+        return path
 
     def audit(self, vm: Vm, label: str, deadline: Deadline, wanted: Mapping[str, Any] | None = None) -> Audit:
         """Stop the guest, audit it, let it go on.
@@ -61,10 +86,14 @@ class Auditor:
         if isinstance(self._layout, str):
             raise DumpError(self._layout)
         began = time.monotonic()
-        pids, ranges = _wishes(wanted or {})
+        pids, ranges, answers = _wishes(wanted or {})
         with dump.memory_of(vm, deadline) as image:
             found = walk.audit(image, self._layout, pids=pids, keep=walk.pages_between(ranges))
         self.seconds += time.monotonic() - began
+        # What probes said comes with the next audit, and belongs to the memory they met: that of the one before.
+        if self._witnesses:
+            self._witnesses[-1] = answers
+        self._witnesses.append({})
         self.done.append((label, found))
         return found
 
@@ -92,11 +121,16 @@ class Auditor:
         )
 
 
-def _wishes(data: Mapping[str, Any]) -> tuple[list[int], list[tuple[int, int, int]]]:
-    """What a guest asks for, checked: it may be broken."""
+def _wishes(
+    data: Mapping[str, Any],
+) -> tuple[list[int], list[tuple[int, int, int]], dict[str, dict[tuple[int, int], bool]]]:
+    """What a guest asks for and tells, checked: it may be broken."""
     try:
         pids = [int(each) for each in list(data.get("pids", []))[:_MOST_RANGES]]
         ranges = [(int(pid), int(start), int(end)) for pid, start, end in list(data.get("pages", []))[:_MOST_RANGES]]
+        answers: dict[str, dict[tuple[int, int], bool]] = {}
+        for name, pid, address, found in list(data.get("answers", []))[:_MOST_PAGES]:
+            answers.setdefault(str(name)[:40], {})[int(pid), int(address)] = bool(found)
     except (TypeError, ValueError) as error:
         raise DumpError(f"the guest asks for an audit of nonsense: {str(error)[:200]!r}") from error
-    return pids, ranges
+    return pids, ranges, answers

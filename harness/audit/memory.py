@@ -16,7 +16,7 @@ from typing import Any
 
 from harness.audit.layout import notes
 from harness.audit.pagetable import Format, Kind
-from harness.errors import HarnessError, HostError
+from harness.errors import HarnessError
 
 #: the unit memory is found in; no kernel page is smaller
 UNIT = 4096
@@ -141,51 +141,6 @@ def _parse_elf(data: mmap.mmap, size: int, path: Path) -> tuple[list[tuple[int, 
     if not segments:
         raise DumpError(f"{path} holds no memory")
     return sorted(segments), vmcoreinfo, machine
-
-
-class KdumpImage(Image):
-    """A compressed dump (makedumpfile's format, which QEMU and kdump write too), read by drgn.
-
-    :raises HostError: if drgn is missing.
-    :raises DumpError: if drgn cannot read it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        try:
-            import drgn
-        except ImportError as error:
-            raise HostError(
-                "reading a compressed dump takes drgn, which is not installed here: "
-                "install this project with the extra 'audit' (pip install -e '.[audit]')"
-            ) from error
-        self._fault = drgn.FaultError
-        self._program = drgn.Program()
-        self.machine = 0
-        self._units: dict[int, bytes] = {}
-        try:
-            self._program.set_core_dump(str(path))
-            self.vmcoreinfo = bytes(self._program["VMCOREINFO"].string_())
-        except Exception as error:  # drgn's and libkdumpfile's opinions have many types
-            raise DumpError(f"{path} cannot be read as a compressed dump: {error}") from error
-
-    def unit(self, number: int) -> tuple[Any, int]:
-        """See :meth:`Image.unit`."""
-        found = self._units.get(number)
-        if found is None:
-            try:
-                found = bytes(self._program.read(number << _SHIFT, UNIT, True))
-            except self._fault as error:
-                raise Unreadable(number << _SHIFT) from error
-            except Exception as error:  # a page whose compressed bytes are damaged
-                raise DumpError(f"the dump is damaged at physical address {number << _SHIFT:#x}: {error}") from error
-            if len(self._units) >= _MOST_CACHED // 8:
-                self._units.clear()
-            self._units[number] = found
-        return found, 0
-
-    def close(self) -> None:
-        """See :meth:`Image.close`."""
-        self._units.clear()
 
 
 @dataclass(frozen=True)
@@ -358,6 +313,8 @@ def open_image(path: Path) -> Image:
         raise DumpError(f"{path} cannot be read: {error.strerror}") from error
     if magic[:4] == b"\x7fELF":
         return ElfImage(path)
-    if magic in (b"KDUMP   ", b"DISKDUMP") or magic.startswith(b"makedump"):
+    if magic in (b"KDUMP   ", b"makedump"):
+        from harness.audit.kdump import KdumpImage
+
         return KdumpImage(path)
     raise DumpError(f"{path} is no dump: neither ELF nor kdump's compressed format")

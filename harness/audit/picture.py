@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from itertools import pairwise
+from pathlib import Path
 
 from harness.audit.findings import Audit, Page, Region
 
@@ -20,7 +21,7 @@ _MOST_PAGES = 160
 #: findings written out below
 _MOST_FINDINGS = 100
 
-_CELL, _GAP, _LEFT = 34, 14, 150
+_CELL, _GAP, _LEFT = 38, 14, 150
 _BAR, _PAGE, _ROW = 40, 26, 18
 _FONT = "font-family='DejaVu Sans, Verdana, sans-serif'"
 
@@ -78,7 +79,7 @@ def svg(panels: Sequence[Panel]) -> str:
 
 def _panel(panel: Panel, top: int) -> tuple[list[str], int, int]:
     wrong = len(panel.audit.errors)
-    verdict = f"{wrong} findings" if wrong else "no finding"
+    verdict = f"{wrong} finding{'s' * (wrong > 1)}" if wrong else "no finding"
     parts = [
         _text(12, top + 16, panel.title, size=15, weight="bold"),
         _text(
@@ -182,7 +183,7 @@ class _Strip:
             f"<g><title>{escape(tip)}</title><clipPath id='{clip}'><rect x='{left}' y='{top}' width='{room - 2}' "
             f"height='{_BAR}'/></clipPath><rect x='{left}' y='{top}' width='{room - 2}' height='{_BAR}' rx='3' "
             f"fill='{fill}' stroke='#8a94a6'/><g clip-path='url(#{clip})'>",
-            *(_text(left + 4, top + 16 + 15 * row, line, size=10.5) for row, line in enumerate(lines)),
+            *(_text(left + 4, top + 16 + 15 * row, line, size=10) for row, line in enumerate(lines)),
             "</g></g>",
         ]
 
@@ -280,8 +281,7 @@ def interesting(audit: Audit, margin: int = 4) -> list[tuple[int, int, int]]:
     return spans
 
 
-def save(path: str, title: str, panels: Iterable[Panel]) -> None:
+def save(path: Path, title: str, panels: Iterable[Panel]) -> None:
     """Write the page; a name that ends in ``.svg`` gets the drawing alone."""
     chosen = list(panels)
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(svg(chosen) if path.endswith(".svg") else html(title, chosen))
+    path.write_text(svg(chosen) if path.suffix == ".svg" else html(title, chosen))

@@ -163,7 +163,7 @@ def test_pytest_takes_a_board_for_a_kernel(home: Home, tmp_path: Path) -> None:
     (tmp_path / "some_tests").mkdir()
     (tmp_path / "some_tests/test_board.py").write_text(_TESTS)
     command = [sys.executable, "-m", "pytest", "--kernel=ssh://root@board", "-v", "-k", "leaves or fails"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "some_tests/test_board.py::test_leaves_a_line_in_the_log[ssh-board] PASSED" in done.stdout
     assert "some_tests/test_board.py::test_fails[ssh-board] FAILED" in done.stdout

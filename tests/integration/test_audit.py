@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The audit of guests that run: in place and from dumps of each format, and in the middle of tests.
+
+It takes the debug information of Debian's kernels, some 350 MB each, fetched once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import arch, kernels
+from harness.apt import Archive
+from harness.audit import debuginfo, dump, memory, walk
+from harness.audit.layout import Layout
+from harness.cache import Cache
+from harness.deadline import Deadline
+from harness.vm import Vm
+from tests.audit_scene import Scene, standing
+from tests.lab import Lab
+
+KERNELS = [("debian:7.3", "x86_64"), ("debian:6.12", "arm64")]
+
+
+@pytest.fixture(scope="module", params=KERNELS, ids=lambda pair: "-".join(pair))
+def guest(request: pytest.FixtureRequest) -> Iterator[tuple[Vm, Scene, Layout]]:
+    spec, machine = request.param
+    archive = Archive(Cache())
+    chosen = kernels.parse(spec, arch.find(machine))
+    assert isinstance(chosen, kernels.BootSpec)
+    layout = debuginfo.layout_of(chosen.resolve(archive.cache, archive), archive, fetch=True)
+    with standing(spec, machine) as (vm, scene):
+        yield vm, scene, layout
+
+
+def test_a_running_guest_is_audited_in_place_and_goes_on(guest: tuple[Vm, Scene, Layout]) -> None:
+    vm, scene, layout = guest
+    deadline = Deadline.after(60)
+    with dump.memory_of(vm, deadline) as image:
+        assert isinstance(image, dump.InPlace)
+        assert not vm.qmp.execute("query-status", deadline)["running"]
+        audit = walk.audit(image, layout, keep=lambda pid, at: pid == scene.pid and str(at) in scene.pfns)
+    assert vm.qmp.execute("query-status", deadline)["running"]
+    assert audit.errors == ()
+    assert {str(page.address): page.pfn for page in audit.pages} == scene.pfns
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["raw", "compressed"])
+def test_a_dump_says_what_the_guest_says(guest: tuple[Vm, Scene, Layout], tmp_path: Path, compressed: bool) -> None:
+    vm, scene, layout = guest
+    path = tmp_path / "dump"
+    dump.take(vm, path, Deadline.after(300), compressed=compressed)
+    if compressed:
+        assert path.stat().st_size < 320 << 20
+    with memory.opened(path) as image:
+        audit = walk.audit(image, layout, keep=lambda pid, at: pid == scene.pid and str(at) in scene.pfns)
+    assert audit.errors == ()
+    assert {str(page.address): page.pfn for page in audit.pages} == scene.pfns
+
+
+def test_two_hundred_thousand_entries_a_minute(guest: tuple[Vm, Scene, Layout]) -> None:
+    vm, _, layout = guest
+    began = time.process_time()
+    with dump.memory_of(vm, Deadline.after(60)) as image:
+        audit = walk.audit(image, layout)
+    assert audit.counts.anonymous / (time.process_time() - began) * 60 > 200_000
+
+
+MIDDLE = """
+    from guest_tests.conftest import *
+    from guest_tests.conftest import _audited, _evidence
+    from guest_tests.ksm_scenes import hugh
+    from guest_tests.mm.mapping import move
+
+    def test_looks_in_the_middle(audit, area, ksm):
+        pair = hugh(area, ksm)
+        audit.check()
+        seen = audit.look("of the scene", pair.places)
+        assert [seen.reached[place] for place in pair.places] == [True, True]
+        assert len(set(seen.frames.values())) == 1
+
+    def test_moves(area):
+        move(area.map(0, 4).fill(), area.page(10))
+
+    def test_moves_and_fails(area):
+        move(area.map(0, 4).fill(), area.page(10))
+        assert False, "the test's own reason"
+
+    def test_moves_nothing(area):
+        area.map(0, 4).fill()
+"""
+
+
+def test_tests_have_their_guest_audited(lab: Lab) -> None:
+    outcome = lab.run(lab.write("test_middle.py", MIDDLE), "--audit=end", kernel="debian:7.3")
+    assert outcome.verdicts == {
+        "test_looks_in_the_middle": "PASS",
+        "test_moves": "PASS",
+        "test_moves_and_fails": "FAIL",
+        "test_moves_nothing": "PASS",
+    }
+    audits = {case.name: case.properties["audits"].split()[0] for case in outcome.cases}
+    assert audits == {
+        "test_looks_in_the_middle": "3",
+        "test_moves": "1",
+        "test_moves_and_fails": "2",
+        "test_moves_nothing": "0",
+    }
+    assert {case.properties["audit findings"] for case in outcome.cases} == {"0"}
+    failed = outcome["test_moves_and_fails"]
+    assert "the test's own reason" in failed.message
+    assert "at the failure" in failed.text
+    assert "drawn in" in failed.text
+
+
+def test_without_audits_a_test_that_needs_one_skips(lab: Lab) -> None:
+    outcome = lab.run(lab.write("test_middle.py", MIDDLE), "-k", "looks or moves", kernel="debian:7.3")
+    assert outcome["test_looks_in_the_middle"].outcome == "skipped"
+    assert "--audit=end" in outcome["test_looks_in_the_middle"].message
+    assert outcome["test_moves"].outcome == "passed"
+    assert "audits" not in outcome["test_moves"].properties

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The picture of an audit, and the command that draws it from a dump."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from harness import cli
+from harness.audit import picture, walk
+from harness.audit.findings import Audit, Counts, Finding, Kind, Page, Region, Severity
+from harness.audit.live import Auditor
+from harness.cache import Cache
+from tests.audit_scene import DUMPS
+from tests.test_audit import NAMES, Case
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return Case(NAMES[0], tmp_path)
+
+
+def drawn(*panels: picture.Panel) -> ET.Element:
+    return ET.fromstring(picture.svg(panels))
+
+
+def texts(root: ET.Element) -> list[str]:
+    return [each.text or "" for each in root.iter(f"{SVG}text")]
+
+
+def audit(*pages: Page, findings: tuple[Finding, ...] = (), process: str = "python3[7]") -> Audit:
+    regions = (
+        Region(7, process, 0x10000, 0x14000, 0x10, 0xFFFF, 3),
+        Region(7, process, 0x20000, 0x21000, 0x11, 0xFFFF, 3),
+    )
+    return Audit("7.3.4", "x86_64", Counts(), findings, 0, 4096, regions, pages)
+
+
+def page(address: int, pfn: int, *, ksm: bool = False, reached: bool = True) -> Page:
+    return Page(7, address, pfn, 1, ksm, reached, address >> 12)
+
+
+def test_each_page_shows_its_frame_and_each_mapping_its_bounds_and_offset() -> None:
+    said = texts(drawn(picture.Panel("now", audit(page(0x10000, 0xABC), page(0x11000, 0xABD), page(0x20000, 0xABE)))))
+    assert {"abc", "abd", "abe"} <= set(said)
+    assert {"0–4", "off 0", "16–17", "off 1"} <= set(said), "bounds and page offset, in pages from the first page"
+
+
+def test_pages_of_ksm_that_share_a_frame_are_joined() -> None:
+    shared = audit(page(0x10000, 5, ksm=True), page(0x11000, 6), page(0x20000, 5, ksm=True))
+    joins = [
+        each for each in drawn(picture.Panel("now", shared)).iter(f"{SVG}path") if each.find(f"{SVG}title") is not None
+    ]
+    assert len(joins) == 1
+    apart = audit(page(0x10000, 5), page(0x20000, 5))
+    assert not [
+        each for each in drawn(picture.Panel("now", apart)).iter(f"{SVG}path") if each.find(f"{SVG}title") is not None
+    ]
+
+
+def test_every_witness_ticks_or_crosses_each_mapping() -> None:
+    pages = (page(0x10000, 5, ksm=True), page(0x20000, 5, ksm=True, reached=False))
+    answers = {"move_pages": {(7, 0x10000): True, (7, 0x20000): False}}
+    with_probe = picture.svg([picture.Panel("now", audit(*pages), answers)])
+    alone = picture.svg([picture.Panel("now", audit(*pages))])
+    cross, tick = "m0,-10 l-10,10", "l3.5,4 l7,-9"
+    legend = 1
+    assert (alone.count(tick), alone.count(cross)) == (1 + legend, 1 + legend)
+    assert (with_probe.count(tick), with_probe.count(cross)) == (2 + legend, 2 + legend)
+    assert "move_pages" in with_probe
+
+
+def test_the_page_is_self_contained_and_what_the_guest_says_is_escaped() -> None:
+    evil = "<script>alert(1)</script>[7]"
+    found = Finding(Kind.UNREACHABLE, Severity.ERROR, evil, "", 0x10000, 5, "a", "b", f"mapped by {evil}")
+    made = picture.html("a & b", [picture.Panel(evil, audit(page(0x10000, 5), findings=(found,), process=evil))])
+    assert "<script" not in made
+    assert not re.search(r"(src|href)=", made)
+    assert "unreachable mapping" in made
+
+
+def test_more_pages_than_a_person_looks_at_are_counted_not_drawn() -> None:
+    region = (Region(7, "p[7]", 0, 4096 * 10_000, 0, 1, 3),)
+    many = Audit("7", "x86_64", Counts(), (), 0, 4096, region, tuple(page(4096 * n, n + 1) for n in range(5000)))
+    made = picture.svg([picture.Panel("now", many)])
+    assert "… and 4840 more pages" in made
+
+
+def test_a_dump_is_audited_from_the_command_line(
+    case: Case, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    vmlinux = (DUMPS / f"{NAMES[0]}.layout.json").read_text()
+    Cache().file("layouts", "known", lambda path: path.write_text(vmlinux) and None)
+    out = tmp_path / "picture.html"
+    assert cli.main(["audit", str(case.path), "--picture", str(out), "--merges"]) == 0
+    said = capsys.readouterr().out
+    assert "leads back to each of them" in said
+    assert "faulted with different anon_vmas" in said
+    assert "<svg" in out.read_text()
+
+
+def test_a_broken_dump_fails_on_the_command_line(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    vmlinux = (DUMPS / f"{NAMES[0]}.layout.json").read_text()
+    Cache().file("layouts", "known", lambda path: path.write_text(vmlinux) and None)
+    at = case.member(case.page(case.scene.moved[1]), "folio.index")
+    case.put(at, 7)
+    case.path.with_name("broken").write_bytes(bytes(case.image.buffer))
+    assert cli.main(["audit", str(case.path.with_name("broken"))]) == 1
+    assert "wrong index" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "why"),
+    [
+        (["/nonexistent"], 1, "cannot be read"),
+        ([], 2, "give a dump"),
+        (["dump", "--kernel=debian:"], 2, "-k"),
+    ],
+)
+def test_what_makes_no_sense_is_said_in_one_line(
+    arguments: list[str], status: int, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["audit", *arguments]) == status
+    assert why in capsys.readouterr().err
+
+
+def test_a_dump_whose_kernel_is_not_known_asks_for_its_vmlinux(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["audit", str(case.path)]) == 1
+    assert "give --vmlinux" in capsys.readouterr().err
+
+
+def test_a_guest_that_asks_for_nonsense_is_told_so() -> None:
+    from harness.agent import protocol
+    from harness.deadline import Deadline
+
+    answer = Auditor("there is no vmlinux").answer(None, protocol.Audit({"pids": "x"}), Deadline.after(1))
+    assert answer.data == {"unavailable": "there is no vmlinux"}
+
+
+def test_scenes_are_of_the_dumps_beside_them() -> None:
+    for name in NAMES:
+        assert set(json.loads((DUMPS / f"{name}.scene.json").read_text())) >= {"ksm", "moved", "pid"}
+    assert walk.pages_between([(7, 10, 20)])(7, 19)
+    assert not walk.pages_between([(7, 10, 20)])(8, 19)
