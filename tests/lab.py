@@ -56,8 +56,6 @@ class Outcome:
     #: stdout and stderr
     output: str
     cases: Sequence[Case]
-    #: wall time each test took, by name, from being announced to being reported
-    seconds: Mapping[str, float]
 
     def __getitem__(self, name: str) -> Case:
         (case,) = (case for case in self.cases if case.name == name)
@@ -86,22 +84,14 @@ class Lab:
         (self.root / "pytest.ini").write_text(
             f"[pytest]\nguest_tests = checks\npythonpath = {paths.PROJECT}\naddopts = --strict-markers\n"
         )
-        # Runs on the host, beside the guest tests: notes when each begins and ends.
+        # Runs on the host, beside the guest tests.
         (self.root / "conftest.py").write_text(
             textwrap.dedent(
                 """
-                import os, pathlib, time
-                LOG = pathlib.Path(__file__).with_name("times")
-                def note(what, nodeid):
-                    with LOG.open("a") as log:
-                        log.write(f"{what} {time.monotonic()} {nodeid}\\n")
+                import os
                 def pytest_collection_modifyitems(items):
                     if os.environ.get("LAB_ORDER") == "backwards":
                         items.reverse()
-                def pytest_runtest_logstart(nodeid):
-                    note("start", nodeid)
-                def pytest_runtest_logfinish(nodeid):
-                    note("finish", nodeid)
                 """
             )
         )
@@ -128,7 +118,6 @@ class Lab:
         :param env: on top of ours.
         :param wrapper: a command that runs pytest's.
         """
-        (self.root / "times").write_text("")
         (self.root / "junit.xml").unlink(missing_ok=True)
         command = [*wrapper, sys.executable, "-m", "pytest", "--junitxml=junit.xml", *args]
         return subprocess.Popen(
@@ -151,25 +140,13 @@ class Lab:
             raise AssertionError(f"pytest did not end in {_STUCK:.0f} s:\n{output}") from None
         report = self.root / "junit.xml"
         cases = [_case(node) for node in ET.parse(report).iter("testcase")] if report.exists() else []
-        return Outcome(process.returncode, output, cases, self._seconds())
+        return Outcome(process.returncode, output, cases)
 
     def run(
         self, *args: str, kernel: str = KERNEL, env: Mapping[str, str] | None = None, wrapper: Sequence[str] = ()
     ) -> Outcome:
         """:meth:`start` and :meth:`finish`."""
         return self.finish(self.start(*args, kernel=kernel, env=env, wrapper=wrapper))
-
-    def _seconds(self) -> dict[str, float]:
-        started: dict[str, float] = {}
-        took: dict[str, float] = {}
-        for line in (self.root / "times").read_text().splitlines():
-            what, at, nodeid = line.split(" ", 2)
-            name = nodeid.partition("::")[2].partition("[")[0]
-            if what == "start":
-                started[name] = float(at)
-            else:
-                took[name] = float(at) - started[name]
-        return took
 
     def machines(self) -> dict[int, str]:
         """Process ids of the lab's QEMUs, with what their consoles show."""

@@ -69,9 +69,13 @@ def test_two_hundred_thousand_entries_a_minute(guest: tuple[Vm, Scene, Layout]) 
     assert audit.counts.anonymous / (time.process_time() - began) * 60 > 200_000
 
 
-MIDDLE = """
+#: what the project's own guest tests have
+CONFTEST = """
     from guest_tests.conftest import *
     from guest_tests.conftest import _audited, _evidence
+"""
+
+MIDDLE = """
     from guest_tests.ksm_scenes import hugh
     from guest_tests.mm.mapping import move
 
@@ -95,6 +99,7 @@ MIDDLE = """
 
 
 def test_tests_have_their_guest_audited(lab: Lab) -> None:
+    lab.write("conftest.py", CONFTEST)
     outcome = lab.run(lab.write("test_middle.py", MIDDLE), "--audit=end", kernel="debian:7.3")
     assert outcome.verdicts == {
         "test_looks_in_the_middle": "PASS",
@@ -112,11 +117,12 @@ def test_tests_have_their_guest_audited(lab: Lab) -> None:
     assert {case.properties["audit findings"] for case in outcome.cases} == {"0"}
     failed = outcome["test_moves_and_fails"]
     assert "the test's own reason" in failed.message
-    assert "at the failure" in failed.text
-    assert "drawn in" in failed.text
+    assert "at the failure" in outcome.output
+    assert "drawn in" in outcome.output
 
 
 def test_without_audits_a_test_that_needs_one_skips(lab: Lab) -> None:
+    lab.write("conftest.py", CONFTEST)
     outcome = lab.run(lab.write("test_middle.py", MIDDLE), "-k", "looks or moves", kernel="debian:7.3")
     assert outcome["test_looks_in_the_middle"].outcome == "skipped"
     assert "--audit=end" in outcome["test_looks_in_the_middle"].message
