@@ -6,7 +6,7 @@ ARCH ?=
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint types unit builds guest setup host build-host clean
+.PHONY: run test lint types unit slow guest setup host build-host clean
 
 # Compilers are only needed for a kernel that is neither packaged, nor a machine, nor a file or tree that exists.
 built = $(if $(filter debian:% ssh:%,$(KERNEL))$(wildcard $(KERNEL)),,build-host)
@@ -24,10 +24,10 @@ types: setup ## mypy, strict
 	$(BIN)/mypy
 
 unit: setup ## the harness's own tests; those below tests/integration boot real kernels
-	$(BIN)/pytest tests -m 'not builds_kernel'
+	$(BIN)/pytest tests -m 'not builds_kernel and not debuginfo'
 
-builds: setup build-host ## tests that compile kernels
-	$(BIN)/pytest tests -m builds_kernel
+slow: setup build-host ## tests that compile kernels or fetch hundreds of MB
+	$(BIN)/pytest tests -m 'builds_kernel or debuginfo'
 
 guest: setup ## the guest suite on Debian's stable kernel, on both architectures
 	$(BIN)/pytest --kernel=debian:6.12 --arch=x86_64 --arch=arm64 -n 2 --expect-findings

@@ -187,6 +187,12 @@ def _migrates() -> bool:
     return True
 
 
+def require_migration() -> None:
+    """Skip the test unless move_pages() can move pages to another node."""
+    if not _migrates():
+        pytest.skip(MovePages().missing() or "needs CONFIG_NUMA_MIGRATION=y: this kernel has no move_pages()")
+
+
 def _usable() -> Probe | None:
     return next(
         (each for each in _PROBES if each.missing() is None and (each.name != "move_pages" or _migrates())), None

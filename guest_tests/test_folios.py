@@ -38,6 +38,7 @@ from guest_tests.relocation import (
     must_or_refused,
     pinned,
     refused_move,
+    require_migration,
     stamp,
     thp,
     ways,
@@ -81,7 +82,7 @@ def _swap_out(mapping: Mapping) -> None:
 @ways
 def test_migration(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
     """Row 66, migrate: every page of moved memory goes to the other node and back."""
-    system.require_nodes(2)
+    require_migration()
     result = moved(relocate, area, source, area.page(_TO), flags)
     if result is None:
         return

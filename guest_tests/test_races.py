@@ -17,11 +17,11 @@ from typing import Final
 import pytest
 
 from guest_tests.checks import fails
-from guest_tests.mm import numa, system
+from guest_tests.mm import numa
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, move
 from guest_tests.mm.proctree import Child
 from guest_tests.mm.syscalls import MREMAP_MUST_RELOCATE_ANON
-from guest_tests.relocation import Busy, Ring, Spliced, check_pages, require_ring, rounds, ways
+from guest_tests.relocation import Busy, Ring, Spliced, check_pages, require_migration, require_ring, rounds, ways
 
 pytestmark = pytest.mark.shared_guest
 
@@ -65,7 +65,7 @@ def _held(source: Mapping, hold: bool) -> Iterator[None]:
 def test_migration(relocate: bool, area: CarveOut, flags: int, hold: bool) -> None:
     """Row 72, migration-race: a thread migrates the pages from node to node meanwhile. Migration that fails puts back
     what was there before it began, so that a page must not be relocated in between; references make every one fail."""
-    system.require_nodes(2)
+    require_migration()
     source = area.map(0, _PAGES).fill()
     addresses = [*source.page_addresses, *(area.page(20 + index) for index in range(_PAGES))]
     nodes = numa.nodes()[:2]

@@ -7,6 +7,7 @@ of it is a few hundred numbers. They are read once with drgn, and kept as JSON u
 
 from __future__ import annotations
 
+import importlib
 import json
 import struct
 from collections.abc import Mapping
@@ -150,7 +151,7 @@ def read(vmlinux: Path) -> Layout:
     """
     identity = build_id(vmlinux)
     try:
-        import drgn
+        drgn: Any = importlib.import_module("drgn")  # an extra: type checkers need not find it
     except ImportError as error:
         raise HostError(
             "reading a kernel's debug information takes drgn, which is not installed here: "
@@ -258,10 +259,3 @@ def notes(data: bytes) -> list[tuple[bytes, int, bytes]]:
         found.append((data[name_at : name_at + name_size].rstrip(b"\0"), kind, data[at : at + size]))
         offset = at + (size + 3 & ~3)
     return found
-
-
-def available() -> bool:
-    """Whether drgn is installed."""
-    from importlib.util import find_spec
-
-    return find_spec("drgn") is not None
