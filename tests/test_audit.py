@@ -16,8 +16,9 @@ import pytest
 import zstandard
 
 from harness.audit import layout, memory, walk
-from harness.audit.findings import Audit, Kind, Severity
+from harness.audit.findings import MOST_FINDINGS, Audit, Kind, Severity
 from harness.audit.kernel import Kernel, Vma
+from harness.audit.ledger import Ledger
 from harness.audit.memory import DumpError, ElfImage
 from harness.audit.pagetable import Kind as EntryKind
 from harness.audit.rmap import AnonVma, Item, ReverseMap, StableNode
@@ -504,3 +505,14 @@ def test_a_layout_of_another_format_is_refused() -> None:
         layout.Layout.from_json(text.replace('"format": 1', '"format": 0'))
     with pytest.raises(layout.DebugInfoError):
         layout.Layout.from_json("[]")
+
+
+def test_a_flood_of_notes_hides_no_error(case: Case) -> None:
+    ledger = Ledger(case.kernel)
+    for number in range(3 * MOST_FINDINGS):
+        ledger.add(Kind.STALE_RMAP_ITEM, None, None, number, None, "", "", "a note", Severity.NOTE)
+    for number in range(MOST_FINDINGS):
+        ledger.add(Kind.UNREACHABLE, None, None, number, None, "", "", "an error")
+    errors = [each for each in ledger.findings if each.severity is Severity.ERROR]
+    assert len(ledger.findings) == MOST_FINDINGS
+    assert len(errors) + ledger.unlisted == MOST_FINDINGS

@@ -13,7 +13,7 @@ from typing import Any
 from harness import paths
 from harness.agent import protocol
 from harness.audit import dump, picture, walk
-from harness.audit.findings import Audit
+from harness.audit.findings import Audit, Finding, Severity
 from harness.audit.layout import Layout
 from harness.audit.memory import DumpError
 from harness.deadline import Deadline
@@ -114,11 +114,16 @@ class Auditor:
             {
                 "summary": found.summary,
                 "counts": asdict(found.counts),
-                "findings": [asdict(each) for each in found.findings[:_MOST_TOLD]],
+                "wrong": len(found.errors) + found.unlisted,
+                "findings": [asdict(each) for each in sorted(found.findings, key=_weight)[:_MOST_TOLD]],
                 "pages": [asdict(each) for each in found.pages[:_MOST_PAGES]],
                 "seconds": found.seconds,
             }
         )
+
+
+def _weight(finding: Finding) -> bool:
+    return finding.severity is not Severity.ERROR
 
 
 def _wishes(

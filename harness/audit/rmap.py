@@ -203,6 +203,13 @@ class ReverseMap:
                     return True
         return False
 
+    def locked(self, anon_vma: AnonVma) -> bool:
+        """Whether somebody is in the middle of changing its tree."""
+        try:
+            return self._kernel.locked_for_writing(anon_vma.root + self._kernel.layout["anon_vma.rwsem"])
+        except Unreadable:
+            return False
+
     # --- KSM ---------------------------------------------------------------------------------------------------------
 
     def stable_node(self, at: int) -> StableNode | None:
