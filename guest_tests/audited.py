@@ -160,8 +160,9 @@ class Watch:
         self._answers += [(answer.probe, place.pid, place.address, False) for place in answer.lost]
         frame = before.frames.get(places[0])
         told = {place: found for place, found in before.reached.items() if before.frames[place] == frame}
-        for place in answer.lost:
-            assert not told.get(place, False), f"the audit says that the walk finds {place}, but not so {answer}"
+        # Migration moves a page only if all of its mappings are found: one that is lost keeps the others in place.
+        if told and all(told.values()) and not before.wrong:
+            assert not answer.lost, f"the audit says that the walk finds all places, but not so {answer}"
         for place in answer.found:
             assert told.get(place, True), f"the audit says that the walk does not find {place}, but it does: {answer}"
 

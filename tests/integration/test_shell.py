@@ -58,7 +58,8 @@ def test_a_terminal_is_passed_on_with_its_size_and_its_keys() -> None:
         terminal.type("while [ \"$(stty size)\" = '31 97' ]; do sleep 1; done; stty size\n")
         terminal.expect(r"\n20 50\r")
         terminal.expect(r"guest:/harness/tests# ")
-        terminal.type("echo go''ing; sleep 1000\n")
+        # Said by the very process that the key is to reach: a shell between two commands would swallow it.
+        terminal.type("sh -c \"echo go''ing; exec sleep 1000\"\n")
         terminal.expect("going")
         terminal.type("\x03")
         terminal.expect(r"guest:/harness/tests# ")
