@@ -19,6 +19,7 @@ from harness.audit import layout, memory, walk
 from harness.audit.findings import MOST_FINDINGS, Audit, Kind, Severity
 from harness.audit.kernel import Kernel, Vma
 from harness.audit.ledger import Ledger
+from harness.audit.live import seen_twice
 from harness.audit.memory import DumpError, ElfImage
 from harness.audit.pagetable import Kind as EntryKind
 from harness.audit.rmap import AnonVma, Item, ReverseMap, StableNode
@@ -516,3 +517,25 @@ def test_a_flood_of_notes_hides_no_error(case: Case) -> None:
     errors = [each for each in ledger.findings if each.severity is Severity.ERROR]
     assert len(ledger.findings) == MOST_FINDINGS
     assert len(errors) + ledger.unlisted == MOST_FINDINGS
+
+
+def test_counters_of_a_process_that_changes_its_mappings_may_be_ahead(case: Case) -> None:
+    anon_vma = case.anon_vma(case.scene.moved[0])
+    place = case.member(anon_vma.at, "anon_vma.num_active_vmas")
+    case.put(place, case.memory.u64(place) + 1)
+    assert len(case.audit().errors) == 1
+    lock = case.member(case.mm(case.scene.child), "mm_struct.mmap_lock") + case.layout["rw_semaphore.count"]
+    case.put(lock, case.memory.u64(lock) | 1)
+    audit = case.audit()
+    assert audit.errors == ()
+    assert [each.severity for each in audit.findings] == [Severity.IN_MOTION]
+
+
+def test_what_is_wrong_at_one_look_alone_is_in_motion(case: Case) -> None:
+    healthy = case.audit()
+    case.put(case.member(case.page(case.scene.stayed[2]), "folio._mapcount"), 2, "<i")
+    broken = case.audit()
+    assert len(seen_twice(broken, broken).errors) == 1
+    assert seen_twice(broken, healthy).errors == ()
+    assert seen_twice(healthy, broken).errors == ()
+    assert {each.severity for each in seen_twice(healthy, broken).findings} == {Severity.IN_MOTION}

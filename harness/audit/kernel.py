@@ -71,7 +71,7 @@ class Process:
     mm: int
 
     def __str__(self) -> str:
-        return f"{self.comm}[{self.pid}]" if self.pid else f"an exiting process (mm {self.mm:#x})"
+        return f"{self.comm}[{self.pid}]" if self.pid else f"a process that comes or goes (mm {self.mm:#x})"
 
 
 class Kernel:

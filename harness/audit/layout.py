@@ -27,7 +27,7 @@ MEMBERS: Mapping[str, tuple[str, ...]] = {
     "folio": ("mapping", "index", "_mapcount", "_flags_1", "_large_mapcount"),
     "task_struct": ("tasks", "comm", "pid", "mm", "real_parent", "signal", "thread_node"),
     "signal_struct": ("thread_head",),
-    "mm_struct": ("pgd", "mm_mt", "mm_users", "mmap_lock"),
+    "mm_struct": ("pgd", "mm_mt", "mmap_lock"),
     "rw_semaphore": ("count",),
     "maple_tree": ("ma_root",),
     "maple_range_64": ("pivot", "slot"),

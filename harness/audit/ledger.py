@@ -7,6 +7,9 @@ from harness.audit.findings import MOST_FINDINGS, Finding, Kind, Severity
 from harness.audit.kernel import Kernel, Process, Vma
 from harness.audit.memory import Unreadable
 
+#: what is wrong for a moment while a process comes, goes, or changes its VMAs
+_LAGGING = (Kind.COUNT_MISMATCH, Kind.STALE_RMAP_ITEM, Kind.BROKEN_CHAIN)
+
 
 class Ledger:
     """Findings, at most so many."""
@@ -14,6 +17,8 @@ class Ledger:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self.findings: list[Finding] = []
+        #: a process is being forked, is ending, or is changing its VMAs: counters may be ahead of what they count
+        self.unsettled = False
         #: errors that were not kept
         self.unlisted = 0
 
@@ -43,6 +48,8 @@ class Ledger:
         severity: Severity = Severity.ERROR,
     ) -> None:
         """Note a finding; see :class:`harness.audit.findings.Finding`. ``{process}`` in the sentence is filled in."""
+        if severity is Severity.ERROR and (not process.pid if process else self.unsettled and kind in _LAGGING):
+            severity = Severity.IN_MOTION
         if severity is not Severity.ERROR and len(self.findings) >= MOST_FINDINGS // 2:
             return  # the other half is for what is wrong
         if len(self.findings) >= MOST_FINDINGS:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from harness.vm import Vm
 _MOST_TOLD = 200
 _MOST_PAGES = 4096
 _MOST_RANGES = 64
+#: how often what looks wrong is looked at again, and after how long (seconds)
+_AGAIN, _PAUSE = 2, 0.05
 #: instants in a picture, the last ones
 _MOST_PANELS = 12
 
@@ -87,8 +89,14 @@ class Auditor:
             raise DumpError(self._layout)
         began = time.monotonic()
         pids, ranges, answers = _wishes(wanted or {})
-        with dump.memory_of(vm, deadline) as image:
-            found = walk.audit(image, self._layout, pids=pids, keep=walk.pages_between(ranges))
+        found = self._look(vm, deadline, pids, ranges)
+        for _ in range(_AGAIN):
+            if not found.errors:
+                break
+            # A guest can be stopped between the two halves of a change, by another process than the one under test.
+            # That one stands still, waiting for our answer: what is really wrong stays wrong.
+            time.sleep(_PAUSE)
+            found = seen_twice(found, self._look(vm, deadline, pids, ranges))
         self.seconds += time.monotonic() - began
         # What probes said comes with the next audit, and belongs to the memory they met: that of the one before.
         if self._witnesses:
@@ -96,6 +104,11 @@ class Auditor:
         self._witnesses.append({})
         self.done.append((label, found))
         return found
+
+    def _look(self, vm: Vm, deadline: Deadline, pids: list[int], ranges: list[tuple[int, int, int]]) -> Audit:
+        assert isinstance(self._layout, Layout)
+        with dump.memory_of(vm, deadline) as image:
+            return walk.audit(image, self._layout, pids=pids, keep=walk.pages_between(ranges))
 
     def answer(self, vm: object, request: protocol.Audit, deadline: Deadline) -> protocol.Audited:
         """Serve the agent.
@@ -120,6 +133,18 @@ class Auditor:
                 "seconds": found.seconds,
             }
         )
+
+
+def seen_twice(before: Audit, after: Audit) -> Audit:
+    """The second of two looks, with what was not wrong at the first demoted: it is new, and may pass as well."""
+    known = {(each.kind, each.process, each.address, each.pfn) for each in before.errors}
+    findings = tuple(
+        each
+        if each.severity is not Severity.ERROR or (each.kind, each.process, each.address, each.pfn) in known
+        else replace(each, severity=Severity.IN_MOTION)
+        for each in after.findings
+    )
+    return replace(after, findings=findings)
 
 
 def _weight(finding: Finding) -> bool:

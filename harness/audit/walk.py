@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
@@ -14,7 +15,7 @@ from harness.audit.folios import ANON, KSM, Folio, Folios
 from harness.audit.kernel import VM_HUGETLB, VM_IO, VM_PFNMAP, Kernel, Process, Vma
 from harness.audit.layout import Layout
 from harness.audit.ledger import Ledger
-from harness.audit.memory import Image, Unreadable
+from harness.audit.memory import DumpError, Image, Unreadable
 from harness.audit.neighbours import apart
 from harness.audit.pagetable import Entry
 from harness.audit.pagetable import Kind as EntryKind
@@ -71,9 +72,9 @@ class _Auditor:
         self._ksm_places: dict[tuple[int, int], int] = {}
 
     def run(self) -> Audit:
-        for process in list(self._processes.values()):
-            self._read_space(process)
+        self._read_spaces()
         self._adopt()
+        self._ledger.unsettled = any(self._is_changing(each) for each in self._processes.values())
         for mm, process in self._processes.items():
             if mm in self._chosen or (self._whole and not process.pid):
                 self._audit_space(process)
@@ -107,12 +108,17 @@ class _Auditor:
 
     # --- address spaces ----------------------------------------------------------------------------------------------
 
-    def _read_space(self, process: Process) -> None:
-        try:
-            vmas = self._kernel.vmas(process.mm)
-        except Unreadable as error:
-            self._ledger.bad_pointer(process, error, "its tree of VMAs")
-            vmas = []
+    def _read_spaces(self) -> None:
+        for process in list(self._processes.values()):
+            try:
+                vmas = self._kernel.vmas(process.mm)
+            except Unreadable as error:
+                self._ledger.bad_pointer(process, error, "its tree of VMAs")
+                vmas = []
+            self._read_space(process, vmas)
+
+    def _read_space(self, process: Process, vmas: list[Vma]) -> None:
+        self._processes[process.mm] = process
         self._spaces[process.mm] = vmas
         self._vmas |= {vma.at: vma for vma in vmas}
         for vma in vmas:
@@ -129,7 +135,7 @@ class _Auditor:
                 )
 
     def _adopt(self) -> None:
-        """Find the address spaces that anon_vmas still lead to although their tasks have ended."""
+        """Find the address spaces that anon_vmas lead to although no task has them: yet, or any more."""
         queue = [vma.anon_vma for vmas in self._spaces.values() for vma in vmas if vma.anon_vma]
         while queue:
             at = queue.pop()
@@ -140,17 +146,23 @@ class _Auditor:
                 mm = link.vma.mm
                 if mm in self._spaces:
                     continue
-                try:
-                    if self._memory.s32(mm + self._layout["mm_struct.mm_users"]) <= 0:
-                        self._spaces[mm] = []  # it has been torn down: what leads here is reported as stale
-                        continue
-                except Unreadable:
-                    self._spaces[mm] = []
-                    continue
-                process = Process(0, 0, "", mm)
-                self._processes[mm] = process
-                self._read_space(process)
+                # exit_mmap() takes the pages first, then the anon_vmas, and the tree of VMAs last: as long as something
+                # leads here, all of it is there. What is not an address space at all is reported as stale.
+                self._spaces[mm] = []
+                with contextlib.suppress(Unreadable, DumpError):
+                    # A process in the middle of fork() has VMAs of its parent in its tree until their copies are ready.
+                    own = [each for each in self._kernel.vmas(mm) if each.mm == mm]
+                    self._read_space(Process(0, 0, "", mm), own)
                 queue += [vma.anon_vma for vma in self._spaces[mm] if vma.anon_vma]
+
+    def _is_changing(self, process: Process) -> bool:
+        """Whether a process is being forked, is ending, or is changing its VMAs."""
+        if not process.pid and self._spaces[process.mm]:
+            return True
+        try:
+            return self._kernel.locked_for_writing(process.mm + self._layout["mm_struct.mmap_lock"])
+        except Unreadable:
+            return False
 
     def _audit_space(self, process: Process) -> None:
         self._counts["processes"] += 1
