@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import pickle
 import platform
-from collections.abc import Iterator
 
 import pytest
 
@@ -26,12 +25,6 @@ from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, map_
 from guest_tests.mm.proctree import Child
 
 pytestmark = pytest.mark.shared_guest
-
-
-@pytest.fixture
-def area() -> Iterator[CarveOut]:
-    with carve_out(40) as carved:
-        yield carved
 
 
 # --- system calls ------------------------------------------------------------------------------------------------

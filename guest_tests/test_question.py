@@ -58,15 +58,6 @@ def move_second(stays: int, goes: int) -> int:
 
 
 @pytest.fixture
-def ksm() -> Iterator[Ksm]:
-    """KSM under our control, stopped."""
-    if not ksm_knobs.available():
-        pytest.skip("needs CONFIG_KSM=y, this kernel has it off")
-    with Ksm() as control:
-        yield control
-
-
-@pytest.fixture
 def group() -> Iterator[None]:
     """A control group of our own, which reclaim needs to have pages charged to; where the kernel has any."""
     if not memcg.available():
