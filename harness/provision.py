@@ -6,14 +6,16 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness import accelerator, deb, image, modules, qemu
 from harness.apt import Archive
-from harness.audit import debuginfo
-from harness.audit.live import Auditor
 from harness.cache import Cache, Progress
 from harness.errors import HarnessError
 from harness.kernels import BootSpec, Kernel
+
+if TYPE_CHECKING:
+    from harness.audit.live import Auditor
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ def provision(spec: BootSpec, options: Options, progress: Progress) -> tuple[Ker
 
 def auditor(kernel: Kernel, options: Options, progress: Progress) -> Auditor:
     """What audits guests of a kernel; fetches its debug information if need be."""
+    from harness.audit import debuginfo
+    from harness.audit.live import Auditor
+
     try:
         archive = Archive(Cache(progress=progress), options.debian_mirror, progress)
         return Auditor(debuginfo.layout_of(kernel, archive, fetch=True))

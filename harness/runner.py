@@ -9,14 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
 from harness import console, image, provision
 from harness.agent import protocol
-from harness.audit.live import Auditor
-from harness.board import BoardFleet
 from harness.cache import Progress
 from harness.deadline import Deadline
 from harness.errors import GuestLost, HarnessError, LostCondition, ProtocolError, UsageError
@@ -26,6 +24,10 @@ from harness.judge import Observation, Verdict, judge, missed, verdict
 from harness.kernels import BootSpec, Kernel, SshSpec
 from harness.qemu import Machine
 from harness.vm import Vm
+
+if TYPE_CHECKING:  # few runs need these, and their imports take a third of a second
+    from harness.audit.live import Auditor
+    from harness.board import BoardFleet
 
 #: What separates one guest from the next.
 Isolation = Literal["test", "module", "kernel"]
@@ -117,6 +119,8 @@ class Runner:
         """Where guests come from."""
         tests = image.tests_archive(self._tests, self._markers)
         if isinstance(self.spec, SshSpec):
+            from harness.board import BoardFleet
+
             return BoardFleet(self.spec, tests, self._args, self._progress)
         _, machine = self.provisioned
         return Fleet(machine, tests, self._args, self._cold, self._progress)
@@ -125,6 +129,8 @@ class Runner:
     def auditor(self) -> Auditor:
         """Audits the guests' memory, if this was asked for and the kernel's debug information can be had."""
         if self._audit == "off" or not isinstance(self.spec, BootSpec):
+            from harness.audit.live import Auditor
+
             return Auditor("no audit was asked for: give --audit=end or --audit=each-move")
         return provision.auditor(self.provisioned[0], self._options, self._progress)
 
@@ -224,16 +230,17 @@ class Runner:
         return Observation(reports, lost, log, (current.taint, after), evidence, self._facts + facts)
 
     def _answer_audit(self, guest: Guest) -> Callable[[protocol.Audit], protocol.Audited]:
-        self.auditor.fresh()
+        if self._audit != "off":
+            self.auditor.fresh()
         return lambda request: self.auditor.answer(guest.vm, request, Deadline.after(self.fleet.patience.answer))
 
     def _audits(
         self, item: pytest.Item, guest: Guest, failed: bool
     ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """What came of the audits of a test, as properties and evidence; one more after a failure."""
-        auditor = self.auditor
-        if not auditor.able or not isinstance(guest.vm, Vm):
+        if self._audit == "off" or not self.auditor.able or not isinstance(guest.vm, Vm):
             return [], []
+        auditor = self.auditor
         text = ""
         if failed:
             try:

@@ -383,6 +383,19 @@ def test_a_full_template_store_costs_speed_and_one_line(two: Lab) -> None:
     assert "has no room for 640 MiB of guest memory" in outcome.said("cannot clone")
 
 
+def test_a_template_store_that_fills_up_meanwhile_costs_no_more(two: Lab) -> None:
+    """Somebody takes the room after it was counted: QEMU dies of it, by SIGBUS, in the middle of the boot."""
+    mount = (
+        "mount -t tmpfs -o size=680m none /dev/shm && "
+        "{ until ls /dev/shm/*/*.new/ram0; do sleep 0.05; done; fallocate -l 650m /dev/shm/somebodys; } "
+        '>/dev/null 2>&1 & exec "$0" "$@"'
+    )
+    outcome = two.run("-k", "test_one", wrapper=[*private_mounts(), "sh", "-c", mount])
+    assert outcome.status == 0
+    assert outcome["test_one"].properties["guest"] == "cold boot"
+    assert "filled up while guest memory was written there" in outcome.said("cannot clone")
+
+
 def test_without_a_kernel_guest_tests_do_not_touch_the_host(two: Lab) -> None:
     outcome = two.run(kernel="")
     assert outcome.status == 0
