@@ -41,10 +41,11 @@ SOURCE = """
     from guest_tests.mm.proctree import Child
     from guest_tests.mm import pagemap, syscalls
 
+    PAGES = @pages@
     KEPT = []
     HUGE = 2 << 20
 
-    def build():
+    def build(pages):
         area = CarveOut(60)
         with Ksm() as controlled:
             pair = ksm_scenes.hugh(area, controlled, dontfork=False)
@@ -56,6 +57,9 @@ SOURCE = """
         huge = (address + HUGE - 1) & -HUGE
         syscalls.madvise(huge, HUGE, 14)
         ctypes.memset(huge, 1, HUGE)
+        if pages:
+            KEPT.append(CarveOut(pages))
+            KEPT[-1].map(0, pages).fill(seed=4)
         KEPT.extend([area, Child(outlive_parent=True)])
         return {
             "page_size": PAGE_SIZE,
@@ -70,7 +74,7 @@ SOURCE = """
 
     def test_scene(record_property):
         process = Child(outlive_parent=True)
-        record_property("scene", {"pid": process.pid} | process.call(build))
+        record_property("scene", {"pid": process.pid} | process.call(build, PAGES))
 """
 
 
@@ -97,15 +101,15 @@ class Scene:
 
 
 @contextlib.contextmanager
-def standing(spec: str, wanted: str) -> Iterator[tuple[Vm, Scene]]:
-    """A guest that runs on, with the scene in it."""
+def standing(spec: str, wanted: str, pages: int = 0) -> Iterator[tuple[Vm, Scene]]:
+    """A guest that runs on, with the scene in it, and a mapping of ``pages`` more pages."""
     chosen = kernels.parse(spec, arch.find(wanted))
     assert isinstance(chosen, kernels.BootSpec)
     _, machine = provision.provision(chosen, provision.Options(), lambda message: None)
     with tempfile.TemporaryDirectory() as directory:
         tests = Path(directory) / "scene"
         tests.mkdir()
-        (tests / "test_scene.py").write_text(textwrap.dedent(SOURCE))
+        (tests / "test_scene.py").write_text(textwrap.dedent(SOURCE).replace("@pages@", str(pages)))
         archive = tests_archive(tests, MARKERS)
     fleet = Fleet(machine, archive, ["scene"], False, lambda message: None)
     try:

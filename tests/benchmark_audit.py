@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Measures the audit of a guest's reverse map, in place and from dumps, and its memory.
+
+Run by hand, on a quiet machine: ``.venv/bin/python tests/benchmark_audit.py --kernel=unpatched:fast:dwarf``. It prints
+medians as a table for the README. The guest has the scene of ``tests/audit_scene.py`` and a process that fills
+``--pages`` pages on top. The audit knows no peer that does the same; a raw copy of the guest's memory, QEMU's
+``dump-guest-memory``, is what each figure can be compared with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from harness import arch, kernels
+from harness.apt import Archive
+from harness.audit import debuginfo, dump, walk
+from harness.audit.findings import Audit
+from harness.audit.layout import Layout
+from harness.cache import Cache
+from harness.deadline import Deadline
+from harness.vm import Vm
+from tests.audit_scene import standing
+from tests.benchmark import Figure, timed
+
+
+@contextmanager
+def layout_and_guest(spec: str, machine: str, pages: int) -> Iterator[tuple[Layout, Vm]]:
+    """The layout of a kernel, and a guest of it in the middle of its life."""
+    archive = Archive(Cache(progress=print))
+    chosen = kernels.parse(spec, arch.find(machine))
+    assert isinstance(chosen, kernels.BootSpec)
+    layout = debuginfo.layout_of(chosen.resolve(archive.cache, archive), archive, fetch=True)
+    with standing(spec, machine, pages) as (vm, _):
+        yield layout, vm
+
+
+def audit_command(path: Path) -> float:
+    """Run ``harness audit`` on a dump; returns the MiB it took at most, interpreter and imports included."""
+    child = subprocess.Popen([sys.executable, "-m", "harness.cli", "audit", str(path)], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    assert status == 0, status
+    return usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kernel", default="debian:7.3")
+    parser.add_argument("--arch", default=arch.host().name)
+    parser.add_argument("--pages", type=int, default=4000, help="anonymous pages of a process, beyond what runs anyway")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    with (
+        layout_and_guest(options.kernel, options.arch, options.pages) as (layout, vm),
+        tempfile.TemporaryDirectory(dir="/dev/shm") as directory,
+    ):
+        path = Path(directory) / "dump"
+        seen: list[Audit] = []
+
+        def in_place() -> None:
+            with dump.memory_of(vm, Deadline.after(600)) as image:
+                seen.append(walk.audit(image, layout))
+
+        def copy() -> None:
+            path.unlink(missing_ok=True)
+            dump.take(vm, path, Deadline.after(600))
+
+        in_place()
+        here = [timed(in_place) for _ in range(options.rounds)]
+        copies, read, most = [], [], []
+        for _ in range(options.rounds):
+            copies.append(timed(copy))
+            read.append(timed(lambda: most.append(audit_command(path))))
+        last = seen[-1]
+        assert not last.errors, last.report()
+        counts = last.counts
+        entries = counts.anonymous + counts.other + counts.swap
+        figures = [
+            Figure("guest frozen, audited in place, and running again", tuple(here)),
+            Figure("raw dump of its whole memory, to tmpfs", tuple(copies)),
+            Figure("`harness audit` of that dump", tuple(read)),
+            Figure("memory `harness audit` takes at most", tuple(most), "MiB"),
+        ]
+    print(f"\n{last.release} {options.arch}: {vm.machine.memory} MiB, {counts.processes} processes, {counts.vmas} VMAs")
+    print(f"{counts.anonymous} anonymous entries of {entries} present, load {os.getloadavg()[0]:.1f}\n")
+    print("| what | median | range | rounds |\n|---|---|---|---|")
+    for figure in figures:
+        print(figure)
+    print(f"\n{60 * entries / statistics.median(here):,.0f} entries a minute in place")
+
+
+if __name__ == "__main__":
+    main()
