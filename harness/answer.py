@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from harness import verdicts
+
 #: The property under which the tests record what they saw.
 PROPERTY = "question"
 
@@ -28,7 +30,7 @@ def records(reports: Iterable[pytest.TestReport], label: str) -> list[dict[str, 
         value
         for report in reports
         if report.when == "call" or (report.when == "setup" and not report.passed)
-        if f"[{label}" in report.nodeid
+        if dict(report.user_properties).get(verdicts.PROPERTY) == label
         for name, value in report.user_properties
         if name == PROPERTY and isinstance(value, dict) and _well_formed(value)
     ]

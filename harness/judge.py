@@ -113,7 +113,9 @@ def _labelled(
 
 def verdict(reports: Sequence[pytest.TestReport]) -> str:
     """The verdict that the reports of one test carry."""
-    return next((str(value) for report in reports for name, value in report.user_properties if name == PROPERTY), "")
+    # The last of that name is ours: a test may have recorded one too.
+    given = (dict(report.user_properties).get(PROPERTY) for report in reports)
+    return next((str(value) for value in given if value is not None), "")
 
 
 def _complaints(seen: Observation) -> list[str]:

@@ -205,7 +205,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say what went other than planned, and print the answer in words where it was asked for."""
+    """Say what went other than planned, compare the kernels, and give the answer in words where it was asked for."""
     if _RUNNERS not in config.stash:
         return
     from harness.runner import OBSTACLE
@@ -216,6 +216,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         value for report in reports for name, value in report.user_properties if name == OBSTACLE
     ):
         terminalreporter.write_line(f"harness: {obstacle}")
+    from harness import verdicts
+
+    kernels = {label: runner.spec.arch for label, runner in config.stash[_RUNNERS].items()}
+    width, verbose = config.get_terminal_writer().fullwidth, config.getoption("verbose") > 0
+    for section in verdicts.sections(reports, kernels, width, verbose=verbose):
+        terminalreporter.section(section.title)
+        for each in section.lines:
+            terminalreporter.write_line(each.text, **each.markup)
     if not config.getoption("answer"):
         return
     from harness import answer
@@ -261,6 +269,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     runners = item.config.stash.get(_RUNNERS, None)
     if not runners or not _is_guest_test(item):
         return None
+    from harness import verdicts
     from harness.runner import kernel_label
 
     label = kernel_label(item)
@@ -272,6 +281,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
         known.expect(item, reports, runners[label].release)
     for report in reports:
+        report.user_properties.append((verdicts.PROPERTY, label))
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     failures = [report.longreprtext for report in reports if report.failed]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from harness import judge as judge_module
 from harness.errors import GuestLost, LostCondition, ProtocolError
 from harness.judge import Observation, Verdict, judge, missed
 
@@ -80,6 +81,11 @@ def test_every_phase_carries_the_verdict_and_the_facts(item: pytest.Item, seen: 
     assert all(("kernel", "6.12") in each.user_properties for each in reports)
     assert any(each.failed for each in reports) == (word in (Verdict.FAIL, Verdict.ERROR, Verdict.MISS))
     assert all(each.nodeid == item.nodeid for each in reports)
+
+
+def test_a_test_that_records_a_verdict_of_its_own_does_not_forge_ours(item: pytest.Item) -> None:
+    forger = [phase | {"user_properties": [["verdict", "MISS"]]} for phase in PASSED]
+    assert judge_module.verdict(judge(item, observation(forger))) == Verdict.PASS
 
 
 def test_evidence_comes_with_what_failed_and_with_nothing_else(item: pytest.Item) -> None:
