@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Final
 
 import pytest
@@ -20,10 +20,13 @@ _EVIDENCE: Final = pytest.StashKey[Evidence]()
 _WATCH: Final = pytest.StashKey[Watch]()
 
 
-@pytest.fixture(scope="session")
-def relocate() -> bool:
+@pytest.fixture
+def relocate(record_property: Callable[[str, object], None]) -> bool:
     """Whether mremap() of this kernel knows the relocation flags: which column of a test's expectations holds."""
-    return system.supports_relocate()
+    able = system.supports_relocate()
+    if not able:
+        record_property("lacks", "MREMAP_RELOCATE_ANON")  # what passes shows no ability: the comparison of kernels asks
+    return able
 
 
 @pytest.fixture

@@ -24,11 +24,16 @@ from harness.judge import Verdict
 #: either the second kernel called so, or the first with a parameter of 2.
 PROPERTY = "label"
 
+#: The property by which a test says what the kernel lacks, and that its passing means no more than that.
+LACKS = "lacks"
+
 
 class Outcome(StrEnum):
     """What became of a test on one kernel."""
 
     PASSED = "passed"
+    #: passed, as it does on a kernel without the ability that it is about
+    LACKING = "lacking"
     FAILED = "failed"
     #: in set-up or teardown
     ERROR = "error"
@@ -82,6 +87,7 @@ _KINDS = {
     Outcome.ERROR: _Kind.BROKEN,  # of set-up, but by the same test that did not err on the other kernel
     Outcome.XFAILED: _Kind.BROKEN,
     Outcome.SKIPPED: _Kind.ABSENT,
+    Outcome.LACKING: _Kind.ABSENT,
 }
 
 #: By kind on the baseline and on the other kernel, with what a reader should be told. All that is worse, or can no
@@ -219,7 +225,8 @@ def _result(reports: Sequence[pytest.TestReport]) -> Result:
     if any(report.skipped and hasattr(report, "wasxfail") for report in reports):
         outcome = Outcome.XFAILED
     if outcome is Outcome.PASSED:
-        return Result(outcome)
+        lacking = any(LACKS in dict(report.user_properties) for report in reports)
+        return Result(Outcome.LACKING if lacking else outcome)
     ordered = sorted(reports, key=lambda report: (not report.failed, _PHASES.index(str(report.when))))
     return Result(outcome, next((_message(report) for report in ordered if not report.passed), ""))
 

@@ -94,6 +94,10 @@ def compared(
         (Outcome.SKIPPED, Outcome.PASSED, Change.NEW),
         (Outcome.SKIPPED, Outcome.FAILED, Change.REGRESSED),
         (Outcome.SKIPPED, Outcome.SKIPPED, Change.SAME),
+        (Outcome.LACKING, Outcome.PASSED, Change.NEW),
+        (Outcome.LACKING, Outcome.FAILED, Change.REGRESSED),
+        (Outcome.LACKING, Outcome.LACKING, Change.SAME),
+        (Outcome.PASSED, Outcome.LACKING, Change.REGRESSED),
     ],
 )
 def test_the_class_of_a_test_follows_from_both_outcomes(baseline: Outcome, other: Outcome, change: Change) -> None:
@@ -140,6 +144,12 @@ def test_the_outcome_is_the_verdict_of_all_phases_in_whatever_order(verdict: Ver
     reports = ran(OLD, "test_a", verdict, "it broke")
     assert verdicts.results(reports, OLD) == {"guest_tests/test_a.py::test_a": result}
     assert verdicts.results(reports[::-1], OLD) == {"guest_tests/test_a.py::test_a": result}
+
+
+def test_a_test_that_passes_because_the_kernel_refuses_shows_no_ability() -> None:
+    reports = ran(OLD, "test_a", Verdict.PASS, "")
+    reports[1].user_properties.append((verdicts.LACKS, "MREMAP_RELOCATE_ANON"))
+    assert verdicts.results(reports, OLD) == {"guest_tests/test_a.py::test_a": Result(Outcome.LACKING)}
 
 
 def test_the_failure_of_a_call_is_told_before_that_of_its_teardown() -> None:
