@@ -138,9 +138,7 @@ class Lab:
             process.send_signal(signal.SIGINT)
             output, _ = process.communicate(timeout=30)
             raise AssertionError(f"pytest did not end in {_STUCK:.0f} s:\n{output}") from None
-        report = self.root / "junit.xml"
-        cases = [_case(node) for node in ET.parse(report).iter("testcase")] if report.exists() else []
-        return Outcome(process.returncode, output, cases)
+        return Outcome(process.returncode, output, read_cases(self.root / "junit.xml"))
 
     def run(
         self, *args: str, kernel: str = KERNEL, env: Mapping[str, str] | None = None, wrapper: Sequence[str] = ()
@@ -182,6 +180,11 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 120.
     while not condition():
         deadline.check(what)
         time.sleep(0.05)
+
+
+def read_cases(report: Path) -> list[Case]:
+    """The tests in a JUnit report; none if it was not written."""
+    return [_case(node) for node in ET.parse(report).iter("testcase")] if report.exists() else []
 
 
 def _case(node: ET.Element) -> Case:

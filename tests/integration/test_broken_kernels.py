@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Kernels broken on purpose, one promise each: the tests of that promise fail, and the audit says what is wrong.
+
+Each is ``tests/broken_kernels/NAME.patch`` on top of a variant. The variant takes the time of a kernel build, once;
+each of these a minute or two.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from harness import build
+from harness.arch import X86_64
+from harness.audit.findings import Kind
+from harness.errors import HostError
+from harness.paths import PROJECT
+from tests.lab import read_cases
+
+pytest.importorskip("drgn", reason="needs drgn: install the extra 'audit'")
+pytestmark = pytest.mark.builds_kernel
+
+PATCHES = PROJECT / "tests" / "broken_kernels"
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A kernel, and what finds it out."""
+
+    #: the patch
+    name: str
+    #: the variant that is broken
+    base: str
+    #: guest tests that notice, below guest_tests/
+    tests: tuple[str, ...]
+    #: what the run says of it, and in the audit's words if kernel memory is wrong
+    says: str
+
+
+_PATHS = ("test_folios.py::test_migration", "test_folios.py::test_pageout", "test_folios.py::test_soft_offline")
+_UNDO = ("test_undo.py::test_falling_back_half_way", "test_undo.py::test_refusing_half_way")
+_MERGE = ("test_merge.py::test_between_faulted", "test_merge.py::test_relocated_away_and_moved_back")
+_QUESTION = ("test_question.py::test_the_walk_finds_pages_merged_again_after_the_move",)
+
+KERNELS = (
+    Broken("stale-index", "relocate-anon", _PATHS, f"error: {Kind.WRONG_INDEX}: pfn"),
+    Broken("stale-anon-vma", "relocate-anon", _PATHS, f"error: {Kind.FOREIGN_ANON_VMA}: pfn"),
+    Broken("undo-forgets-one", "relocate-anon", _UNDO, f"error: {Kind.FOREIGN_ANON_VMA}: pfn"),
+    Broken("no-second-merge", "relocate-anon", _MERGE, "AssertionError"),
+    Broken("ksm-index-by-address", "unpatched", _QUESTION, f"error: {Kind.WRONG_INDEX}: KSM's pfn"),
+    # Code is wrong here and not data, so that the audit, which goes by the data, contradicts the probes.
+    Broken("ksm-walk-by-address", "unpatched", _QUESTION, "the audit says that the walk finds all places, but not so"),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compilers() -> None:
+    try:
+        build.Toolchain.of(X86_64)
+        build.check_host()
+    except HostError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("broken", KERNELS, ids=lambda broken: broken.name)
+def test_it_is_found_out(broken: Broken, tmp_path: Path) -> None:
+    kernel = f"{broken.base}+{PATCHES / broken.name}.patch:fast:dwarf"
+    report = tmp_path / "junit.xml"
+    tests = [f"guest_tests/{each}" for each in broken.tests]
+    command = [sys.executable, "-m", "pytest", f"--kernel={kernel}", "--arch=x86_64", "--audit=end", *tests]
+    done = subprocess.run(
+        [*command, f"--junitxml={report}"], cwd=PROJECT, capture_output=True, text=True, errors="replace", check=False
+    )
+    cases = read_cases(report)
+    assert {"MISS"}.isdisjoint(case.verdict for case in cases), done.stdout[-8000:]
+    noticed = {case.name for case in cases if case.verdict == "FAIL"}
+    assert noticed == {each.partition("::")[2] for each in broken.tests}, done.stdout[-8000:]
+    assert broken.says in done.stdout, done.stdout[-8000:]
