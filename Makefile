@@ -6,7 +6,7 @@ ARCH ?=
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint types unit slow guest setup host build-host clean
+.PHONY: run test lint types unit slow guest pair costs setup host build-host clean
 
 # Compilers are only needed for a kernel that is neither packaged, nor a machine, nor a file or tree that exists.
 built = $(if $(filter debian:% ssh:%,$(KERNEL))$(wildcard $(KERNEL)),,build-host)
@@ -14,7 +14,7 @@ built = $(if $(filter debian:% ssh:%,$(KERNEL))$(wildcard $(KERNEL)),,build-host
 run: setup $(built) ## boot a kernel and print the answer; KERNEL=debian:7.3 ARCH=arm64 KERNEL=relocate-anon choose another
 	$(BIN)/pytest --kernel='$(KERNEL)' $(if $(ARCH),--arch=$(ARCH)) guest_tests/test_question.py --answer
 
-test: lint types unit guest ## every gate
+test: lint types unit guest pair ## every gate
 
 lint: setup ## style, and the formatter's opinion
 	$(BIN)/ruff check
@@ -31,6 +31,12 @@ slow: setup build-host ## tests that compile kernels or fetch hundreds of MB
 
 guest: setup ## the guest suite on Debian's stable kernel, on both architectures
 	$(BIN)/pytest --kernel=debian:6.12 --arch=x86_64 --arch=arm64 -n 2 --expect-findings
+
+costs: setup build-host ## what moves cost with and without relocation, in instructions
+	$(BIN)/pytest --kernel=unpatched --kernel=relocate-anon --icount guest_tests/test_costs.py
+
+pair: setup build-host ## the guest suite on the reference kernel and its unpatched twin, which are built here
+	$(BIN)/pytest --kernel=unpatched --kernel=relocate-anon -n 2 --expect-findings
 
 setup: host .venv/ready
 

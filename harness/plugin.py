@@ -67,6 +67,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--guest-memory", type=int, default=640, metavar="MIB", help="memory of a guest (default: 640)")
     group.addoption("--guest-cpus", type=int, default=1, metavar="N", help="virtual CPUs of a guest (default: 1)")
     group.addoption(
+        "--icount",
+        action="store_true",
+        help="let guests' clocks count instructions, under emulation even where there is KVM, for "
+        "guest_tests/test_costs.py; end with the table of costs",
+    )
+    group.addoption(
         "--answer", action="store_true", help="end with the answer of guest_tests/test_question.py in words"
     )
     group.addoption(
@@ -120,6 +126,7 @@ def _runners(config: pytest.Config) -> dict[str, Runner]:
         append=config.getoption("append"),
         memory=config.getoption("guest_memory"),
         cpus=config.getoption("guest_cpus"),
+        icount=config.getoption("icount"),
         debian_mirror=config.getoption("debian_mirror"),
     )
     building = Building(config.getoption("build"), _words(config.getoption("preset")))
@@ -130,6 +137,8 @@ def _runners(config: pytest.Config) -> dict[str, Runner]:
             specs += kernels.parse_all(config.getoption("kernel"), each, building)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
+    if options.icount and any(isinstance(spec, kernels.SshSpec) for spec in specs):
+        raise pytest.UsageError("--icount needs a virtual machine, whose clock can count: leave out ssh:// kernels")
     runners: dict[str, Runner] = {}
     for spec in specs:
         runners[spec.label] = Runner(
@@ -158,6 +167,8 @@ def _guest_args(config: pytest.Config) -> list[str]:
         args.append("--showlocals")
     if config.getoption("audit") != "off":
         args.append(f"--audit={config.getoption('audit')}")
+    if config.getoption("icount"):
+        args.append("--icount")
     return args + ["-v"] * max(0, config.getoption("verbose"))
 
 
@@ -224,6 +235,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section(section.title)
         for each in section.lines:
             terminalreporter.write_line(each.text, **each.markup)
+    if config.getoption("icount"):
+        from harness import costs
+
+        for title, lines in costs.sections(reports, kernels):
+            terminalreporter.section(title)
+            for line in lines:
+                terminalreporter.write_line(line)
     if not config.getoption("answer"):
         return
     from harness import answer

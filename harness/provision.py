@@ -28,6 +28,8 @@ class Options:
     memory: int = 640
     #: virtual CPUs
     cpus: int = 1
+    #: guests' clocks count instructions
+    icount: bool = False
     #: base URI of a Debian mirror; empty takes the host's own
     debian_mirror: str = ""
 
@@ -44,12 +46,13 @@ def provision(spec: BootSpec, options: Options, progress: Progress) -> tuple[Ker
     kernel = spec.resolve(cache, archive)
     machine = qemu.Machine(
         arch=kernel.arch,
-        accelerator=accelerator.choose(kernel.arch),
+        accelerator=accelerator.choose(kernel.arch, icount=options.icount),
         kernel=kernel.image,
         initrd=_initrd(kernel, cache, archive),
         append=options.append,
         memory=options.memory,
         cpus=options.cpus,
+        icount=options.icount,
     )
     return kernel, machine
 

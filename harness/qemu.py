@@ -48,6 +48,8 @@ class Machine:
     memory: int = 640
     #: virtual CPUs; a second one costs time under TCG and helps only races
     cpus: int = 1
+    #: the guest's clock counts the instructions it executes, one a nanosecond; TCG only
+    icount: bool = False
 
     @property
     def command_line(self) -> str:
@@ -95,6 +97,10 @@ def arguments(machine: Machine, wiring: Wiring, *, ram: Ram | None = None, incom
     argv = [find_program(arch.qemu, arch.qemu_package), "-nodefaults", "-no-user-config", "-display", "none"]
     argv += ["-S", "-no-reboot", "-action", "panic=pause,reboot=shutdown"]
     argv += ["-machine", arch.kvm_machine if kvm else arch.tcg_machine, "-accel", accelerator.name]
+    if machine.icount:
+        # An idle guest's clock follows ours. With sleep=off it would run ahead to the next timer at once: a processor
+        # busy with idling, and a heartbeat without end.
+        argv += ["-icount", "shift=0,sleep=on"]
     # A socket per CPU: one socket across both nodes is a topology the scheduler warns about at boot.
     argv += ["-smp", f"{machine.cpus},sockets={machine.cpus}", "-m", f"{machine.memory}M"]
     argv += ["-cpu", "host" if kvm else arch.tcg_cpu]

@@ -66,6 +66,13 @@ def test_each_architecture_has_its_program_machine_and_cpu(architecture: Archite
     assert (value(argv, "-machine"), value(argv, "-cpu")) == (architecture.kvm_machine, "host")
 
 
+def test_a_clock_that_counts_instructions_is_asked_for_and_no_other_machine_has_one() -> None:
+    counting = arguments(machine(icount=True), WIRING)
+    assert value(counting, "-accel") == "tcg"
+    assert value(counting, "-icount") == "shift=0,sleep=on"
+    assert "-icount" not in arguments(machine(), WIRING)
+
+
 def test_memory_is_shared_evenly_by_the_nodes_and_the_first_has_all_cpus() -> None:
     argv = arguments(machine(memory=512, cpus=2), WIRING)
     backends = [each for each in argv if each.startswith("memory-backend-ram")]
@@ -114,14 +121,17 @@ def kernel(architecture: Architecture) -> bytes:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
 @pytest.mark.parametrize("memory", ["plain", "template", "clone"])
-def test_qemu_starts_with_every_such_command_line(tmp_path: Path, architecture: Architecture, memory: str) -> None:
+@pytest.mark.parametrize("icount", [False, True], ids=["", "icount"])
+def test_qemu_starts_with_every_such_command_line(
+    tmp_path: Path, architecture: Architecture, memory: str, icount: bool
+) -> None:
     if shutil.which(architecture.qemu) is None:
         pytest.skip(f"{architecture.qemu} is not installed")
     blob = tmp_path / "blob"
     blob.write_bytes(kernel(architecture))
     files = (tmp_path / "ram0", tmp_path / "ram1")
     ram = None if memory == "plain" else Ram(files, shared=memory == "template")
-    what = machine(architecture, kernel=blob, initrd=blob, memory=256, cpus=2)
+    what = machine(architecture, kernel=blob, initrd=blob, memory=256, cpus=2, icount=icount)
     with Vm(what, ram=ram, incoming=memory == "clone") as vm:
         vm.connect(Deadline.after(60))
         assert vm.qmp.execute("query-status", Deadline.after(30))["running"] is False

@@ -45,6 +45,7 @@ class HostDriven:
     def pytest_addoption(self, parser: pytest.Parser) -> None:
         """Take over the host's options that tests here must know."""
         parser.addoption("--audit", choices=("off", "end", "each-move"), default="off")
+        parser.addoption("--icount", action="store_true")
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Keep what went wrong for the host."""
