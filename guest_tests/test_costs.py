@@ -36,7 +36,7 @@ from guest_tests.mm.syscalls import MADV_MERGEABLE, MADV_PAGEOUT, MAP_NORESERVE,
 from guest_tests.relocation import check_pages, counted, is_large, pmd_size, thp, ways
 
 # Moves leave nothing behind, and the figures do not depend on what ran before.
-pytestmark = [pytest.mark.shared_guest, pytest.mark.guest_timeout(20)]
+pytestmark = [pytest.mark.icount, pytest.mark.shared_guest, pytest.mark.guest_timeout(20)]
 
 Record = Callable[[str, object], None]
 

@@ -22,6 +22,7 @@ _RUNNERS = pytest.StashKey[dict[str, "Runner"]]()
 MARKERS = (
     "shared_guest: this test leaves nothing behind, so that its guest may run the next such test",
     "guest_timeout(seconds): how long the test may take with hardware virtualisation; scaled for emulation",
+    "icount: counts instructions, and is left out without --icount",
     "finding(name, match, first, fixed): fails, saying match, because kernels from first until fixed misbehave",
 )
 
@@ -274,7 +275,12 @@ def _is_guest_test(item: pytest.Item) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without a kernel, guest tests must not touch the host's memory management."""
+    """Without a kernel, guest tests must not touch the host's memory management; without --icount, none counts."""
+    if not config.getoption("icount"):
+        counting = [item for item in items if item.get_closest_marker("icount")]
+        if counting:
+            config.hook.pytest_deselected(items=counting)
+            items[:] = [item for item in items if item not in counting]
     if _RUNNERS not in config.stash:
         for item in items:
             if _is_guest_test(item):

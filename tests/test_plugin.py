@@ -78,6 +78,21 @@ def test_kernels_and_architectures_multiply(one: Lab) -> None:
     ]
 
 
+def test_what_counts_instructions_is_left_out_unless_asked_for(one: Lab) -> None:
+    (one.root / "checks" / "test_counts.py").write_text(
+        "import pytest\n\n@pytest.mark.icount\ndef test_counts():\n    pass\n"
+    )
+    without = one.run("--collect-only", "-q")
+    counting = one.run("--collect-only", "-q", "--icount")
+    (one.root / "checks" / "test_counts.py").unlink()
+    assert [each.partition("[")[0] for each in ids(without.output)] == ["checks/test_one.py::test_one"]
+    assert "1/2 tests collected (1 deselected)" in without.output
+    assert [each.partition("[")[0] for each in ids(counting.output)] == [
+        "checks/test_counts.py::test_counts",
+        "checks/test_one.py::test_one",
+    ]
+
+
 def test_without_an_ini_option_the_projects_own_tests_are_meant_wherever_one_stands(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--kernel=debian:6.12", "-k", "test_question"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
