@@ -207,8 +207,9 @@ class Move:
     prepare: Callable[[Mapping], object] = _nothing
 
     def __str__(self) -> str:
+        # The id of a test, which must be the same on the host, whose pages may be of another size.
         size = f"{self.size >> 20}MiB" if self.size >= _MB else f"{self.size >> 10}KiB"
-        return f"{size}-{self.alignment.replace(' ', '')}"
+        return f"{'a-PUD' if self.size == _PUD else size}-{self.alignment.replace(' ', '')}"
 
     @property
     def pages(self) -> int:
