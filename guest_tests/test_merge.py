@@ -42,7 +42,7 @@ Layout = list[tuple[int, int]]
 _THREE: Final[Layout] = [(0, 5), (5, 5), (10, 5)]
 
 #: every kernel moves without a flag; with it a kernel either relocates or refuses
-plain_or_must = pytest.mark.parametrize("flag", [0, MREMAP_MUST_RELOCATE_ANON], ids=["plain", "must"])
+plain_or_must = pytest.mark.parametrize("flags", [0, MREMAP_MUST_RELOCATE_ANON], ids=["plain", "must"])
 
 
 def _block(area: CarveOut, at: int, *, faulted: bool = True) -> Mapping:
@@ -50,14 +50,14 @@ def _block(area: CarveOut, at: int, *, faulted: bool = True) -> Mapping:
     return mapping.fill(seed=at) if faulted else mapping
 
 
-def _moved(relocate: bool, area: CarveOut, source: Mapping, to: int, flag: int) -> Mapping | None:
+def _moved(relocate: bool, area: CarveOut, source: Mapping, to: int, flags: int) -> Mapping | None:
     """Move to page ``to``; None where the flag was refused and nothing changed. Frames and data must come along.
 
     Checking the data has pages that were never touched read as zero, which does not count as faulting them in.
     """
     before = pagemap.pfns(source.address, source.pages)
-    if flag:
-        moved = relocate_or_refused(relocate, area, source, area.page(to), flag)
+    if flags:
+        moved = relocate_or_refused(relocate, area, source, area.page(to), flags)
     else:
         moved = move(source, area.page(to)).check()
     if moved is not None:
@@ -78,7 +78,7 @@ def _still_works(*mappings: Mapping) -> None:
 def _move_between(
     relocate: bool,
     area: CarveOut,
-    flag: int,
+    flags: int,
     *,
     faulted: Sequence[int] = (),
     unfaulted: Sequence[int] = (),
@@ -95,10 +95,12 @@ def _move_between(
     """
     neighbours = [_block(area, at) for at in faulted] + [_block(area, at, faulted=False) for at in unfaulted]
     source = _block(area, _AWAY)
-    moved = _moved(relocate, area, source, to, flag)
+    moved = _moved(relocate, area, source, to, flags)
     if moved is not None:
-        why = "relocated memory merges like native memory" if flag else "moved memory keeps the offset of its old place"
-        expect_layout(area, relocated if flag else plain, why)
+        why = (
+            "relocated memory merges like native memory" if flags else "moved memory keeps the offset of its old place"
+        )
+        expect_layout(area, relocated if flags else plain, why)
         _still_works(moved, *neighbours)
 
 
@@ -106,7 +108,7 @@ def _move_between(
 
 
 @plain_or_must
-def test_after_unfaulted(relocate: bool, area: CarveOut, flag: int) -> None:
+def test_after_unfaulted(relocate: bool, area: CarveOut, flags: int) -> None:
     """Row 25, after-unfaulted.
 
     ::
@@ -114,11 +116,11 @@ def test_after_unfaulted(relocate: bool, area: CarveOut, flag: int) -> None:
         page   0         5         10
                |uuuuuuuuu|sssssssss|          two; relocated: one
     """
-    _move_between(relocate, area, flag, unfaulted=[0], to=5, plain=[(0, 5), (5, 5)], relocated=[(0, 10)])
+    _move_between(relocate, area, flags, unfaulted=[0], to=5, plain=[(0, 5), (5, 5)], relocated=[(0, 10)])
 
 
 @plain_or_must
-def test_before_unfaulted(relocate: bool, area: CarveOut, flag: int) -> None:
+def test_before_unfaulted(relocate: bool, area: CarveOut, flags: int) -> None:
     """Row 26, before-unfaulted.
 
     ::
@@ -126,11 +128,11 @@ def test_before_unfaulted(relocate: bool, area: CarveOut, flag: int) -> None:
         page   0         5         10
                |sssssssss|uuuuuuuuu|          two; relocated: one
     """
-    _move_between(relocate, area, flag, unfaulted=[5], to=0, plain=[(0, 5), (5, 5)], relocated=[(0, 10)])
+    _move_between(relocate, area, flags, unfaulted=[5], to=0, plain=[(0, 5), (5, 5)], relocated=[(0, 10)])
 
 
 @plain_or_must
-def test_between_unfaulted(relocate: bool, area: CarveOut, flag: int) -> None:
+def test_between_unfaulted(relocate: bool, area: CarveOut, flags: int) -> None:
     """Row 27, between-unfaulted.
 
     ::
@@ -138,11 +140,11 @@ def test_between_unfaulted(relocate: bool, area: CarveOut, flag: int) -> None:
         page   0         5         10        15
                |uuuuuuuuu|sssssssss|uuuuuuuuu|          three; relocated: one
     """
-    _move_between(relocate, area, flag, unfaulted=[0, 10], to=5, plain=_THREE, relocated=[(0, 15)])
+    _move_between(relocate, area, flags, unfaulted=[0, 10], to=5, plain=_THREE, relocated=[(0, 15)])
 
 
 @plain_or_must
-def test_after_faulted(relocate: bool, area: CarveOut, flag: int) -> None:
+def test_after_faulted(relocate: bool, area: CarveOut, flags: int) -> None:
     """Row 28, after-faulted.
 
     ::
@@ -150,11 +152,11 @@ def test_after_faulted(relocate: bool, area: CarveOut, flag: int) -> None:
         page   0         5         10
                |fffffffff|sssssssss|          two; relocated: one
     """
-    _move_between(relocate, area, flag, faulted=[0], to=5, plain=[(0, 5), (5, 5)], relocated=[(0, 10)])
+    _move_between(relocate, area, flags, faulted=[0], to=5, plain=[(0, 5), (5, 5)], relocated=[(0, 10)])
 
 
 @plain_or_must
-def test_before_faulted(relocate: bool, area: CarveOut, flag: int) -> None:
+def test_before_faulted(relocate: bool, area: CarveOut, flags: int) -> None:
     """Row 29, before-faulted.
 
     ::
@@ -162,11 +164,11 @@ def test_before_faulted(relocate: bool, area: CarveOut, flag: int) -> None:
         page   0         5         10
                |sssssssss|fffffffff|          two; relocated: one
     """
-    _move_between(relocate, area, flag, faulted=[5], to=0, plain=[(0, 5), (5, 5)], relocated=[(0, 10)])
+    _move_between(relocate, area, flags, faulted=[5], to=0, plain=[(0, 5), (5, 5)], relocated=[(0, 10)])
 
 
 @plain_or_must
-def test_between_faulted_and_unfaulted(relocate: bool, area: CarveOut, flag: int) -> None:
+def test_between_faulted_and_unfaulted(relocate: bool, area: CarveOut, flags: int) -> None:
     """Row 30, between-faulted-unfaulted: without flag never two, for the source's offset fits neither side.
 
     ::
@@ -174,11 +176,11 @@ def test_between_faulted_and_unfaulted(relocate: bool, area: CarveOut, flag: int
         page   0         5         10        15
                |fffffffff|sssssssss|uuuuuuuuu|          three; relocated: one
     """
-    _move_between(relocate, area, flag, faulted=[0], unfaulted=[10], to=5, plain=_THREE, relocated=[(0, 15)])
+    _move_between(relocate, area, flags, faulted=[0], unfaulted=[10], to=5, plain=_THREE, relocated=[(0, 15)])
 
 
 @plain_or_must
-def test_between_unfaulted_and_faulted(relocate: bool, area: CarveOut, flag: int) -> None:
+def test_between_unfaulted_and_faulted(relocate: bool, area: CarveOut, flags: int) -> None:
     """Row 31, between-unfaulted-faulted: without flag never two, for the source's offset fits neither side.
 
     ::
@@ -186,11 +188,11 @@ def test_between_unfaulted_and_faulted(relocate: bool, area: CarveOut, flag: int
         page   0         5         10        15
                |uuuuuuuuu|sssssssss|fffffffff|          three; relocated: one
     """
-    _move_between(relocate, area, flag, faulted=[10], unfaulted=[0], to=5, plain=_THREE, relocated=[(0, 15)])
+    _move_between(relocate, area, flags, faulted=[10], unfaulted=[0], to=5, plain=_THREE, relocated=[(0, 15)])
 
 
 @plain_or_must
-def test_between_faulted(relocate: bool, area: CarveOut, flag: int) -> None:
+def test_between_faulted(relocate: bool, area: CarveOut, flags: int) -> None:
     """Row 32, between-faulted: the neighbours were faulted in separately, each with an anon_vma of its own. A relocated
     source can share one of them only, and find_mergeable_anon_vma() (mm/vma.c) prefers the one behind it.
 
@@ -199,11 +201,11 @@ def test_between_faulted(relocate: bool, area: CarveOut, flag: int) -> None:
         page   0         5         10        15
                |fffffffff|sssssssss|fffffffff|          three; relocated: the right pair is one
     """
-    _move_between(relocate, area, flag, faulted=[0, 10], to=5, plain=_THREE, relocated=[(0, 5), (5, 10)])
+    _move_between(relocate, area, flags, faulted=[0, 10], to=5, plain=_THREE, relocated=[(0, 5), (5, 10)])
 
 
 @plain_or_must
-def test_between_the_halves_of_one_mapping(relocate: bool, area: CarveOut, flag: int) -> None:
+def test_between_the_halves_of_one_mapping(relocate: bool, area: CarveOut, flags: int) -> None:
     """Row 33, between-correct-faulted: the neighbours share their anon_vma, because they were one mapping. Without flag
     a stranger between them stays alone; only what was cut out there fits (row 36).
 
@@ -217,15 +219,15 @@ def test_between_the_halves_of_one_mapping(relocate: bool, area: CarveOut, flag:
     whole = area.map(0, 15).fill()
     area.reserve(5, 5)
     source = _block(area, _AWAY)
-    moved = _moved(relocate, area, source, 5, flag)
+    moved = _moved(relocate, area, source, 5, flags)
     if moved is not None:
-        expect_layout(area, [(0, 15)] if flag else _THREE, "a stranger between two that share their anon_vma")
+        expect_layout(area, [(0, 15)] if flags else _THREE, "a stranger between two that share their anon_vma")
         _still_works(whole.part(0, 5), moved, whole.part(10, 5))
 
 
 @plain_or_must
 @pytest.mark.parametrize("faulted", [True, False], ids=["faulted", "unfaulted"])
-def test_a_neighbour_that_becomes_equal_later(relocate: bool, area: CarveOut, flag: int, faulted: bool) -> None:
+def test_a_neighbour_that_becomes_equal_later(relocate: bool, area: CarveOut, flags: int, faulted: bool) -> None:
     """Row 34, mprotect-later: the neighbour is read-only at the time of the move.
 
     ::
@@ -237,11 +239,11 @@ def test_a_neighbour_that_becomes_equal_later(relocate: bool, area: CarveOut, fl
                 writable   writable
     """
     neighbour = _block(area, 0, faulted=faulted).mprotect(PROT_READ)
-    moved = _moved(relocate, area, _block(area, _AWAY), 5, flag)
+    moved = _moved(relocate, area, _block(area, _AWAY), 5, flags)
     if moved is not None:
         expect_layout(area, [(0, 5), (5, 5)], "different protections do not merge")
         neighbour.mprotect(PROT_RW)
-        expect_layout(area, [(0, 10)] if flag else [(0, 5), (5, 5)], "moved, and then given equal protections")
+        expect_layout(area, [(0, 10)] if flags else [(0, 5), (5, 5)], "moved, and then given equal protections")
         _still_works(moved, neighbour)
 
 
@@ -410,7 +412,7 @@ def test_relocated_away_and_moved_back(relocate: bool, area: CarveOut, back: int
 
 @plain_or_must
 @pytest.mark.parametrize("side", ["after", "before"])
-def test_a_new_neighbour_joins_relocated_memory(relocate: bool, area: CarveOut, flag: int, side: str) -> None:
+def test_a_new_neighbour_joins_relocated_memory(relocate: bool, area: CarveOut, flags: int, side: str) -> None:
     """Row 38, isolated-then-merge: the destination has no neighbour at the time of the move.
 
     ::
@@ -419,13 +421,13 @@ def test_a_new_neighbour_joins_relocated_memory(relocate: bool, area: CarveOut, 
                          |sssssssss|               moved
                          |sssssssss|uuuuuuuuu|     new: two; relocated: one
     """
-    moved = _moved(relocate, area, _block(area, 0), 20, flag)
+    moved = _moved(relocate, area, _block(area, 0), 20, flags)
     if moved is not None:
         expect_layout(area, [(20, 5)], "there was nothing to merge with")
         at = 25 if side == "after" else 15
         fresh = _block(area, at, faulted=False)
         apart = sorted([(20, 5), (at, 5)])
-        expect_layout(area, [(min(20, at), 10)] if flag else apart, "new memory beside what was moved")
+        expect_layout(area, [(min(20, at), 10)] if flags else apart, "new memory beside what was moved")
         _still_works(moved, fresh)
 
 
@@ -459,10 +461,10 @@ _PERMUTATIONS: dict[tuple[bool, bool, bool], tuple[Layout, Layout]] = {
 
 
 @pytest.mark.parametrize(
-    "flag", [0, MREMAP_RELOCATE_ANON, MREMAP_MUST_RELOCATE_ANON], ids=["plain", "relocate", "must"]
+    "flags", [0, MREMAP_RELOCATE_ANON, MREMAP_MUST_RELOCATE_ANON], ids=["plain", "relocate", "must"]
 )
 @pytest.mark.parametrize("faulted", _PERMUTATIONS, ids=lambda faulted: "".join("uf"[each] for each in faulted))
-def test_every_combination(relocate: bool, area: CarveOut, flag: int, faulted: tuple[bool, bool, bool]) -> None:
+def test_every_combination(relocate: bool, area: CarveOut, flags: int, faulted: tuple[bool, bool, bool]) -> None:
     """Row 40, 8-permutations: all combinations of faulted and unfaulted.
 
     ::
@@ -471,15 +473,15 @@ def test_every_combination(relocate: bool, area: CarveOut, flag: int, faulted: t
                |  left   | middle  |  right  |      the middle one is moved in
     """
     first, last = _block(area, 0, faulted=faulted[0]), _block(area, 10, faulted=faulted[2])
-    moved = _moved(relocate, area, _block(area, _AWAY, faulted=faulted[1]), 5, flag)
+    moved = _moved(relocate, area, _block(area, _AWAY, faulted=faulted[1]), 5, flags)
     if moved is not None:
         plain, relocated = _PERMUTATIONS[faulted]
-        expect_layout(area, relocated if flag else plain, "all three may merge, as far as anon_vmas and offsets allow")
+        expect_layout(area, relocated if flags else plain, "all three may merge, as far as anon_vmas and offsets allow")
         _still_works(first, moved, last)
 
 
 @plain_or_must
-def test_the_middle_of_a_mapping(relocate: bool, area: CarveOut, flag: int) -> None:
+def test_the_middle_of_a_mapping(relocate: bool, area: CarveOut, flags: int) -> None:
     """Row 41, partial-middle: the source is split in two, on every kernel.
 
     ::
@@ -490,9 +492,9 @@ def test_the_middle_of_a_mapping(relocate: bool, area: CarveOut, flag: int) -> N
     """
     whole = area.map(0, 15).fill()
     neighbour = _block(area, 20, faulted=False)
-    moved = _moved(relocate, area, whole.part(5, 5), 25, flag)
+    moved = _moved(relocate, area, whole.part(5, 5), 25, flags)
     if moved is not None:
-        there = [(20, 10)] if flag else [(20, 5), (25, 5)]
+        there = [(20, 10)] if flags else [(20, 5), (25, 5)]
         expect_layout(area, [(0, 5), (10, 5), *there], "the middle was moved next to unfaulted memory")
         _still_works(moved, whole.part(0, 5), whole.part(10, 5), neighbour)
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from harness import verdicts
 from harness.arch import ARCHITECTURES, Architecture
-from tests.lab import KERNEL, Lab, Outcome
+from harness.paths import PROJECT
+from tests.lab import KERNEL, Lab, Outcome, read_cases
 
 INSIDE = """
     import os
@@ -215,6 +220,16 @@ def test_two_kernels_run_side_by_side_by_keyword_and_marker(mixed: Lab) -> None:
         ("test_skips", "6.12", "debian:6.12"),
         ("test_skips", "7.3.", "debian:7.3"),
     ]
+
+
+def test_a_plain_move_lacks_nothing_on_a_kernel_without_relocation(tmp_path: Path) -> None:
+    report = tmp_path / "junit.xml"
+    command = [sys.executable, "-m", "pytest", f"--kernel={KERNEL}", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    command.append("guest_tests/test_merge.py::test_after_unfaulted")
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    lacking = {case.parameters.rpartition("-")[2]: verdicts.LACKS in case.properties for case in read_cases(report)}
+    assert lacking == {"plain": False, "must": True}
 
 
 def test_workers_share_the_work_and_the_template(mixed: Lab) -> None:
