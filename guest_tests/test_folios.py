@@ -27,7 +27,7 @@ from guest_tests.mm.memcg import Memcg
 from guest_tests.mm.probes import Place, offline
 from guest_tests.mm.probes.migration import SoftOffline
 from guest_tests.mm.proctree import Child, ChildDied
-from guest_tests.mm.syscalls import MADV_PAGEOUT, MREMAP_MUST_RELOCATE_ANON
+from guest_tests.mm.syscalls import MADV_PAGEOUT, MAP_NORESERVE, MREMAP_MUST_RELOCATE_ANON
 from guest_tests.mm.userfault import FEATURE_EVENT_REMAP, MODE_WP, Userfault
 from guest_tests.relocation import (
     Accounts,
@@ -423,8 +423,7 @@ _SIZES = [
 @ways
 @pytest.mark.parametrize(("length", "start", "to", "huge"), _SIZES)
 def test_lengths(relocate: bool, length: int, start: int, to: int, huge: bool, flags: int) -> None:
-    """Row 88, size-matrix: lengths from two pages to 64 MB, across page tables of every level. A guest has 640 MB, and
-    is emulated: what a gigabyte would show beyond that is nothing but more of the same page tables."""
+    """Row 88, size-matrix: lengths from two pages to 64 MB, across page tables of every level."""
     length, start, to = (-(-number // PAGE_SIZE) * PAGE_SIZE for number in (length, start, to))
     with thp("always" if huge else "never"), carve_out((1 << 31) // PAGE_SIZE) as area:
         source = area.map(start // PAGE_SIZE, length // PAGE_SIZE)
@@ -445,6 +444,57 @@ def test_lengths(relocate: bool, length: int, start: int, to: int, huge: bool, f
         check_pages(*parts)
         bulk.check(result.address)
         preamble.check()
+
+
+#: One page in so many is present: one or two in each page table of small pages, each in another slot.
+_SPARSE = 509
+
+
+@ways
+@pytest.mark.parametrize(
+    ("start", "to"),
+    [(0, 3 << 30), (2 * _MB, (3 << 30) + 8 * _MB), (_MB, (3 << 30) + 6 * _MB), (1 << 16, (3 << 30) + (3 << 16))],
+    ids=["by-gigabytes", "by-2MB", "across-page-tables", "by-pages"],
+)
+def test_two_gigabytes(relocate: bool, start: int, to: int, flags: int) -> None:
+    """Row 88, size-matrix, its largest: 2 GB behind 40 MB of other memory, more than the guest has, and swapped out in
+    one call at the end. It is sparse, so that page tables are what there is much of.
+
+    ::
+
+        0                 2 GB       3 GB-40 MB  3 GB                 5 GB
+        |.......source.......|           |preamble|.......target.......|
+         x   x   x   x   x   x            x       x x   x   x   x   x   x      present
+    """
+    length = 2 << 30
+    with thp("never"), carve_out((6 << 30) // PAGE_SIZE) as area:
+        source = area.map(start // PAGE_SIZE, length // PAGE_SIZE, flags=MAP_NORESERVE)
+        source.contents = [None] * source.pages
+        if flags and not relocate:
+            before = pagemap.pfn(source.touch([0]).address)
+            fails(errno.EINVAL, lambda: move(source, area.address + to, flags), f"a move with flags {flags:#x}")
+            assert pagemap.pfn(source.address) == before, "a refused move changed the first page"
+            return
+        present = range(0, source.pages, _SPARSE)
+        for index in present:
+            ctypes.c_uint64.from_address(source.page(index)).value = index + 1
+        preamble = stamp(area.map((to - 40 * _MB) // PAGE_SIZE, 40 * _MB // PAGE_SIZE).part(0, 4))
+        with counted(relocate, **({"relocated": 1, "relocated_pages": len(present)} if flags else {})):
+            result = move(source, area.address + to, flags)
+
+        def wrong() -> list[int]:
+            return [i for i in present if ctypes.c_uint64.from_address(result.page(i)).value != i + 1]
+
+        assert not wrong(), f"{len(wrong())} of {len(present)} pages have not arrived: {wrong()[:8]}"
+        middle = len(present) // 2
+        check_pages(*(result.part(index) for index in (*present[:8], *present[middle:][:8], *present[-8:])))
+        preamble.check()
+        if swap.free_kb() > len(present) * PAGE_SIZE >> 9:
+            for _ in range(3):
+                result.madvise(MADV_PAGEOUT)
+            left = [index for index in present if pagemap.entry(result.page(index)).present]
+            assert not left, f"MADV_PAGEOUT leaves {len(left)} of {len(present)} pages where they are: {left[:8]}"
+            assert not wrong(), f"{len(wrong())} of {len(present)} pages came back wrong from swap: {wrong()[:8]}"
 
 
 @ways
