@@ -7,7 +7,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import functools
 import os
 import platform
 import threading
@@ -173,30 +172,14 @@ def check_places(*places: Place) -> None:
         _judge(probe, places)
 
 
-@functools.cache
-def _migrates() -> bool:
-    """Whether move_pages() works: 7.3 can have nodes without it (CONFIG_NUMA_MIGRATION, ENOSYS)."""
-    if MovePages().missing() is not None:
-        return False
-    try:
-        numa.nodes_of([])
-    except OSError as error:
-        if error.errno != errno.ENOSYS:
-            raise
-        return False
-    return True
-
-
 def require_migration() -> None:
     """Skip the test unless move_pages() can move pages to another node."""
-    if not _migrates():
-        pytest.skip(MovePages().missing() or "needs CONFIG_NUMA_MIGRATION=y: this kernel has no move_pages()")
+    if reason := MovePages().missing():
+        pytest.skip(reason)
 
 
 def _usable() -> Probe | None:
-    return next(
-        (each for each in _PROBES if each.missing() is None and (each.name != "move_pages" or _migrates())), None
-    )
+    return next((each for each in _PROBES if each.missing() is None), None)
 
 
 def _skip_blind() -> None:
@@ -256,7 +239,7 @@ def folios(mapping: Mapping) -> dict[int, int]:
 
 def _check_migration(mapping: Mapping) -> None:
     waiting = folios(mapping)
-    for _ in range(_TRIES if _migrates() else 0):
+    for _ in range(_TRIES if MovePages().missing() is None else 0):
         addresses = list(waiting)
         there = [next(node for node in numa.nodes() if node != here) for here in numa.nodes_of(addresses)]
         numa.move_pages(0, addresses, there, numa.MPOL_MF_MOVE_ALL)

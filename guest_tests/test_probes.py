@@ -12,6 +12,7 @@ Unreachable situations are made without changing the kernel:
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from guest_tests.mm import kpage, ksm, memcg, pagemap, syscalls, vmstat
+from guest_tests.mm import kpage, ksm, memcg, numa, pagemap, syscalls, vmstat
 from guest_tests.mm.ksm import Ksm
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, map_anonymous
 from guest_tests.mm.probes import EXCLUSIVE_PROBES, PROBES, Answer, Place, Probe
@@ -263,6 +264,16 @@ def test_a_page_that_moves_without_its_mappings_is_lost(merged: list[Place], are
     answer = Scatters().walk(merged)
     assert answer.found == {merged[0]} or answer.found == {merged[1]}, answer
     assert not answer.complete
+
+
+def test_nodes_between_which_no_page_can_move_are_missing_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Since 7.3 a kernel can have nodes and no move_pages() (CONFIG_NUMA_MIGRATION, mm/Kconfig).
+    def not_there(*_: object) -> list[int]:
+        raise OSError(errno.ENOSYS, "not there")
+
+    monkeypatch.setattr(numa, "nodes", lambda: [0, 1])
+    monkeypatch.setattr(numa, "nodes_of", not_there)
+    assert "needs CONFIG_NUMA_MIGRATION=y" in str(MovePages().missing())
 
 
 def test_without_a_page_the_answer_is_inconclusive(area: CarveOut) -> None:

@@ -39,12 +39,10 @@ WANTED = (
     Wanted("pvpanic", "PVPANIC"),  # core of the next two, which tell the host of a panic
     Wanted("pvpanic_pci", "PVPANIC_PCI"),
     Wanted("pvpanic_mmio", "PVPANIC_MMIO"),  # also drives the ISA device on x86
-    Wanted("virtio_blk", "VIRTIO_BLK"),  # swap on a disk
     Wanted("lzo_rle", "CRYPTO_LZO"),  # zram's default compressor before 6.12, by way of the crypto API
     Wanted("lz4", "CRYPTO_LZ4"),  # zram with lz4 before 6.12
     Wanted("zram", "ZRAM"),  # swap in memory
     Wanted("hwpoison_inject", "HWPOISON_INJECT"),  # poisons and unpoisons by PFN
-    Wanted("virtio_net", "VIRTIO_NET"),  # only harness shell has a network
 )
 
 

@@ -40,7 +40,15 @@ class MovePages(MigrationProbe):
     def missing(self) -> str | None:
         """See :meth:`Probe.missing`."""
         have = len(numa.nodes())
-        return None if have > 1 else f"needs 2 NUMA nodes with memory, this machine has {have}: boot with numa=fake=2"
+        if have < 2:
+            return f"needs 2 NUMA nodes with memory, this machine has {have}: boot with numa=fake=2"
+        try:
+            numa.nodes_of([])
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            return "needs CONFIG_NUMA_MIGRATION=y: this kernel has nodes, but no move_pages()"  # an option since 7.3
+        return None
 
     def force(self, page: Page) -> str:
         """See :meth:`Probe.force`."""
