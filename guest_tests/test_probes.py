@@ -16,6 +16,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ from guest_tests.mm.probes.ageing import DamonAccess, IdleBitmap
 from guest_tests.mm.probes.compaction import Compaction
 from guest_tests.mm.probes.control import plain_control
 from guest_tests.mm.probes.migration import MovePages, SoftOffline
-from guest_tests.mm.probes.place import Page
+from guest_tests.mm.probes.place import Page, observe
 from guest_tests.mm.probes.poison import HwPoison
 from guest_tests.mm.probes.reclaim import DamonPageout, Pageout, Reclaim
 from guest_tests.mm.proctree import Child
@@ -274,6 +275,14 @@ def test_nodes_between_which_no_page_can_move_are_missing_something(monkeypatch:
     monkeypatch.setattr(numa, "nodes", lambda: [0, 1])
     monkeypatch.setattr(numa, "nodes_of", not_there)
     assert "needs CONFIG_NUMA_MIGRATION=y" in str(MovePages().missing())
+
+
+def test_the_idle_bitmap_refuses_frames_that_it_does_not_show(area: CarveOut) -> None:
+    probe = usable(IdleBitmap())
+    place = Place(area.map(0, 1).fill().address)
+    page = Page(pagemap.pfn(place.address), (place,), observe([place]))
+    assert probe.refuse(page) is None
+    assert "cannot be read" in str(probe.refuse(replace(page, pfn=1 << 50)))
 
 
 def test_without_a_page_the_answer_is_inconclusive(area: CarveOut) -> None:
