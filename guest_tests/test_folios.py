@@ -435,7 +435,9 @@ def test_lengths(relocate: bool, length: int, start: int, to: int, huge: bool, f
             return
         bulk = _Bulk(source.address, length)
         bulk.fill()
-        preamble = area.map(to // PAGE_SIZE - 16, 16).fill()
+        below = source.end if start < to else area.address
+        room = min(16, (area.address + to - below) // PAGE_SIZE)
+        preamble = area.map(to // PAGE_SIZE - room, room).fill()
         result = move(source, area.address + to, flags)
         ends = 16 if result.pages > 200 else 0
         parts = [bulk.sample(result.address)]
@@ -498,21 +500,20 @@ def test_two_gigabytes(relocate: bool, start: int, to: int, flags: int) -> None:
 
 
 @ways
-@pytest.mark.parametrize("first", [0, 256], ids=["from-start", "within"])
-def test_within_a_range(relocate: bool, flags: int, first: int) -> None:
+@pytest.mark.parametrize("within", [False, True], ids=["from-start", "within"])
+def test_within_a_range(relocate: bool, flags: int, within: bool) -> None:
     """Row 89, within-range and 1MB-from-start: a part of memory moves onto another part of the same.
 
     ::
 
-        page      0       256     512     768     1024
+        MB        0       1       2       3       4
         before    |................sssssssssssssss|
         after     |sssssssssssssss|.......hole....|        from-start
     """
     pages = _MB // PAGE_SIZE
     with thp("never"), carve_out(4 * pages) as area:
         whole = stamp(area.map(0, 4 * pages))
-        at = 2 * pages + (pages if first else 0)
-        to = pages if first else 0
+        at, to = (3 * pages, pages) if within else (2 * pages, 0)
         part = whole.part(at, pages)
         result = moved(relocate, area, part, area.page(to), flags)
         if result is None:
@@ -520,12 +521,13 @@ def test_within_a_range(relocate: bool, flags: int, first: int) -> None:
             return
         rest = [
             whole.part(index, 1)
-            for index in range(4 * pages)
-            if index % 97 == 0 and not (at <= index < at + pages or to <= index < to + pages)
+            for index in range(0, 4 * pages, pages // 3)
+            if not (at <= index < at + pages or to <= index < to + pages)
         ]
         for each in rest:
             each.check()
-        check_pages(result.part(0, 64), result.part(pages - 64, 64), *rest)
+        few = pages // 4
+        check_pages(result.part(0, few), result.part(pages - few, few), *rest)
 
 
 # --- books -------------------------------------------------------------------------------------------------------

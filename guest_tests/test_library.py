@@ -87,7 +87,7 @@ def test_fresh_memory_is_expected_to_be_zero(area: CarveOut) -> None:
     area.map(0, 3).check()
 
 
-@pytest.mark.parametrize("offset", [0, 17, PAGE_SIZE - 1])
+@pytest.mark.parametrize("offset", [0, 17, PAGE_SIZE - 1], ids=["first", "other", "last"])
 def test_one_wrong_byte_is_found_and_named(area: CarveOut, offset: int) -> None:
     mapping = area.map(0, 5).fill()
     right = mapping.read(3)
