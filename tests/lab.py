@@ -119,7 +119,9 @@ class Lab:
         :param wrapper: a command that runs pytest's.
         """
         (self.root / "junit.xml").unlink(missing_ok=True)
-        command = [*wrapper, sys.executable, "-m", "pytest", "--junitxml=junit.xml", *args]
+        # Whoever runs us in the background may have had SIGINT ignored, which a process inherits.
+        interruptible = ["env", "--default-signal=INT"]
+        command = [*wrapper, *interruptible, sys.executable, "-m", "pytest", "--junitxml=junit.xml", *args]
         return subprocess.Popen(
             command + ([f"--kernel={kernel}"] if kernel else []),
             cwd=self.root,

@@ -507,4 +507,4 @@ def test_a_real_kernel_is_whole(text: str, arch: Architecture) -> None:
     assert kernel.has("KSM")
     assert kernel.has("NUMA")
     names = [module.name for module in modules.select(kernel.modules, kernel.config)]
-    assert {"zram", "virtio_blk", "qemu_fw_cfg"} <= set(names)
+    assert {"zram", "hwpoison_inject", "qemu_fw_cfg"} <= set(names)

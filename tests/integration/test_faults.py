@@ -247,7 +247,7 @@ def test_ctrl_c_ends_the_run_and_all_its_guests(lab: Lab) -> None:
     wait_until(lab.running, "the test to begin")
     run.send_signal(signal.SIGINT)
     outcome = lab.finish(run)
-    assert outcome.status == INTERRUPTED
+    assert outcome.status == INTERRUPTED, outcome.output
     assert "KeyboardInterrupt" in outcome.output
     assert lab.machines() == {}
     assert lab.left_over() == []
