@@ -291,6 +291,29 @@ def test_a_swapped_part(relocate: bool, flags: int) -> None:
             check_pages(result)
 
 
+@ways
+def test_a_stranger_between_the_pages_of_a_folio(relocate: bool, flags: int) -> None:
+    """Rows 80 and 82: a small page took the place of one of a folio's. It may be busy or pinned when its turn comes,
+    and the folio around it must not be half moved by then: it is split before it is relocated, the others are not.
+
+    ::
+
+        before    |FFsFFFFF|FFFFFFFF|
+        after                               |ffsfffff|FFFFFFFF|
+    """
+    with _folios(2) as (area, source, pages):
+        source.part(2, 1).madvise(4)  # MADV_DONTNEED
+        stamp(source)
+        assert _large(source) == [index != 2 for index in range(source.pages)], "the stranger is no small page"
+        before = pagemap.pfns(source.address, source.pages)
+        result = moved(relocate, area, source, area.page(4 * pages), flags)
+        if result is not None:
+            assert pagemap.pfns(result.address, result.pages) == before, "the move changed frames"
+            wanted = [not flags and index != 2 for index in range(pages)] + [True] * pages
+            assert _large(result) == wanted, f"large folios are at {_large(result)}, expected {wanted}"
+            check_pages(result)
+
+
 # --- pins --------------------------------------------------------------------------------------------------------
 
 

@@ -517,6 +517,27 @@ def test_relocating_and_keeping_the_source(relocate: bool, area: CarveOut) -> No
         _still_works(moved, source, neighbour)
 
 
+@pytest.mark.parametrize(("first", "to"), [(0, 10), (5, -5)], ids=["head-behind", "tail-in-front"])
+def test_a_copy_beside_what_it_was_made_of(relocate: bool, area: CarveOut, first: int, to: int) -> None:
+    """Row 42, dontunmap-relocate: the source stays, and is no neighbour to merge with, although part of it was moved
+    and another part is what lies beside.
+
+    ::
+
+        page   10        15        20        25
+               |sssssssss|fffffffff|
+               |    0    |fffffffff|sssssssss|    two
+    """
+    source = area.map(10, 10).fill()
+    expected = sorted([(10, 10), (10 + to, 5)])
+    part = source.part(first, 5)
+    flags = MREMAP_MUST_RELOCATE_ANON | MREMAP_DONTUNMAP
+    moved = relocate_or_refused(relocate, area, part, area.page(10 + to), flags)
+    if moved is not None:
+        expect_layout(area, expected, "a copy beside its source")
+        _still_works(moved, source.part(5 - first, 5))
+
+
 @pytest.mark.parametrize("fixed", [True, False], ids=["to-a-place", "anywhere"])
 def test_growing_while_relocating(relocate: bool, area: CarveOut, fixed: bool) -> None:
     """Row 43, grow-move: there is no room in place, because the carve-out's reservation follows.

@@ -151,6 +151,33 @@ def test_falling_back_half_way(relocate: bool, scene: Scene, number: int) -> Non
     check_pages(result)
 
 
+@pytest.mark.parametrize("number", [1, 9])
+def test_falling_back_where_page_tables_could_move(relocate: bool, number: int) -> None:
+    """Row 92, undo-mid: small pages that a plain move would bring along with their page tables. What was undone has
+    left page tables of its own at the new place, and moving one over them is a warning (move_normal_pmd()).
+
+    ::
+
+        page tables   0       1       2       3       4       5
+                      |x x x x|x x x x|               |       |
+    """
+    pages = pmd_size() // PAGE_SIZE
+    with thp("never"), carve_out(6 * pages) as area:
+        area.hole(2 * pages, 4 * pages)
+        source = area.map(0, 2 * pages)
+        source.contents = [None] * source.pages
+        for index in range(0, source.pages, source.pages // 32):
+            source.write(index, (index + 1).to_bytes(8, "little"))
+        if not relocate:
+            refused_move(relocate, area, source, area.page(4 * pages), MREMAP_RELOCATE_ANON)
+            check_pages(source)
+            return
+        with _injecting() as arm, counted(relocate, relocated=0, undone=int(number > 1), refused_injected=1):
+            arm(number)
+            result = move(source, area.page(4 * pages), MREMAP_RELOCATE_ANON).check()
+        check_pages(result)
+
+
 @pytest.mark.parametrize("number", _NUMBERS)
 def test_refusing_half_way(relocate: bool, scene: Scene, number: int) -> None:
     """Row 93, undo-must: a failure at a chosen folio: all is as before."""
