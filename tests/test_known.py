@@ -39,6 +39,24 @@ def test_a_finding_that_fails_for_another_reason_stays_a_failure(request: pytest
     assert report.longreprtext.startswith("guest lost")
 
 
+@pytest.mark.parametrize(("message", "expected"), [(f"{SAYS} for 0x1000", True), ("something else", False)])
+def test_what_the_source_in_a_traceback_says_does_not_count(
+    request: pytest.FixtureRequest, message: str, expected: bool
+) -> None:
+    def fails() -> None:
+        assert not message, message  # the child got SIGBUS, says this line
+
+    with pytest.raises(AssertionError) as caught:
+        fails()
+    item = request.node
+    item.add_marker(pytest.mark.finding("some-name", match=("no such words", SAYS)))
+    longrepr = caught.getrepr(style="long")
+    report = pytest.TestReport(item.nodeid, item.location, {}, "failed", longrepr, "call")
+    assert SAYS in report.longreprtext
+    known.expect(item, [report], "7.3")
+    assert report.failed is not expected
+
+
 @pytest.mark.parametrize(
     ("release", "shows"), [("6.11.9", False), ("6.12", True), ("6.12.117+deb13", True), ("7.4.0-rc1", False)]
 )
