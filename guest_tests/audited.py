@@ -7,7 +7,10 @@ the kernel's reverse walk leads back to it. Unlike a probe it forces nothing, an
 
 from __future__ import annotations
 
+import mmap
 import os
+import struct
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +20,13 @@ import pytest
 from guest_tests.mm import syscalls
 from guest_tests.mm.mapping import CarveOut
 from guest_tests.mm.probes import Answer, Place, Probe
+from guest_tests.mm.proctree import Child
 from harness.agent.session import AUDIT
 
 #: findings shown of one audit
 _MOST_SHOWN = 20
+
+_COUNTER = struct.Struct("=Q")
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,8 @@ def assert_clean(seen: Seen, label: str) -> None:
 class Watch:
     """Audits a test from its first move on: when memory that was moved is about to go, and before each probe.
 
+    Moves of children are audited before these end; not after each of them, as they cannot ask.
+
     The audit and a probe answer the same question by different means. Where they disagree, one of them is wrong, and
     that is a failure of its own.
 
@@ -119,17 +127,26 @@ class Watch:
     def __init__(self, audit: Audit, patch: pytest.MonkeyPatch, *, each_move: bool) -> None:
         self._audit = audit
         self._each_move = each_move
-        #: moves that were not audited since
+        self._pid = os.getpid()
+        #: moves of this process that were not audited since
         self._moves = 0
+        #: moves of its children: they have a copy of everything else here
+        self._theirs = mmap.mmap(-1, _COUNTER.size)
+        #: what an audit in the middle of the test found wrong, and its label: fails the test in the end
+        self._wrong: tuple[Seen, str] | None = None
         self._areas: list[CarveOut] = []
         #: what probes answered since the last audit, for the picture: name, process, address, whether found
         self._answers: list[tuple[str, int, int, bool]] = []
         patch.setattr(syscalls, "mremap", self._watched(syscalls.mremap))
         self._watch_areas(patch)
+        self._watch_children(patch)
         walk = Probe.walk
 
         def watched_walk(probe: Probe, places: Sequence[Place], control: Sequence[Place] | None = None) -> Answer:
-            before = self._look(f"before {probe}", places) if self._moves else None
+            self._collect()
+            label = f"before {probe}"
+            before = self._look(label, places) if self._moves else None
+            self._remember(before, label)
             answer = walk(probe, places, control)
             if before is not None:
                 self._compare(before, answer, places)
@@ -138,18 +155,53 @@ class Watch:
         patch.setattr(Probe, "walk", watched_walk)
 
     def over(self) -> None:
-        """Audit what was moved, and assert that nothing is wrong; to be called while it is still there."""
+        """Audit what was moved, and assert that nothing is wrong; to be called while it is still there.
+
+        What an earlier audit found wrong counts too, even if it has passed since.
+        """
+        self._collect()
+        found: list[tuple[Seen, str]] = []
+        # A test that fails has its own word for it.
+        failing = isinstance(sys.exception(), (Exception, pytest.fail.Exception))
+        if self._wrong is not None and not failing:
+            found.append(self._wrong)
+            self._wrong = None
         if self._moves and (seen := self._look("at the end of the test")) is not None:
             self._moves = 0
-            assert_clean(seen, "at the end of the test")
+            found.append((seen, "at the end of the test"))
+        for seen, label in found:
+            assert_clean(seen, label)
 
     def failed(self) -> None:
         """Audit for the report of a failure that has another reason."""
         self._look("at the failure")
+        self._collect()
         self._moves = 0
+        self._wrong = None
+
+    def _remember(self, seen: Seen | None, label: str) -> None:
+        if seen is not None and seen.wrong and self._wrong is None:
+            self._wrong = seen, label
+
+    def _collect(self) -> int:
+        """Count the children's moves as ours; returns how many there were."""
+        if os.getpid() != self._pid:
+            return 0
+        (theirs,) = _COUNTER.unpack_from(self._theirs)
+        _COUNTER.pack_into(self._theirs, 0, 0)
+        self._moves += theirs
+        return int(theirs)
+
+    def _moved(self) -> None:
+        if os.getpid() == self._pid:
+            self._moves += 1
+        else:
+            # Two children that count at once may count one move: all that matters is whether there were any.
+            _COUNTER.pack_into(self._theirs, 0, _COUNTER.unpack_from(self._theirs)[0] + 1)
 
     def _look(self, label: str, places: Iterable[Place] = ()) -> Seen | None:
-        if self._audit.unavailable:
+        # The link to the host is our own: a child that used it would take answers that are for us.
+        if self._audit.unavailable or os.getpid() != self._pid:
             return None
         ranges = [(os.getpid(), area.address, area.end) for area in self._areas]
         answers, self._answers = self._answers, []
@@ -172,7 +224,7 @@ class Watch:
             if self._each_move:
                 self._look(f"before {call}")
             address = mremap(old, old_length, new_length, flags, new)
-            self._moves += 1
+            self._moved()
             if self._each_move and (seen := self._look(f"after {call}")) is not None:
                 assert_clean(seen, f"after {call}")
             return address
@@ -196,6 +248,20 @@ class Watch:
 
         patch.setattr(CarveOut, "__init__", watched_begin)
         patch.setattr(CarveOut, "close", watched_close)
+
+    def _watch_children(self, patch: pytest.MonkeyPatch) -> None:
+        close = Child.close
+
+        def watched_close(child: Child) -> None:
+            label = f"before the end of child {child.pid}"
+            try:
+                # What is left when it has gone is audited as well, at the end of the test.
+                if self._collect():
+                    self._remember(self._look(label), label)
+            finally:
+                close(child)
+
+        patch.setattr(Child, "close", watched_close)
 
 
 def auditor(config: pytest.Config) -> Audit | None:

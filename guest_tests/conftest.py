@@ -75,7 +75,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         if watch is not None:
             watch.over()  # a probe may be unable to tell, the audit is not
         raise
-    except Exception:
+    except (Exception, pytest.fail.Exception):
         if watch is not None:
             watch.failed()
         raise

@@ -17,12 +17,13 @@ import zstandard
 
 from harness.audit import layout, memory, walk
 from harness.audit.findings import MOST_FINDINGS, Audit, Kind, Severity
-from harness.audit.kernel import Kernel, Vma
+from harness.audit.kernel import VM_MIXEDMAP, Kernel, Vma
 from harness.audit.ledger import Ledger
-from harness.audit.live import seen_twice
+from harness.audit.live import Auditor, seen_always
 from harness.audit.memory import DumpError, ElfImage
 from harness.audit.pagetable import Kind as EntryKind
 from harness.audit.rmap import AnonVma, Item, ReverseMap, StableNode
+from harness.deadline import Deadline
 from harness.errors import HarnessError
 from tests.audit_scene import DUMPS, Scene
 
@@ -464,6 +465,24 @@ def test_a_missing_file_is_an_error_in_words(tmp_path: Path) -> None:
         pass
 
 
+def test_a_kernel_before_6_10_is_refused_by_its_missing_member() -> None:
+    class Type:
+        size = 8
+
+        def has_member(self, member: str) -> bool:
+            return member != "_large_mapcount"
+
+    class Drgn:
+        def type(self, name: str) -> Type:
+            return Type()
+
+        def offsetof(self, kind: Type, member: str) -> int:
+            return 0
+
+    with pytest.raises(layout.DebugInfoError, match=r"no member _large_mapcount: it is older than Linux 6\.10"):
+        layout._collect(Drgn(), Drgn(), None, "00")
+
+
 def test_the_vmlinux_of_another_build_is_refused(case: Case) -> None:
     other = layout.Layout(**{**vars(case.layout), "build_id": "00" * 20})
     with pytest.raises(DumpError, match="not of this vmlinux"):
@@ -531,11 +550,119 @@ def test_counters_of_a_process_that_changes_its_mappings_may_be_ahead(case: Case
     assert [each.severity for each in audit.findings] == [Severity.IN_MOTION]
 
 
-def test_what_is_wrong_at_one_look_alone_is_in_motion(case: Case) -> None:
+def test_what_is_wrong_at_each_look_is_an_error(case: Case) -> None:
     healthy = case.audit()
     case.put(case.member(case.page(case.scene.stayed[2]), "folio._mapcount"), 2, "<i")
     broken = case.audit()
-    assert len(seen_twice(broken, broken).errors) == 1
-    assert seen_twice(broken, healthy).errors == ()
-    assert seen_twice(healthy, broken).errors == ()
-    assert {each.severity for each in seen_twice(healthy, broken).findings} == {Severity.IN_MOTION}
+    flags = case.member(case.page(case.scene.stayed[2]), "page.flags")
+    case.put(flags, case.memory.u64(flags) | 1 << case.layout.flags["PG_locked"])
+    locked = case.audit()
+    assert len(seen_always([broken, broken]).errors) == 1
+    assert len(seen_always([broken, locked]).errors) == 1, "it was there, and a lock that is held now changes nothing"
+    assert len(seen_always([locked, broken, broken]).errors) == 1
+    for looks in ([broken, healthy], [healthy, broken], [broken, healthy, broken], [locked, locked, locked]):
+        assert seen_always(looks).errors == ()
+    assert {each.severity for each in seen_always([healthy, broken]).findings} == {Severity.IN_MOTION}
+
+
+@pytest.mark.parametrize(("states", "looks"), [("h", 1), ("lbb", 3), ("lh", 2), ("bh", 2), ("bbb", 3), ("hb", 1)])
+def test_what_is_wrong_or_locked_is_looked_at_again(
+    case: Case, monkeypatch: pytest.MonkeyPatch, states: str, looks: int
+) -> None:
+    known = {"h": case.audit()}
+    case.put(case.member(case.page(case.scene.stayed[2]), "folio._mapcount"), 2, "<i")
+    known["b"] = case.audit()
+    flags = case.member(case.page(case.scene.stayed[2]), "page.flags")
+    case.put(flags, case.memory.u64(flags) | 1 << case.layout.flags["PG_locked"])
+    known["l"] = case.audit()
+    seen = [known[each] for each in states]
+    auditor = Auditor(case.layout)
+    monkeypatch.setattr(auditor, "_look", lambda *_: seen.pop(0))
+    found = auditor.audit(None, "now", Deadline.after(60))  # type: ignore[arg-type]
+    assert len(states) - len(seen) == looks
+    assert bool(found.errors) == states.endswith("bb")
+
+
+# --- what decides whether a page is looked at ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mapping", [0, 0xFFFF_8880_0123_4560, 2])
+def test_a_page_of_anonymous_memory_that_does_not_say_so_is_named(case: Case, mapping: int) -> None:
+    """What the page says is what is audited: it does not decide whether it is."""
+    at = case.scene.moved[0]
+    case.put(case.member(case.page(at), "folio.mapping"), mapping)
+    audit = case.audit(keep=lambda pid, address: (pid, address) == (case.scene.pid, at))
+    assert named(audit, Kind.UNREACHABLE) == {(at, case.pfn(at))}
+    assert len(audit.errors) == 2, "in the process and in its child"
+    assert f"mapping is {mapping:#x}" in audit.errors[0].sentence
+    assert [page.reached for page in audit.pages] == [False]
+
+
+def test_a_huge_page_that_lost_its_mapping_is_not_taken_for_the_huge_zero_page(case: Case) -> None:
+    at = case.scene.huge
+    case.put(case.member(case.page(at), "folio.mapping"), 0)
+    assert (at, case.pfn(at)) in named(case.audit(), Kind.UNREACHABLE)
+
+
+def test_the_huge_zero_page_has_no_reverse_map_and_there_is_one(case: Case) -> None:
+    huge = {page.pfn: page for page in case.audit(keep=lambda pid, address: True).pages if page.pages > 1}
+    assert len(huge) > 1
+
+    def clear(pfn: int) -> None:
+        case.put(case.member(case.kernel.page(pfn), "folio.mapping"), 0)
+        case.put(case.member(case.kernel.page(pfn), "folio._large_mapcount"), -1, "<i")
+
+    first, *others = huge
+    clear(first)
+    assert case.audit().errors == ()
+    for pfn in others:
+        clear(pfn)
+    assert {pfn for _, pfn in named(case.audit(), Kind.UNREACHABLE)} == set(others)
+
+
+def test_pages_that_a_driver_maps_are_not_anonymous(case: Case) -> None:
+    at = case.scene.moved[0]
+    case.put(case.member(case.page(at), "folio.mapping"), 0)
+    for pid in (case.scene.pid, case.scene.child):
+        place = case.member(case.vma(at, pid).at, "vm_area_struct.vm_flags")
+        case.put(place, case.memory.u64(place) | VM_MIXEDMAP)
+    assert case.audit().errors == ()
+
+
+def test_a_page_of_ksm_on_a_kernel_without_it_is_named(case: Case) -> None:
+    offsets = {name: at for name, at in case.layout.offsets.items() if not name.startswith("ksm_")}
+    without = layout.Layout(**{**vars(case.layout), "offsets": offsets})
+    audit = walk.audit(case.image, without)
+    assert named(audit, Kind.UNREACHABLE) == {(at, case.pfn(at)) for at in case.scene.ksm}
+
+
+def test_a_chain_of_nothing_that_does_not_end_ends(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that leads to no anon_vma, and to itself."""
+    monkeypatch.setattr(walk, "MOST_LINKS", 100)
+    vma = case.vma(case.scene.moved[0])
+    link = case.memory.u64(case.member(vma.at, "vm_area_struct.anon_vma_chain"))
+    at = link - case.layout["anon_vma_chain.same_vma"]
+    case.put(case.member(at, "anon_vma_chain.anon_vma"), 0)
+    case.put(link, link)
+    audit = case.audit()
+    assert any("does not end" in each.sentence and str(vma) in each.sentence for each in audit.errors)
+
+
+@pytest.mark.parametrize("generation", [0, 1])
+def test_a_parent_that_no_task_has_any_more_is_found_by_its_children(case: Case, generation: int) -> None:
+    """As between exit_mm() and the end of exit_mmap(): its pages are still mapped there."""
+    before = {each.pid: each for each in case.kernel.processes()}
+    parent = case.scene.pid if not generation else before[case.scene.pid].parent
+    tasks, task = case.layout["task_struct.tasks"], case.kernel.symbol("init_task")
+    while case.memory.u64(task + case.layout["task_struct.mm"]) != before[parent].mm:
+        place, task = task + tasks, case.memory.u64(task + tasks) - tasks
+    case.put(place, case.memory.u64(task + tasks))
+    assert before.keys() - {each.pid for each in case.kernel.processes()} == {parent}
+    audit = case.audit()
+    assert audit.errors == ()
+    assert audit.counts.processes == len(before)
+
+
+def test_a_process_that_is_not_there_is_an_error(case: Case) -> None:
+    with pytest.raises(DumpError, match="no process 99999 "):
+        case.audit(pids=[case.scene.pid, 99999])

@@ -105,3 +105,15 @@ def test_a_compression_we_lack_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     path.write_bytes(kdump())
     with memory.opened(path) as image, pytest.raises(DumpError, match="LZO or snappy"):
         image.unit(4)
+
+
+def test_a_frame_that_says_it_is_huge_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What zstd is told of a frame's size it would allocate, whatever the limit."""
+    forged = zstandard.ZstdCompressor().compress(b"c" * (64 << 20))
+    assert len(forged) < 2 * BLOCK
+    path = tmp_path / "dump"
+    monkeypatch.setitem(FRAMES, 5000, (forged[:BLOCK], 0x20))
+    monkeypatch.setattr("tests.test_audit_kdump.stored", lambda frame: forged[:BLOCK])
+    path.write_bytes(kdump())
+    with memory.opened(path) as image, pytest.raises(DumpError, match="larger than a frame"):
+        image.unit(5000)

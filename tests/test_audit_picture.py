@@ -7,6 +7,8 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -92,6 +94,15 @@ def test_more_pages_than_a_person_looks_at_are_counted_not_drawn() -> None:
     assert "… and 4840 more pages" in made
 
 
+def test_what_lies_between_pages_far_apart_is_not_drawn() -> None:
+    far = 4096 << 30
+    region = (Region(7, "p[7]", 0, far + 4096, 0, 1, 3),)
+    pages = (page(0, 1), page(far, 2))
+    strip = picture._Strip(picture.Panel("now", Audit("7", "x86_64", Counts(), (), 0, 4096, region, pages)), 7)
+    assert sorted(strip._slots) == [0, 4096, 8192, far - 8192, far - 4096, far]
+    assert strip._slots[far] - strip._slots[0] > 5 * picture._CELL, "the hole shows"
+
+
 def test_a_dump_is_audited_from_the_command_line(
     case: Case, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -113,6 +124,27 @@ def test_a_broken_dump_fails_on_the_command_line(case: Case, capsys: pytest.Capt
     case.path.with_name("broken").write_bytes(bytes(case.image.buffer))
     assert cli.main(["audit", str(case.path.with_name("broken"))]) == 1
     assert "wrong index" in capsys.readouterr().out
+
+
+def test_a_process_that_is_not_in_the_dump_is_no_success(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    vmlinux = (DUMPS / f"{NAMES[0]}.layout.json").read_text()
+    Cache().file("layouts", "known", lambda path: path.write_text(vmlinux) and None)
+    assert cli.main(["audit", str(case.path), "--pid", "99999"]) == 1
+    assert "no process 99999" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("audits", [0, 2])
+def test_tests_without_an_audit_are_no_success(
+    audits: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(arguments: list[str], plugins: list[Any]) -> int:
+        report = SimpleNamespace(user_properties=[("guest", "x"), ("audits", f"{audits} in 0.1 s")])
+        plugins[0].pytest_runtest_logreport(report)
+        return 0
+
+    monkeypatch.setattr(pytest, "main", main)
+    assert cli.main(["audit", "--kernel=debian:7.3", "-k", "x"]) == (0 if audits else 1)
+    assert ("nothing was audited" in capsys.readouterr().err) == (not audits)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,15 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.audit import debuginfo, memory, picture, walk
 from harness.audit.memory import Facts
 from harness.cache import Cache, Progress
 from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    import pytest
 
 _RANGE = re.compile(r"(\d+):(?:0x)?([0-9a-f]+)-(?:0x)?([0-9a-f]+)")
 
@@ -22,7 +26,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "audit",
         help="prove from a memory dump, or after a test, that the reverse map leads back to every anonymous mapping",
         description="Audits a dump (dump-guest-memory, virsh dump --memory-only, kdump), or a guest after one test.",
-        epilog="Exit status: 0 the reverse map is whole, 1 it is not or the dump cannot be read.",
+        epilog="Exit status: 0 the reverse map is whole, 1 it is not, the dump cannot be read, or nothing was audited.",
     )
     parser.add_argument("dump", nargs="?", type=Path, metavar="DUMP", help="the dump")
     parser.add_argument(
@@ -56,11 +60,32 @@ def run(options: argparse.Namespace, progress: Progress) -> int:
     return _audit_dump(options, progress)
 
 
+class _Counting:
+    """A plugin of pytest that counts the audits which tests report."""
+
+    def __init__(self) -> None:
+        self.audits = 0
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Part of pytest's interface."""
+        self.audits += sum(int(str(value).split()[0]) for name, value in report.user_properties if name == "audits")
+
+
 def _run_test(options: argparse.Namespace) -> int:
     import pytest
 
     arch = [f"--arch={options.arch}"] if options.arch else []
-    return int(pytest.main([f"--kernel={options.kernel}", *arch, "--audit=end", "-k", options.test, "-rA"]))
+    counting = _Counting()
+    arguments = [f"--kernel={options.kernel}", *arch, "--audit=end", "-k", options.test, "-rA"]
+    status = int(pytest.main(arguments, plugins=[counting]))
+    if status == 0 and not counting.audits:
+        print(
+            f"nothing was audited: no test of -k {options.test!r} moved memory in a guest that can be audited. "
+            "Choose one that moves, on a kernel with debug information",
+            file=sys.stderr,
+        )
+        return 1
+    return status
 
 
 def _audit_dump(options: argparse.Namespace, progress: Progress) -> int:

@@ -119,6 +119,9 @@ class KdumpImage(Image):
         if flags & _ZLIB:
             return zlib.decompressobj().decompress(packed, self._block)
         if flags & _ZSTD:
+            # What a frame says of its own size goes before max_output_size.
+            if zstandard.frame_content_size(packed) > self._block:
+                raise zstandard.ZstdError("its content is larger than a frame")
             return zstandard.ZstdDecompressor().decompress(packed, max_output_size=self._block)
         if flags & (_LZO | _SNAPPY):
             raise DumpError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.audit.layout import Layout
 from harness.audit.memory import DumpError, Facts, Image, Memory, Unreadable
@@ -26,6 +26,7 @@ VM_PFNMAP = 0x400
 VM_IO = 0x4000
 VM_HUGETLB = 0x400000
 VM_SOFTDIRTY = 0x8000000
+VM_MIXEDMAP = 0x10000000
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,8 @@ class Process:
     parent: int
     comm: str
     mm: int
+    #: processes that share the address space: vfork(), or clone() with CLONE_VM
+    sharing: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.comm}[{self.pid}]" if self.pid else f"a process that comes or goes (mm {self.mm:#x})"
@@ -154,13 +157,16 @@ class Kernel:
         """
         layout, memory = self.layout, self.memory
         first = self.symbol("init_task")
-        tasks, found = layout["task_struct.tasks"], {}
+        tasks = layout["task_struct.tasks"]
+        found: dict[int, Process] = {}
         task, seen = first, 0
         try:
             while True:
                 mm = self._mm_of(task)
-                if mm and mm not in found:
-                    pid = memory.s32(task + layout["task_struct.pid"])
+                pid = memory.s32(task + layout["task_struct.pid"])
+                if mm in found:
+                    found[mm] = replace(found[mm], sharing=(*found[mm].sharing, pid))
+                elif mm:
                     parent = memory.u64(task + layout["task_struct.real_parent"])
                     comm = memory.read(task + layout["task_struct.comm"], 16).split(b"\0")[0]
                     name = "".join(c if c.isprintable() else "?" for c in comm.decode(errors="replace"))

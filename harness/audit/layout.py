@@ -21,7 +21,7 @@ from harness.errors import HarnessError, HostError
 #: raised when the tables below change
 FORMAT = 1
 
-#: struct: members that every kernel since 6.3 has
+#: struct: members that every kernel since 6.10 has, the first with folio._large_mapcount
 MEMBERS: Mapping[str, tuple[str, ...]] = {
     "page": ("flags", "mapping", "_mapcount", "_refcount"),
     "folio": ("mapping", "index", "_mapcount", "_flags_1", "_large_mapcount"),
@@ -163,6 +163,8 @@ def read(vmlinux: Path) -> Layout:
     try:
         module.try_file(str(vmlinux), force=True)
         return _collect(drgn, program, module, identity)
+    except DebugInfoError:
+        raise
     except LookupError as error:
         raise DebugInfoError(
             f"{vmlinux} has no debug information for the audit ({str(error)[:200]}): build the kernel with "
@@ -188,7 +190,10 @@ def _collect(drgn: Any, program: Any, module: Any, identity: str) -> Layout:
                 if kind.has_member(member):
                     offsets[f"{name}.{member}"] = drgn.offsetof(kind, member)
                 elif required:
-                    raise LookupError(f"struct {name} has no member {member}")
+                    raise DebugInfoError(
+                        f"struct {name} of this kernel has no member {member}: it is older than Linux 6.10, the first "
+                        "that can be audited, or newer than the audit"
+                    )
     bias = module.debug_file_bias
 
     def address(name: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from harness import paths
 from harness.agent import protocol
 from harness.audit import dump, picture, walk
-from harness.audit.findings import Audit, Finding, Severity
+from harness.audit.findings import Audit, Finding, Kind, Severity
 from harness.audit.layout import Layout
 from harness.audit.memory import DumpError
 from harness.deadline import Deadline
@@ -24,7 +24,7 @@ from harness.vm import Vm
 _MOST_TOLD = 200
 _MOST_PAGES = 4096
 _MOST_RANGES = 64
-#: how often what looks wrong is looked at again, and after how long (seconds)
+#: how often what looks wrong or in motion is looked at again, and after how long (seconds)
 _AGAIN, _PAUSE = 2, 0.05
 #: instants in a picture, the last ones
 _MOST_PANELS = 12
@@ -89,14 +89,13 @@ class Auditor:
             raise DumpError(self._layout)
         began = time.monotonic()
         pids, ranges, answers = _wishes(wanted or {})
-        found = self._look(vm, deadline, pids, ranges)
-        for _ in range(_AGAIN):
-            if not found.errors:
-                break
+        looks = [self._look(vm, deadline, pids, ranges)]
+        while _lasting(looks) and len(looks) <= _AGAIN:
             # A guest can be stopped between the two halves of a change, by another process than the one under test.
             # That one stands still, waiting for our answer: what is really wrong stays wrong.
             time.sleep(_PAUSE)
-            found = seen_twice(found, self._look(vm, deadline, pids, ranges))
+            looks.append(self._look(vm, deadline, pids, ranges))
+        found = seen_always(looks)
         self.seconds += time.monotonic() - began
         # What probes said comes with the next audit, and belongs to the memory they met: that of the one before.
         if self._witnesses:
@@ -135,16 +134,34 @@ class Auditor:
         )
 
 
-def seen_twice(before: Audit, after: Audit) -> Audit:
-    """The second of two looks, with what was not wrong at the first demoted: it is new, and may pass as well."""
-    known = {(each.kind, each.process, each.address, each.pfn) for each in before.errors}
-    findings = tuple(
-        each
-        if each.severity is not Severity.ERROR or (each.kind, each.process, each.address, each.pfn) in known
-        else replace(each, severity=Severity.IN_MOTION)
-        for each in after.findings
-    )
-    return replace(after, findings=findings)
+def seen_always(looks: Sequence[Audit]) -> Audit:
+    """The last of some looks, with what it finds weighed by all of them.
+
+    What was there each time, and was no half change at least once, is an error. The rest is in motion: what is new may
+    pass as well. So is what had its locks held each time: that a lock is never let go is for other tests to notice.
+    """
+    lasting = _lasting(looks)
+    wrong = {_key(each) for look in looks for each in look.errors} & lasting
+
+    def weighed(finding: Finding) -> Finding:
+        if finding.severity is Severity.NOTE:
+            return finding
+        return replace(finding, severity=Severity.ERROR if _key(finding) in wrong else Severity.IN_MOTION)
+
+    return replace(looks[-1], findings=tuple(map(weighed, looks[-1].findings)))
+
+
+_Key = tuple[Kind, str, int, int | None]
+
+
+def _key(finding: Finding) -> _Key:
+    return finding.kind, finding.process, finding.address, finding.pfn
+
+
+def _lasting(looks: Sequence[Audit]) -> set[_Key]:
+    """What was found at each look, but for notes."""
+    found = [{_key(each) for each in look.findings if each.severity is not Severity.NOTE} for look in looks]
+    return set.intersection(*found)
 
 
 def _weight(finding: Finding) -> bool:

@@ -119,21 +119,24 @@ class _Strip:
         self._lay_out()
 
     def _lay_out(self) -> None:
-        """Give each page of the regions a place; holes between regions shrink to a gap."""
+        """Give each page of the regions a place; holes between regions and between pages shrink to a gap."""
         x, before = _LEFT, None
         for region in self._regions:
             if before is not None and before != region.start:
                 x += _GAP
             inside = [at for at in self._pages if region.start <= at < region.end]
             # A margin of two pages, so that what lies empty beside a page is seen, but not a whole heap.
-            first = max(region.start, min(inside) - 2 * self._size)
-            last = min(region.end, max(inside) + 3 * self._size)
-            for at in range(first, last, self._size):
+            near = {at + step * self._size for at in inside for step in range(-2, 3)}
+            last = None
+            for at in sorted(each for each in near if region.start <= each < region.end):
                 if len(self._slots) >= _MOST_PAGES:
                     self.hidden += at in self._pages
                     continue
+                if last is not None and last + self._size != at:
+                    x += _GAP
                 self._slots[at] = x
                 x += _CELL
+                last = at
             before = region.end
         self.width = x + 24
 

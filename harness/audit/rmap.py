@@ -213,7 +213,9 @@ class ReverseMap:
     # --- KSM ---------------------------------------------------------------------------------------------------------
 
     def stable_node(self, at: int) -> StableNode | None:
-        """The stable node at an address; None if there is no memory."""
+        """The stable node at an address; None if there is no memory, or no KSM in this kernel."""
+        if not self._kernel.layout.has("ksm_stable_node.hlist"):
+            return None
         if at not in self.stable_nodes:
             try:
                 self.stable_nodes[at] = self._read_stable_node(at)

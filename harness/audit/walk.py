@@ -12,7 +12,7 @@ from dataclasses import replace
 from harness.audit.backwards import Backwards
 from harness.audit.findings import Audit, Counts, Kind, Page, Region, Severity
 from harness.audit.folios import ANON, KSM, Folio, Folios
-from harness.audit.kernel import VM_HUGETLB, VM_IO, VM_PFNMAP, Kernel, Process, Vma
+from harness.audit.kernel import VM_HUGETLB, VM_IO, VM_MIXEDMAP, VM_PFNMAP, Kernel, Process, Vma
 from harness.audit.layout import Layout
 from harness.audit.ledger import Ledger
 from harness.audit.memory import DumpError, Image, Unreadable
@@ -36,7 +36,7 @@ def audit(
     :param pids: audit these processes and their descendants alone; none for all. What can only be told from a whole
         guest (whether the kernel counts a mapping that does not exist) is then left out.
     :param keep: which pages to list in the result.
-    :raises DumpError: if the dump is damaged, or of another kernel.
+    :raises DumpError: if the dump is damaged, or of another kernel, or has no such process.
     """
     began = time.monotonic()
     result = _Auditor(Kernel(image, layout), pids, keep).run()
@@ -58,9 +58,17 @@ class _Auditor:
         self._regions: list[Region] = []
         everybody = {each.mm: each for each in kernel.processes()}
         self._processes = dict(everybody)
-        self._chosen = everybody if self._whole else {mm: each for mm, each in everybody.items() if each.pid in pids}
+        missing = set(pids).difference(*({each.pid, *each.sharing} for each in everybody.values()))
+        if missing:
+            raise DumpError(
+                f"no process {', '.join(map(str, sorted(missing)))} with memory of its own is there: nothing of it can "
+                "be audited. Give processes that ran at that instant, or none for all"
+            )
+        self._chosen = {
+            mm: each for mm, each in everybody.items() if self._whole or not {each.pid, *each.sharing}.isdisjoint(pids)
+        }
         while not self._whole:  # descendants
-            known = {each.pid for each in self._chosen.values()}
+            known = {pid for each in self._chosen.values() for pid in (each.pid, *each.sharing)}
             more = {mm: each for mm, each in everybody.items() if each.parent in known and mm not in self._chosen}
             if not more:
                 break
@@ -68,6 +76,8 @@ class _Auditor:
         #: VMAs by where the kernel keeps them, and by address space
         self._vmas: dict[int, Vma] = {}
         self._spaces: dict[int, list[Vma]] = {}
+        #: frame of the huge zero page; 0 as long as none was met
+        self._huge_zero = 0
         #: (mm, address) of present KSM pages
         self._ksm_places: dict[tuple[int, int], int] = {}
 
@@ -142,7 +152,12 @@ class _Auditor:
             if at in self._rmap.anon_vmas:
                 continue
             anon_vma = self._rmap.anon_vma(at)
-            for link in anon_vma.links.values() if anon_vma else ():
+            if anon_vma is None or not anon_vma.links:
+                continue
+            # Who has a VMA in its tree has one in that of its parent, which is therefore there; KSM alone may hold an
+            # anon_vma without VMAs, and does not hold its parent.
+            queue.append(anon_vma.parent)
+            for link in anon_vma.links.values():
                 mm = link.vma.mm
                 if mm in self._spaces:
                     continue
@@ -208,9 +223,10 @@ class _Auditor:
         found: list[int] = []
         offset = layout["anon_vma_chain.same_vma"]
         try:
-            link = memory.u64(head)
+            link, met = memory.u64(head), 0
             while link != head:
-                if len(found) > MOST_LINKS:
+                met += 1  # not what was found: a link that leads to no anon_vma may be its own successor
+                if met > MOST_LINKS:
                     self._ledger.broken(process, vma, f"the list of anon_vmas of {vma} of {process} does not end")
                     break
                 at = link - offset
@@ -264,21 +280,50 @@ class _Auditor:
                 f"{process} maps pfn {entry.pfn:#x} at {address:#x}, and there is no such page",
             )
             return
-        if not folio.mapping & ANON:
+        pages = entry.size >> self._kernel.page_shift
+        # The mapping decides what its pages must be where it can: the page's own word for it is what is audited.
+        nameless = not folio.mapping & ANON
+        if nameless and (vma.ops or vma.flags & VM_MIXEDMAP or self._is_huge_zero(folio, pages)):
             self._counts["other"] += 1
             return
         folio.seen += 1
         ksm = folio.mapping & KSM == KSM
         self._counts["anonymous"] += 1
         self._counts["ksm"] += ksm
-        pages = entry.size >> self._kernel.page_shift
         self._counts["huge"] += pages > 1
-        if ksm:
+        if nameless:
+            reached, index = self._audit_nameless(process, vma, folio, address, entry.pfn)
+        elif ksm:
             reached, index = self._audit_ksm(process, vma, folio, address, chain)
         else:
             reached, index = self._audit_anon(process, vma, folio, address, entry.pfn, chain)
         if self._keep(process.pid, address):
             self._pages.append(Page(process.pid, address, entry.pfn, pages, ksm, reached, index))
+
+    def _is_huge_zero(self, folio: Folio, pages: int) -> bool:
+        """Whether an entry maps the huge zero page, of which there is one, and whose mappings nobody counts.
+
+        Its entries are special in 7.3, and look like any other in 6.12 (set_huge_zero_folio()).
+        """
+        if pages == 1 or folio.pages == 1 or folio.mapping or folio.mapcount:
+            return False
+        self._huge_zero = self._huge_zero or folio.pfn
+        return folio.pfn == self._huge_zero
+
+    def _audit_nameless(self, process: Process, vma: Vma, folio: Folio, address: int, pfn: int) -> tuple[bool, int]:
+        self._ledger.add(
+            Kind.UNREACHABLE,
+            process,
+            vma,
+            address,
+            pfn,
+            "an anon_vma or a stable node",
+            f"{folio.mapping:#x}",
+            f"pfn {pfn:#x}, mapped by {process} at {address:#x} in {vma}, which is anonymous, does not say so: its "
+            f"mapping is {folio.mapping:#x}, and the kernel cannot find this mapping",
+            self._severity(folio, process, 0),
+        )
+        return False, folio.index + pfn - folio.pfn
 
     def _absent(self, swap_type: int) -> str:
         """What an entry that is not present stands for (include/linux/swap.h: files first, then these)."""
