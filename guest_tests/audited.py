@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import struct
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,8 +24,6 @@ from harness.agent.session import AUDIT
 
 #: findings shown of one audit
 _MOST_SHOWN = 20
-
-_COUNTER = struct.Struct("=Q")
 
 
 @dataclass(frozen=True)
@@ -128,10 +125,10 @@ class Watch:
         self._audit = audit
         self._each_move = each_move
         self._pid = os.getpid()
-        #: moves of this process that were not audited since
-        self._moves = 0
-        #: moves of its children: they have a copy of everything else here
-        self._theirs = mmap.mmap(-1, _COUNTER.size)
+        #: whether there were moves that were not audited since
+        self._moved = False
+        #: a byte that is not 0 if children moved: they have a copy of everything else here
+        self._theirs = mmap.mmap(-1, 1)
         #: what an audit in the middle of the test found wrong, and its label: fails the test in the end
         self._wrong: tuple[Seen, str] | None = None
         self._areas: list[CarveOut] = []
@@ -145,7 +142,7 @@ class Watch:
         def watched_walk(probe: Probe, places: Sequence[Place], control: Sequence[Place] | None = None) -> Answer:
             self._collect()
             label = f"before {probe}"
-            before = self._look(label, places) if self._moves else None
+            before = self._look(label, places) if self._moved else None
             self._remember(before, label)
             answer = walk(probe, places, control)
             if before is not None:
@@ -166,8 +163,8 @@ class Watch:
         if self._wrong is not None and not failing:
             found.append(self._wrong)
             self._wrong = None
-        if self._moves and (seen := self._look("at the end of the test")) is not None:
-            self._moves = 0
+        if self._moved and (seen := self._look("at the end of the test")) is not None:
+            self._moved = False
             found.append((seen, "at the end of the test"))
         for seen, label in found:
             assert_clean(seen, label)
@@ -176,28 +173,27 @@ class Watch:
         """Audit for the report of a failure that has another reason."""
         self._look("at the failure")
         self._collect()
-        self._moves = 0
+        self._moved = False
         self._wrong = None
 
     def _remember(self, seen: Seen | None, label: str) -> None:
         if seen is not None and seen.wrong and self._wrong is None:
             self._wrong = seen, label
 
-    def _collect(self) -> int:
-        """Count the children's moves as ours; returns how many there were."""
+    def _collect(self) -> bool:
+        """Take the children's moves for ours; returns whether there were any."""
         if os.getpid() != self._pid:
-            return 0
-        (theirs,) = _COUNTER.unpack_from(self._theirs)
-        _COUNTER.pack_into(self._theirs, 0, 0)
-        self._moves += theirs
-        return int(theirs)
+            return False
+        theirs = self._theirs[0] != 0
+        self._theirs[0] = 0
+        self._moved |= theirs
+        return theirs
 
-    def _moved(self) -> None:
+    def _note_move(self) -> None:
         if os.getpid() == self._pid:
-            self._moves += 1
+            self._moved = True
         else:
-            # Two children that count at once may count one move: all that matters is whether there were any.
-            _COUNTER.pack_into(self._theirs, 0, _COUNTER.unpack_from(self._theirs)[0] + 1)
+            self._theirs[0] = 1
 
     def _look(self, label: str, places: Iterable[Place] = ()) -> Seen | None:
         # The link to the host is our own: a child that used it would take answers that are for us.
@@ -224,7 +220,7 @@ class Watch:
             if self._each_move:
                 self._look(f"before {call}")
             address = mremap(old, old_length, new_length, flags, new)
-            self._moved()
+            self._note_move()
             if self._each_move and (seen := self._look(f"after {call}")) is not None:
                 assert_clean(seen, f"after {call}")
             return address

@@ -19,7 +19,7 @@ import pytest
 from guest_tests.mm import kpage, maps, pagemap, system, vmstat
 from guest_tests.mm.mapping import PAGE_SIZE, ZERO, CarveOut, Mapping, carve_out, move
 from guest_tests.mm.proctree import Child
-from guest_tests.mm.syscalls import MREMAP_MUST_RELOCATE_ANON
+from guest_tests.mm.syscalls import MADV_DONTNEED, MREMAP_MUST_RELOCATE_ANON
 from guest_tests.relocation import (
     Spliced,
     check_pages,
@@ -284,7 +284,7 @@ def test_folios_across(relocate: bool, flags: int, first: int) -> None:
 def test_a_swapped_part(relocate: bool, flags: int) -> None:
     """Rows 70 and 80: some pages of a folio have been swapped out or unmapped by the time the rest moves."""
     with _folios(2) as (area, source, pages):
-        source.part(2, 1).madvise(4)  # MADV_DONTNEED
+        source.part(2, 1).madvise(MADV_DONTNEED)
         source.contents[2] = ZERO
         result = moved(relocate, area, source, area.page(4 * pages), flags)
         if result is not None:
@@ -302,7 +302,7 @@ def test_a_stranger_between_the_pages_of_a_folio(relocate: bool, flags: int) -> 
         after                               |ffsfffff|FFFFFFFF|
     """
     with _folios(2) as (area, source, pages):
-        source.part(2, 1).madvise(4)  # MADV_DONTNEED
+        source.part(2, 1).madvise(MADV_DONTNEED)
         stamp(source)
         assert _large(source) == [index != 2 for index in range(source.pages)], "the stranger is no small page"
         before = pagemap.pfns(source.address, source.pages)

@@ -280,7 +280,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         counting = [item for item in items if item.get_closest_marker("icount")]
         if counting:
             config.hook.pytest_deselected(items=counting)
-            items[:] = [item for item in items if item not in counting]
+            items[:] = [item for item in items if not item.get_closest_marker("icount")]
     if _RUNNERS not in config.stash:
         for item in items:
             if _is_guest_test(item):

@@ -173,6 +173,16 @@ class Lab:
         return sorted(path.name for path in self.tmp.glob("mremap-harness-*"))
 
 
+def run_own_tests(report: Path, *args: str) -> Outcome:
+    """Run pytest on the project's own guest tests; the output is what it wrote to stdout.
+
+    :param report: where the JUnit report goes.
+    """
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}", *args]
+    done = subprocess.run(command, cwd=paths.PROJECT, capture_output=True, text=True, errors="replace", check=False)
+    return Outcome(done.returncode, done.stdout, read_cases(report))
+
+
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 120.0) -> None:
     """Wait for something to become true.
 

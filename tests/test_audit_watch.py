@@ -59,6 +59,14 @@ def move() -> None:
     syscalls.mremap(0, 0, 0, 0)
 
 
+def wrong_before_a_probe(host: Host) -> None:
+    """Something is wrong in the middle of a test, and heals."""
+    move()
+    host.wrong = 1
+    NoProbe().walk([Place(0x1000)])
+    host.wrong = 0
+
+
 def test_moves_of_a_child_are_audited_while_it_is_there_and_in_the_end(host: Host, watch: Watch) -> None:
     with Child() as child:
         with child.fork() as grandchild:
@@ -87,10 +95,7 @@ def test_what_a_child_left_wrong_fails_the_test(host: Host, watch: Watch) -> Non
 
 
 def test_what_was_wrong_before_a_probe_is_not_forgotten(host: Host, watch: Watch) -> None:
-    move()
-    host.wrong = 1
-    NoProbe().walk([Place(0x1000)])
-    host.wrong = 0
+    wrong_before_a_probe(host)
     with contextlib.suppress(ZeroDivisionError):
         try:
             raise ZeroDivisionError
@@ -101,9 +106,6 @@ def test_what_was_wrong_before_a_probe_is_not_forgotten(host: Host, watch: Watch
 
 
 def test_a_failure_of_another_reason_has_the_last_word(host: Host, watch: Watch) -> None:
-    move()
-    host.wrong = 1
-    NoProbe().walk([Place(0x1000)])
-    host.wrong = 0
+    wrong_before_a_probe(host)
     watch.failed()
     watch.over()

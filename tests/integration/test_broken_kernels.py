@@ -7,8 +7,6 @@ each of these a minute or two.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from harness.arch import X86_64
 from harness.audit.findings import Kind
 from harness.errors import HostError
 from harness.paths import PROJECT
-from tests.lab import read_cases
+from tests.lab import run_own_tests
 
 pytest.importorskip("drgn", reason="needs drgn: install the extra 'audit'")
 pytestmark = pytest.mark.builds_kernel
@@ -69,14 +67,9 @@ def _compilers() -> None:
 @pytest.mark.parametrize("broken", KERNELS, ids=lambda broken: broken.name)
 def test_it_is_found_out(broken: Broken, tmp_path: Path) -> None:
     kernel = f"{broken.base}+{PATCHES / broken.name}.patch:fast:dwarf"
-    report = tmp_path / "junit.xml"
     tests = [f"guest_tests/{each}" for each in broken.tests]
-    command = [sys.executable, "-m", "pytest", f"--kernel={kernel}", "--arch=x86_64", "--audit=end", *tests]
-    done = subprocess.run(
-        [*command, f"--junitxml={report}"], cwd=PROJECT, capture_output=True, text=True, errors="replace", check=False
-    )
-    cases = read_cases(report)
-    assert {"MISS"}.isdisjoint(case.verdict for case in cases), done.stdout[-8000:]
-    noticed = {case.name for case in cases if case.verdict == "FAIL"}
-    assert noticed == {each.partition("::")[2] for each in broken.tests}, done.stdout[-8000:]
-    assert broken.says in done.stdout, done.stdout[-8000:]
+    outcome = run_own_tests(tmp_path / "junit.xml", f"--kernel={kernel}", "--arch=x86_64", "--audit=end", *tests)
+    assert {"MISS"}.isdisjoint(case.verdict for case in outcome.cases), outcome.output[-8000:]
+    noticed = {case.name for case in outcome.cases if case.verdict == "FAIL"}
+    assert noticed == {each.partition("::")[2] for each in broken.tests}, outcome.output[-8000:]
+    assert broken.says in outcome.output, outcome.output[-8000:]

@@ -5,16 +5,13 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from harness import verdicts
 from harness.arch import ARCHITECTURES, Architecture
-from harness.paths import PROJECT
-from tests.lab import KERNEL, Lab, Outcome, read_cases
+from tests.lab import KERNEL, Lab, Outcome, run_own_tests
 
 INSIDE = """
     import os
@@ -223,12 +220,10 @@ def test_two_kernels_run_side_by_side_by_keyword_and_marker(mixed: Lab) -> None:
 
 
 def test_a_plain_move_lacks_nothing_on_a_kernel_without_relocation(tmp_path: Path) -> None:
-    report = tmp_path / "junit.xml"
-    command = [sys.executable, "-m", "pytest", f"--kernel={KERNEL}", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    command.append("guest_tests/test_merge.py::test_after_unfaulted")
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-    lacking = {case.parameters.rpartition("-")[2]: verdicts.LACKS in case.properties for case in read_cases(report)}
+    test = "guest_tests/test_merge.py::test_after_unfaulted"
+    outcome = run_own_tests(tmp_path / "junit.xml", f"--kernel={KERNEL}", test)
+    assert outcome.status == 0, outcome.output
+    lacking = {case.parameters.rpartition("-")[2]: verdicts.LACKS in case.properties for case in outcome.cases}
     assert lacking == {"plain": False, "must": True}
 
 
