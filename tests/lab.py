@@ -120,7 +120,8 @@ class Lab:
         """
         (self.root / "junit.xml").unlink(missing_ok=True)
         # Whoever runs us in the background may have had SIGINT ignored, which a process inherits.
-        interruptible = ["env", "--default-signal=INT"]
+        # By its path: a test may give its pytest a PATH with nothing in it.
+        interruptible = ["/usr/bin/env", "--default-signal=INT"]
         command = [*wrapper, *interruptible, sys.executable, "-m", "pytest", "--junitxml=junit.xml", *args]
         return subprocess.Popen(
             command + ([f"--kernel={kernel}"] if kernel else []),
