@@ -32,10 +32,14 @@ from harness.deadline import Deadline
 from harness.errors import BootError, GuestLost, HostError, LostCondition, ProtocolError
 from harness.guest import Guest, Patience
 from harness.kernels import SshSpec
+from harness.process import find_program
 from harness.vm import CONSOLE_LIMIT
 
 #: How many times longer than a PC a board may take: as an emulated one. Being wrong only delays the report of a hang.
 _SLOWDOWN = 8.0
+
+#: What paramiko raises where the connection is gone: EOFError as long as it has not noticed itself.
+_GONE = (OSError, EOFError)
 
 _KEEPER = Path(__file__).with_name("board_keeper.py")
 
@@ -87,7 +91,7 @@ def connect(spec: SshSpec, deadline: Deadline) -> paramiko.SSHClient:
             f"the host key of {spec.host} is not the one you know: either the board was set up anew, then remove the "
             f"old key with ssh-keygen -R, or somebody else answers: {error}"
         ) from error
-    except (paramiko.SSHException, OSError, EOFError) as error:
+    except (paramiko.SSHException, *_GONE) as error:
         client.close()
         # The one for "there was nothing to try" has no type of its own.
         if isinstance(error, paramiko.AuthenticationException) or "No authentication methods" in str(error):
@@ -101,12 +105,15 @@ def connect(spec: SshSpec, deadline: Deadline) -> paramiko.SSHClient:
 
 
 def _through(proxy: str) -> socket.socket:
-    """A connection through a command's stdin and stdout; the command ends with it."""
+    """A connection through a command's stdin and stdout.
+
+    The command sees it end, and is hung up on when we end, as ssh(1) does: one that notices neither would hold our
+    stderr open, and who reads that waits for it.
+    """
     ours, theirs = socket.socketpair()
+    command = [find_program("setpriv", "util-linux"), "--pdeathsig", "HUP", "--", "sh", "-c", f"exec {proxy}"]
     with theirs:
-        process = subprocess.Popen(
-            f"exec {proxy}", shell=True, stdin=theirs.fileno(), stdout=theirs.fileno(), start_new_session=True
-        )
+        process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno(), start_new_session=True)
     threading.Thread(target=process.wait, name=f"proxy {process.pid}", daemon=True).start()
     return ours
 
@@ -141,7 +148,7 @@ class Session:
         self._keeper = transport.open_session(timeout=deadline.remaining)
         self._keeper.exec_command(f"exec python3 -c {shlex.quote(_KEEPER.read_text())}")
         archive = image.agent_tar()
-        with contextlib.suppress(OSError):  # refused by a keeper that has ended: it has said why
+        with contextlib.suppress(*_GONE):  # refused by a keeper that has ended: it has said why
             self._keeper.sendall(struct.pack(">Q", len(archive)) + archive)
         about = self._announcement(deadline)
         #: where our files are on the board
@@ -161,7 +168,7 @@ class Session:
                 line += byte
             self._keeper.settimeout(None)
             about = json.loads(line)
-        except (OSError, ValueError) as error:
+        except (*_GONE, ValueError) as error:
             said = self._keeper.recv_stderr(4096).decode(errors="replace").strip() if line == b"" else repr(line)
             self._client.close()
             raise BootError(f"{self.name} cannot run Python programs for us: {said or 'no answer in time'}") from error
@@ -206,12 +213,12 @@ class Session:
 
     def order(self, command: str) -> None:
         """Send the keeper a command; quiet if it is gone."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*_GONE):
             self._keeper.sendall(command.encode() + b"\n")
 
     def close(self) -> None:
         """Let the keeper clean up, and hang up."""
-        with contextlib.suppress(OSError, EOFError):
+        with contextlib.suppress(*_GONE):
             self._keeper.shutdown_write()
             self._keeper.status_event.wait(5.0)
         self._client.close()
@@ -252,13 +259,13 @@ class Board:
             threading.Thread(target=work, name=f"{work.__name__} {session.name}", daemon=True).start()
 
     def _upload(self) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*_GONE):
             while data := self._far_agent.recv(1 << 15):
                 self._channel.sendall(data)
             self._channel.shutdown_write()
 
     def _download(self) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*_GONE):
             while data := self._channel.recv(1 << 15):
                 self._far_agent.sendall(data)
             self._far_agent.shutdown(socket.SHUT_WR)
@@ -269,7 +276,7 @@ class Board:
             self._session.add_to_console(data)
 
     def _obey(self) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*_GONE):
             while self._far_heartbeat.recv(64):
                 self._session.order("abort")
 
@@ -298,7 +305,8 @@ class Board:
         if not self._channel.status_event.wait(0.5):
             self._session.order("kill")
             self._channel.status_event.wait(2.0)
-        self._channel.close()
+        with contextlib.suppress(*_GONE):
+            self._channel.close()
         for sock in (self._far_agent, self._far_heartbeat):
             sock.close()
 
@@ -344,7 +352,7 @@ class BoardFleet:
             name = f"{self._spec.user}@{self._spec.host}"
             try:
                 self._session = Session(connect(self._spec, deadline), name, deadline)
-            except (paramiko.SSHException, OSError, EOFError) as error:
+            except (paramiko.SSHException, *_GONE) as error:
                 raise BootError(f"lost {name} while the agent was being sent: {error}") from error
         return self._session
 

@@ -31,8 +31,10 @@ _PROXY = """
 import os, socket, sys, threading
 sock = socket.socket(socket.AF_UNIX); sock.connect(sys.argv[1])
 def up():
-    while data := os.read(0, 65536): sock.sendall(data)
-    os._exit(0)  # whoever used this has hung up or died: nobody else would end it
+    try:
+        while data := os.read(0, 65536): sock.sendall(data)
+    finally:  # also on a reset, which is what we get where the other side hangs up with something left to read
+        os._exit(0)  # whoever used this has hung up or died: nobody else would end it
 threading.Thread(target=up, daemon=True).start()
 while data := sock.recv(65536): os.write(1, data)
 """
@@ -120,10 +122,12 @@ class Home:
 
     @staticmethod
     def _upload(caller: socket.socket, channel: paramiko.Channel) -> None:
-        with contextlib.suppress(OSError):
-            while data := caller.recv(1 << 15):
-                channel.sendall(data)
-        channel.close()
+        with contextlib.suppress(OSError, EOFError):  # the second where the guest has gone already
+            try:
+                while data := caller.recv(1 << 15):
+                    channel.sendall(data)
+            finally:
+                channel.close()
 
     @staticmethod
     def _download(caller: socket.socket, channel: paramiko.Channel) -> None:
