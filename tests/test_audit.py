@@ -346,6 +346,79 @@ def test_an_item_that_ksmd_has_yet_to_drop_is_a_note(case: Case) -> None:
     assert {each.kind for each in audit.errors} == {Kind.COUNT_MISMATCH}
 
 
+# --- spoilt dumps: entries outside of VMAs ---------------------------------------------------------------------------
+
+
+def left_behind(case: Case) -> int:
+    """Put a page back to where it was moved from, where no VMA is any more; returns that address.
+
+    VMA   |AABB  CCCC|      |BB|
+    pages |AA  B  CCC|      | B|      what a move does that forgets one entry
+    """
+    came_to = case.scene.moved[0]
+    came_from = came_to - 8 * case.kernel.page_size
+    assert not any(each.start <= came_from < each.end for each in case.kernel.vmas(case.mm(case.scene.pid)))
+    case.put_entry(came_from, case.entry(came_to))
+    case.put_entry(came_to, 0)
+    return came_from
+
+
+def test_a_page_that_a_move_left_behind_is_named(case: Case) -> None:
+    pfn = case.pfn(case.scene.moved[0])
+    at = left_behind(case)
+    audit = case.audit()
+    assert named(audit, Kind.STRAY_ENTRY) == {(at, pfn)}
+    assert len(audit.errors) == 1, "the kernel counts this mapping, and it is there"
+    assert audit.errors[0].process == f"python3[{case.scene.pid}]"
+    assert f"maps pfn {pfn:#x} at {at:#x}, where it has no VMA" in audit.errors[0].sentence
+
+
+def test_a_page_that_a_move_copied_is_counted_too_seldom(case: Case) -> None:
+    entry, page = case.entry(case.scene.moved[0]), case.page(case.scene.moved[0])
+    at = left_behind(case)
+    case.put_entry(case.scene.moved[0], entry)
+    audit = case.audit()
+    assert {address for address, _ in named(audit, Kind.STRAY_ENTRY)} == {at}
+    assert {address for address, _ in named(audit, Kind.COUNT_MISMATCH)} == {page}
+
+
+def test_a_swap_entry_outside_of_vmas_is_named(case: Case) -> None:
+    at = left_behind(case)
+    case.put_entry(at, 1 << 59 | 1 << 40 if case.layout.arch == "x86_64" else 1 << 12 | 1 << 6)
+    audit = case.audit()
+    assert named(audit, Kind.STRAY_ENTRY) == {(at, None)}
+
+
+def test_the_gaps_before_the_first_vma_and_behind_the_last_are_looked_at(case: Case) -> None:
+    first, *_, last = case.kernel.vmas(case.mm(case.scene.pid))
+    huge = first.start - (2 << 20)  # where no table of small pages is
+    case.put_entry(huge, case.entry(case.scene.huge))
+    case.put_entry(last.end, case.entry(case.scene.stayed[0]))
+    assert {at for at, _ in named(case.audit(), Kind.STRAY_ENTRY)} == {huge, last.end}
+
+
+def test_a_table_in_a_gap_that_is_no_memory_is_named(case: Case) -> None:
+    pgd = case.memory.translate(case.memory.u64(case.member(case.mm(case.scene.pid), "mm_struct.pgd")))
+    vmas = case.kernel.vmas(case.mm(case.scene.pid))
+    top = case.kernel.tables.span(case.kernel.tables.levels - 1)
+    used = {at // top for each in vmas for at in (each.start, each.end - 1)}
+    free = next(index for index in range(256) if index not in used)
+    buffer, offset = case.memory.unit(pgd >> 12)
+    struct.pack_into("<Q", buffer, offset + 8 * free, 0x7FFF_FFFF_F000 | (0x67 if case.layout.arch == "x86_64" else 3))
+    audit = case.audit()
+    assert any("where no VMA is" in each.sentence for each in audit.errors if each.kind is Kind.BAD_POINTER)
+
+
+@pytest.mark.parametrize("count", [1, 0x100, 0x502])
+def test_what_munmap_has_yet_to_take_away_is_not_called_wrong(case: Case, count: int) -> None:
+    """It takes the VMAs out of their tree first; by the time it frees their pages, readers may share its lock."""
+    at = left_behind(case)
+    case.put(case.member(case.mm(case.scene.pid), "mm_struct.mmap_lock") + case.layout["rw_semaphore.count"], count)
+    audit = case.audit()
+    assert audit.errors == ()
+    assert [(each.kind, each.address) for each in audit.findings] == [(Kind.STRAY_ENTRY, at)]
+
+
 # --- spoilt dumps: counts, pointers, loops ---------------------------------------------------------------------------
 
 

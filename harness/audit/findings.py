@@ -25,6 +25,8 @@ class Kind(StrEnum):
     BROKEN_CHAIN = "broken chain"
     #: a counter that does not fit what was counted
     COUNT_MISMATCH = "count mismatch"
+    #: a page-table entry where its process has no VMA: left behind by who moved or unmapped it
+    STRAY_ENTRY = "stray entry"
     #: a page-table entry that leads to no page, or a pointer to no memory
     BAD_POINTER = "bad pointer"
 

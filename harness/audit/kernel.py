@@ -280,3 +280,8 @@ class Kernel:
     def locked_for_writing(self, semaphore: int) -> bool:
         """Whether an rw_semaphore has a writer (bit 0 of its count, kernel/locking/rwsem.c)."""
         return bool(self.memory.u64(semaphore + self.layout["rw_semaphore.count"]) & 1)
+
+    def locked(self, semaphore: int) -> bool:
+        """Whether an rw_semaphore has a writer or readers, who are counted above its low eight bits."""
+        count = self.memory.u64(semaphore + self.layout["rw_semaphore.count"])
+        return bool(count & 1 or count >> 8)

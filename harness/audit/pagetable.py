@@ -71,6 +71,11 @@ class Format:
         shift = page_size.bit_length() - 1
         return cls(False, shift, -(-(bits - shift) // (shift - 3)), bits)
 
+    @property
+    def user_end(self) -> int:
+        """Where user space ends at the latest: x86 gives the upper half of one tree to the kernel, arm64 none."""
+        return 1 << (self.bits - 1 if self.x86 else self.bits)
+
     def span(self, level: int) -> int:
         """Bytes that one entry covers at a level; the pages' own level is 0."""
         return 1 << (self.page_shift + level * (self.page_shift - 3))

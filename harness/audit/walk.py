@@ -17,7 +17,7 @@ from harness.audit.layout import Layout
 from harness.audit.ledger import Ledger
 from harness.audit.memory import DumpError, Image, Unreadable
 from harness.audit.neighbours import apart
-from harness.audit.pagetable import Entry
+from harness.audit.pagetable import Entry, Table
 from harness.audit.pagetable import Kind as EntryKind
 from harness.audit.rmap import MOST_LINKS, ReverseMap
 
@@ -195,7 +195,10 @@ class _Auditor:
             return self._memory.physical(at + offset, size)
 
         before: Vma | None = None
+        behind = 0  # the end of what was looked at
         for vma in self._spaces[process.mm]:
+            self._audit_gap(process, pgd, behind, vma.start, table)
+            behind = max(behind, vma.end)
             self._counts["vmas"] += 1
             anonymous = not vma.ops or bool(vma.anon_vma)
             chain = self._check_chain(process, vma)
@@ -215,6 +218,38 @@ class _Auditor:
                     self._audit_entry(process, vma, chain, address, entry)
             except Unreadable as error:
                 self._ledger.bad_pointer(process, error, f"its page tables for {vma}", vma)
+        self._audit_gap(process, pgd, behind, self._kernel.tables.user_end, table)
+
+    def _audit_gap(self, process: Process, pgd: int, start: int, end: int, table: Table) -> None:
+        """Note every entry between two VMAs: there must be none, and no reverse walk comes by it."""
+        try:
+            for address, entry in self._kernel.tables.scan(pgd, start, end, table):
+                self._note_stray(process, address, entry)
+        except Unreadable as error:
+            self._ledger.bad_pointer(process, error, f"its page tables for {start:x}-{end:x}, where no VMA is,")
+
+    def _note_stray(self, process: Process, address: int, entry: Entry) -> None:
+        what, pfn = "holds a swap, migration or marker entry", None
+        if entry.kind is EntryKind.PAGE:
+            what, pfn = f"maps pfn {entry.pfn:#x}", entry.pfn
+            with contextlib.suppress(Unreadable):
+                if not entry.special:
+                    self._folios.of(entry.pfn).seen += 1  # the kernel counts it as long as it is there
+        # munmap() takes VMAs out of their tree first and their pages then, and readers may share the lock by that time
+        # (vms_complete_munmap_vmas(), mm/vma.c).
+        held = self._kernel.locked(process.mm + self._layout["mm_struct.mmap_lock"])
+        self._ledger.add(
+            Kind.STRAY_ENTRY,
+            process,
+            None,
+            address,
+            pfn,
+            "no entry",
+            f"pfn {entry.pfn:#x}" if pfn is not None else "an entry",
+            f"{process} {what} at {address:#x}, where it has no VMA: no reverse walk comes by it, and nothing will "
+            "ever take it away",
+            Severity.IN_MOTION if held else Severity.ERROR,
+        )
 
     def _check_chain(self, process: Process, vma: Vma) -> frozenset[int]:
         """The anon_vmas a VMA belongs to."""
