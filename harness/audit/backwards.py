@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from harness.audit.chain import Endless, chain
 from harness.audit.findings import Kind, Severity
 from harness.audit.folios import ANON, KSM, Folios
 from harness.audit.kernel import Kernel, Process, Vma
@@ -15,10 +16,6 @@ from harness.audit.rmap import AnonVma, Link, ReverseMap, StableNode
 
 #: struct ksm_rmap_item.address: "is listed from the stable tree" (mm/ksm.c)
 _STABLE_FLAG = 0x200
-#: mm_slots and rmap items of one process that are followed
-_MOST_SLOTS = 1 << 16
-_MOST_ITEMS = 1 << 20
-_MASK = (1 << 64) - 1
 
 
 class Backwards:
@@ -142,29 +139,17 @@ class Backwards:
         node = layout["ksm_mm_slot.slot"] + layout["mm_slot.mm_node"]
         flag = layout["ksm_rmap_item.address"]
         try:
-            slot = memory.u64(head + node) - node & _MASK
-            for _ in range(_MOST_SLOTS):
-                if slot == head:
-                    break
-                item = memory.u64(slot + layout["ksm_mm_slot.rmap_list"])
-                for _ in range(_MOST_ITEMS):
-                    if not item:
-                        break
+            for link in chain(memory.u64(head + node), memory.u64, head + node):
+                listed = memory.u64(link - node + layout["ksm_mm_slot.rmap_list"])
+                for item in chain(listed, lambda item: memory.u64(item + layout["ksm_rmap_item.rmap_list"])):
                     self.rmap_items += 1
                     if memory.u64(item + flag) & _STABLE_FLAG:
                         self._check_listed(item)
-                    item = memory.u64(item + layout["ksm_rmap_item.rmap_list"])
-                else:
-                    self._loop(slot)
-                slot = memory.u64(slot + node) - node & _MASK
-            else:
-                self._loop(head)
+        except Endless as error:
+            sentence = f"KSM's lists do not end: {error}"
+            self._ledger.add(Kind.BROKEN_CHAIN, None, None, error.address, None, "an end", "none", sentence)
         except Unreadable as error:
             self._ledger.bad_pointer(None, error, "KSM's list of rmap items")
-
-    def _loop(self, at: int) -> None:
-        sentence = f"KSM's list at {at:#x} does not end"
-        self._ledger.add(Kind.BROKEN_CHAIN, None, None, at, None, "an end", "none", sentence)
 
     def _check_listed(self, at: int) -> None:
         item = self._rmap.item(at)

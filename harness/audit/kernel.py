@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A kernel in a dump: its memory, its processes, their VMAs. Every list and tree is bounded: memory may be corrupt."""
+"""A kernel in a dump: its memory, its processes, their VMAs. Memory may be corrupt: nothing is followed for ever."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from harness.audit.chain import Endless, chain
 from harness.audit.layout import Layout
 from harness.audit.memory import DumpError, Facts, Image, Memory, Unreadable
 from harness.audit.pagetable import Format
 
-#: more than any guest has, and few enough to walk
-MOST_TASKS = 1 << 16
-MOST_VMAS = 1 << 17
-_MOST_NODES = 1 << 16
+#: of a maple tree: with ten entries in each node it holds more VMAs than there are addresses
 _MOST_DEPTH = 16
 
 _ELF_MACHINES = {"x86_64": 62, "arm64": 183}
@@ -159,9 +157,10 @@ class Kernel:
         first = self.symbol("init_task")
         tasks = layout["task_struct.tasks"]
         found: dict[int, Process] = {}
-        task, seen = first, 0
         try:
-            while True:
+            # The first is the kernel's own, which has no memory of a user; its link is the list's head.
+            for link in chain(memory.u64(first + tasks), memory.u64, first + tasks):
+                task = link - tasks
                 mm = self._mm_of(task)
                 pid = memory.s32(task + layout["task_struct.pid"])
                 if mm in found:
@@ -172,12 +171,8 @@ class Kernel:
                     name = "".join(c if c.isprintable() else "?" for c in comm.decode(errors="replace"))
                     ppid = memory.s32(parent + layout["task_struct.pid"])
                     found[mm] = Process(pid, ppid, name, mm)
-                task = memory.u64(task + tasks) - tasks & _MASK
-                seen += 1
-                if task == first:
-                    break
-                if seen > MOST_TASKS:
-                    raise DumpError(f"the list of tasks does not end after {MOST_TASKS}: the dump is damaged")
+        except Endless as error:
+            raise DumpError(f"the list of tasks does not end ({error}): the dump is damaged") from error
         except Unreadable as error:
             raise DumpError(f"the list of tasks leads out of memory ({error}): the dump is damaged") from error
         if not found:
@@ -192,14 +187,10 @@ class Kernel:
             return mm
         node = layout["task_struct.thread_node"]
         head = memory.u64(leader + layout["task_struct.signal"]) + layout["signal_struct.thread_head"]
-        link = memory.u64(head)
-        for _ in range(MOST_TASKS):
-            if link == head:
-                return 0
+        for link in chain(memory.u64(head), memory.u64, head):
             mm = memory.u64(link - node + layout["task_struct.mm"])
             if mm:
                 return mm
-            link = memory.u64(link)
         return 0
 
     # --- VMAs --------------------------------------------------------------------------------------------------------
@@ -212,24 +203,18 @@ class Kernel:
         """
         layout = self.layout
         root = self.memory.u64(mm + layout["mm_struct.mm_mt"] + layout["maple_tree.ma_root"])
-        found: list[Vma] = []
-        budget = [_MOST_NODES]
-        for at in self._entries(root, _MASK, 0, budget):
-            found.append(self.vma(at))
-            if len(found) > MOST_VMAS:
-                raise DumpError(f"mm {mm:#x} has more than {MOST_VMAS} VMAs: the dump is damaged")
-        return found
+        return [self.vma(at) for at in self._entries(root, _MASK, 0, set())]
 
-    def _entries(self, node: int, upper: int, depth: int, budget: list[int]) -> Iterator[int]:
+    def _entries(self, node: int, upper: int, depth: int, seen: set[int]) -> Iterator[int]:
         """The entries below a node of a maple tree (include/linux/maple_tree.h)."""
         if depth == 0 and (node & 3 != 2 or node < 4096):  # not xa_is_node(): an entry that is the whole tree, or none
             if node:
                 yield node
             return
-        budget[0] -= 1
-        if depth > _MOST_DEPTH or budget[0] < 0:
-            raise DumpError("a tree of VMAs does not end: the dump is damaged")
         layout, kind, at = self.layout, node >> 3 & 15, node & ~255
+        if depth > _MOST_DEPTH or at in seen:
+            raise DumpError(f"a tree of VMAs does not end, or comes twice by {at:#x}: the dump is damaged")
+        seen.add(at)
         if kind not in (1, 2, 3):  # maple_leaf_64, maple_range_64, maple_arange_64
             raise DumpError(f"a tree of VMAs has a node of unknown type {kind}: the dump is damaged")
         name, count = ("maple_arange_64", layout.slots[1]) if kind == 3 else ("maple_range_64", layout.slots[0])
@@ -244,7 +229,7 @@ class Kernel:
                 if slot > 4096:
                     yield slot
             elif slot:
-                yield from self._entries(slot, pivot, depth + 1, budget)
+                yield from self._entries(slot, pivot, depth + 1, seen)
             if pivot >= upper:
                 return
 

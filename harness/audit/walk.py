@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 
 from harness.audit.backwards import Backwards
+from harness.audit.chain import Endless, chain
 from harness.audit.findings import Audit, Counts, Kind, Page, Region, Severity
 from harness.audit.folios import ANON, KSM, Folio, Folios
 from harness.audit.kernel import VM_HUGETLB, VM_IO, VM_MIXEDMAP, VM_PFNMAP, Kernel, Process, Vma
@@ -19,7 +20,7 @@ from harness.audit.memory import DumpError, Image, Unreadable
 from harness.audit.neighbours import apart
 from harness.audit.pagetable import Entry, Table
 from harness.audit.pagetable import Kind as EntryKind
-from harness.audit.rmap import MOST_LINKS, ReverseMap
+from harness.audit.rmap import ReverseMap
 
 _MASK = (1 << 64) - 1
 
@@ -258,12 +259,7 @@ class _Auditor:
         found: list[int] = []
         offset = layout["anon_vma_chain.same_vma"]
         try:
-            link, met = memory.u64(head), 0
-            while link != head:
-                met += 1  # not what was found: a link that leads to no anon_vma may be its own successor
-                if met > MOST_LINKS:
-                    self._ledger.broken(process, vma, f"the list of anon_vmas of {vma} of {process} does not end")
-                    break
+            for link in chain(memory.u64(head), memory.u64, head):
                 at = link - offset
                 if memory.u64(at + layout["anon_vma_chain.vma"]) != vma.at:
                     self._ledger.broken(
@@ -274,16 +270,17 @@ class _Auditor:
                     self._ledger.broken(
                         process, vma, f"a chain link of {vma} of {process}, at {at:#x}, leads to no anon_vma"
                     )
-                else:
-                    found.append(anon_vma.at)
-                    if at + layout["anon_vma_chain.rb"] not in anon_vma.links:
-                        self._ledger.broken(
-                            process,
-                            vma,
-                            f"{vma} of {process} belongs to anon_vma {anon_vma.at:#x}, but its chain link at {at:#x} "
-                            "is not in the tree of that anon_vma: the kernel cannot find its pages",
-                        )
-                link = memory.u64(link)
+                    continue
+                found.append(anon_vma.at)
+                if at + layout["anon_vma_chain.rb"] not in anon_vma.links:
+                    self._ledger.broken(
+                        process,
+                        vma,
+                        f"{vma} of {process} belongs to anon_vma {anon_vma.at:#x}, but its chain link at {at:#x} "
+                        "is not in the tree of that anon_vma: the kernel cannot find its pages",
+                    )
+        except Endless as error:
+            self._ledger.broken(process, vma, f"the list of anon_vmas of {vma} of {process} does not end: {error}")
         except Unreadable as error:
             self._ledger.bad_pointer(process, error, f"the list of anon_vmas of {vma}", vma)
         if vma.anon_vma and vma.anon_vma not in found:

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Lists of any length are followed; those that come round are noticed soon."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+
+from harness.audit.chain import Endless, chain
+
+
+def test_a_list_is_followed_to_its_end() -> None:
+    assert list(chain(5, lambda at: at - 1)) == [5, 4, 3, 2, 1]
+    assert list(chain(5, lambda at: at + 1, end=8)) == [5, 6, 7]
+    assert list(chain(0, lambda at: at)) == list(chain(8, lambda at: at, end=8)) == []
+
+
+def test_a_long_list_is_no_endless_one() -> None:
+    assert sum(1 for _ in chain(1 << 18, lambda at: at - 1)) == 1 << 18
+
+
+@pytest.mark.parametrize("tail", [0, 1, 2, 7, 64, 1000])
+@pytest.mark.parametrize("loop", [1, 2, 3, 8, 100])
+def test_a_list_that_comes_round_is_noticed(tail: int, loop: int) -> None:
+    """1 -> 2 -> ... -> tail + 1 -> ... -> tail + loop -> tail + 1"""
+    followed = chain(1, lambda at: at + 1 if at < tail + loop else tail + 1)
+    met: list[int] = []
+    with pytest.raises(Endless) as caught:
+        met.extend(islice(followed, 10 * (tail + loop) + 10))
+    assert len(met) <= 3 * (tail + loop) + 1
+    assert tail < caught.value.address <= tail + loop
+
+
+def test_the_head_of_a_list_that_is_only_reached_by_its_tail_is_not_its_end() -> None:
+    """A list whose last element leads to its first, and not to the head."""
+    following = {1: 2, 2: 3, 3: 1}
+    with pytest.raises(Endless):
+        list(chain(1, following.__getitem__, end=99))
