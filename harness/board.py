@@ -107,11 +107,11 @@ def connect(spec: SshSpec, deadline: Deadline) -> paramiko.SSHClient:
 def _through(proxy: str) -> socket.socket:
     """A connection through a command's stdin and stdout.
 
-    The command sees it end, and is hung up on when we end, as ssh(1) does: one that notices neither would hold our
-    stderr open, and who reads that waits for it.
+    The command sees it end, and is ended when we end: one that did not notice would hold our stderr open, and who
+    reads that waits for it. With SIGTERM, not SIGHUP as by ssh(1): under nohup(1) that is ignored.
     """
     ours, theirs = socket.socketpair()
-    command = [find_program("setpriv", "util-linux"), "--pdeathsig", "HUP", "--", "sh", "-c", f"exec {proxy}"]
+    command = [find_program("setpriv", "util-linux"), "--pdeathsig", "TERM", "--", "sh", "-c", f"exec {proxy}"]
     with theirs:
         process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno(), start_new_session=True)
     threading.Thread(target=process.wait, name=f"proxy {process.pid}", daemon=True).start()
