@@ -410,6 +410,30 @@ def test_userfault(relocate: bool, area: CarveOut, source: Mapping, flags: int, 
     check_pages(result)
 
 
+def test_userfault_that_stays_behind(relocate: bool, area: CarveOut, source: Mapping) -> None:
+    """Row 62, uffd: without the event the memory is not registered any more once it has moved, and so it merges with
+    a neighbour that never was.
+
+    ::
+
+        page   15        20        25
+               |fffffffff|sssssssss|     one mapping, of which nothing is registered
+    """
+    system.require_config("USERFAULTFD")
+    neighbour = area.map(_TO - _PAGES, _PAGES).fill()
+    with Userfault(0) as uffd:
+        uffd.register(source)
+        result = moved(relocate, area, source, area.page(_TO), MREMAP_MUST_RELOCATE_ANON)
+    if result is not None:
+        found = maps.vma_at(result.address)
+        expected = (neighbour.address, result.end)
+        assert (found.start, found.end) == expected, (
+            f"{found} did not merge with its neighbour at {neighbour.address:#x}"
+        )
+        check_pages(neighbour)
+    check_pages(source if result is None else result)
+
+
 @ways
 def test_guard_pages(relocate: bool, area: CarveOut, flags: int) -> None:
     """Row 63, guard: guard pages are entries of the page table, and go along.

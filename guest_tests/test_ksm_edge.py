@@ -34,6 +34,7 @@ from guest_tests.mm.probes import Place, Probe
 from guest_tests.mm.probes.migration import SoftOffline
 from guest_tests.mm.probes.poison import HwPoison
 from guest_tests.mm.proctree import Child
+from guest_tests.relocation import refused_move
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +170,20 @@ def test_a_scan_finds_what_was_moved_while_in_the_swap_cache(probe: Probe, area:
         pair.check()
 
 
+def _called_off_in_swap_cache(area: CarveOut, ksm: Ksm) -> Pair:
+    """A merged pair, swapped out but kept in the swap cache; merging called off for one page; both read back."""
+    memcg.require_memcg()
+    swap.require_swap()
+    pair = equal_pair(area)
+    ksm.scan()
+    assert_merged(pair.places)
+    with referenced(pair.stayed.address):
+        swap_out(pair.places)
+        pair.moved.madvise(syscalls.MADV_UNMERGEABLE)
+        read_back(pair.stayed, pair.moved)
+    return pair
+
+
 @pytest.mark.finding("ksm-swapcache-unmergeable", match="after MADV_UNMERGEABLE the page at")
 def test_no_merged_page_comes_back_where_merging_was_called_off(area: CarveOut, ksm: Ksm) -> None:
     """Row 128, unmergeable-after: the same with MADV_UNMERGEABLE, and no ksmd to repair it later.
@@ -184,15 +199,7 @@ def test_no_merged_page_comes_back_where_merging_was_called_off(area: CarveOut, 
     In fact A comes back (ksm_might_need_to_copy(), mm/ksm.c of 6.12 and 7.3). As the mapping is not mergeable any more,
     ksmd drops its entry for page 1 and never makes a new one: no walk finds page 1 as long as it is mapped.
     """
-    memcg.require_memcg()
-    swap.require_swap()
-    pair = equal_pair(area)
-    ksm.scan()
-    assert_merged(pair.places)
-    with referenced(pair.stayed.address):
-        swap_out(pair.places)
-        pair.moved.madvise(syscalls.MADV_UNMERGEABLE)
-        read_back(pair.stayed, pair.moved)
+    pair = _called_off_in_swap_cache(area, ksm)
     ksm.scan()
     pair.check()
     frame = pagemap.pfn(pair.moved.address)
@@ -202,6 +209,26 @@ def test_no_merged_page_comes_back_where_merging_was_called_off(area: CarveOut, 
         f"{pair.stayed.address:#x}, and three scans do not change that. Its reverse walk: {walked}"
     )
     assert_unmerged(pair.moved, [pair.stayed])
+
+
+def test_a_merged_page_where_merging_was_called_off_is_refused_early(relocate: bool, area: CarveOut, ksm: Ksm) -> None:
+    """Row 128, unmergeable-after: such a page cannot be relocated, and no move un-merges it. A kernel must see that
+    before it makes room at the destination.
+
+    ::
+
+        page          0   1        10
+        called off  | A | A |    | d |    A at page 1 is mapped as it was, in a mapping that is not mergeable
+        refused     | A | A |    | d |
+    """
+    pair = _called_off_in_swap_cache(area, ksm)
+    ksm.stop()
+    if pagemap.pfn(pair.moved.address) != pagemap.pfn(pair.stayed.address):
+        pytest.skip("this kernel gives the page that comes back a frame of its own: nothing to refuse")
+    there = area.map(10, 1).fill(seed=3)
+    refused_move(relocate, area, pair.moved, there.address)
+    there.check()
+    pair.check()
 
 
 # --- what KSM remembers of places that are gone ------------------------------------------------------------------

@@ -204,6 +204,25 @@ def test_between_faulted(relocate: bool, area: CarveOut, flags: int) -> None:
     _move_between(relocate, area, flags, faulted=[0, 10], to=5, plain=_THREE, relocated=[(0, 5), (5, 10)])
 
 
+@pytest.mark.parametrize("unlike", ["before", "after"])
+def test_between_a_neighbour_alike_and_one_that_is_not(relocate: bool, area: CarveOut, unlike: str) -> None:
+    """Row 32, between-faulted: only one of two faulted neighbours has the same protection. The one it can merge with
+    has to be the one whose anon_vma is joined, though the other one would do for that as well.
+
+    ::
+
+        page   10        15        20        25
+               |fffffffff|sssssssss|rrrrrrrrr|     two where r, which is read-only, comes after, or before
+    """
+    neighbours = {"before": _block(area, 10), "after": _block(area, 20)}
+    neighbours[unlike].mprotect(PROT_READ)
+    moved = _moved(relocate, area, _block(area, _AWAY), 15, MREMAP_MUST_RELOCATE_ANON)
+    if moved is not None:
+        merged: Layout = [(10, 10), (20, 5)] if unlike == "after" else [(10, 5), (15, 10)]
+        expect_layout(area, merged, f"relocated memory is all that its neighbour is, but for the one {unlike} it")
+        _still_works(moved, *neighbours.values())
+
+
 @plain_or_must
 def test_between_the_halves_of_one_mapping(relocate: bool, area: CarveOut, flags: int) -> None:
     """Row 33, between-correct-faulted: the neighbours share their anon_vma, because they were one mapping. Without flag

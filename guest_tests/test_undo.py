@@ -14,13 +14,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from guest_tests.checks import State, expect_layout, fails
-from guest_tests.mm import maps, pagemap, syscalls, system
+from guest_tests.mm import maps, pagemap, syscalls, system, vmstat
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, move
 from guest_tests.mm.proctree import Child
 from guest_tests.mm.syscalls import (
@@ -176,6 +177,40 @@ def test_falling_back_where_page_tables_could_move(relocate: bool, number: int) 
             arm(number)
             result = move(source, area.page(4 * pages), MREMAP_RELOCATE_ANON).check()
         check_pages(result)
+
+
+def test_undoing_allocates_no_page_table(relocate: bool) -> None:
+    """Row 95, fault-inject-pgtable: what an undo had to allocate could be refused to it, and the pages of the user
+    would be lost. It goes by where memory came from, and looks for no page table where none was.
+
+    The destination is half a table off: one table there stands for parts of two at the source, one of which is not.
+
+    ::
+
+        page tables      0       1       2               4       5       6       7
+        there before     |p   p   |       |pp      |
+        on the way                                            |p   |p       |pp  |     the last page fails
+    """
+    table = pmd_size() // PAGE_SIZE
+    grown = []
+    with thp("never"), carve_out(8 * table) as area:
+        area.hole(4 * table, 4 * table)
+        for _ in range(3):  # the interpreter may want a table of its own at any time, but not each time
+            source = area.map(0, 3 * table)
+            source.contents = [None] * source.pages
+            for index in (0, table // 2, 2 * table, 2 * table + 1):
+                source.write(index, (index + 1).to_bytes(8, "little"))
+            must = partial(move, source, area.page(4 * table + table // 2), MREMAP_MUST_RELOCATE_ANON)
+            if not relocate:
+                fails(errno.EINVAL, must, "a move that this kernel cannot make")
+                return
+            with _injecting() as arm, counted(relocate, undone=1, refused_injected=1):
+                arm(4)
+                before = vmstat.status()["VmPTE"]
+                fails(errno.EFAULT, must, "a move whose last page fails")
+                grown.append(vmstat.status()["VmPTE"] - before)
+            check_pages(source)
+    assert min(grown) == 0, f"undoing a move of three pages left page tables behind, in kB: {grown}"
 
 
 @pytest.mark.parametrize("number", _NUMBERS)
