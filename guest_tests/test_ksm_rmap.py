@@ -29,7 +29,7 @@ from guest_tests.ksm_scenes import (
     usable,
 )
 from guest_tests.mm import maps, syscalls
-from guest_tests.mm.ksm import Ksm
+from guest_tests.mm.ksm import Ksm, merging_pages
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, map_anonymous, move
 from guest_tests.mm.probes import Place, Probe
 from guest_tests.mm.probes.poison import HwPoison
@@ -217,6 +217,39 @@ def test_a_child_forked_after_the_merge_is_found(probe: Probe, area: CarveOut, k
         if not destroys(probe):
             pair.check()
             child.call(pair.check)
+
+
+@pytest.mark.finding(  # the second is what an audit says, where the probe cannot tell
+    "ksm-forked-forgotten", match=("does not find the page at", "rmap items of its stable node leads there")
+)
+@every_probe
+def test_a_child_is_found_after_its_parent_moved_away(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
+    """Beyond the rows: the child's pages are found by what KSM knows of the parent's, and that does not last.
+
+    ::
+
+        parent   | A | A |          merged, then forked: ksmd knows nothing of the child
+        child    | A | A |
+
+        parent   | A | . |  | b |   moved, which un-merges; the entry for page 1 stays, and still leads to the child
+        child    | A | A |
+
+        parent   | A | . |  | b |   ksmd comes by the parent and drops the entry for page 1; it has yet to make one
+        child    | A |(A)|          for the child, which it visits last (__ksm_enter())
+
+    (mm/ksm.c: scan_get_next_rmap_item(), get_next_rmap_item(), rmap_walk_ksm(); 6.12 and 7.3.)
+    """
+    usable(probe)
+    pair = equal_pair(area, dontfork=False)
+    ksm.scan()
+    assert_merged(pair.places)
+    with Child() as child:
+        move(pair.moved, area.page(10))
+        ksm.scan_until(lambda: merging_pages() == 1, "ksmd to drop the parent's entry for the page that moved away")
+        assert merging_pages(child.pid) == 0, "ksmd has come by the child already: there is nothing to see"
+        places = [pair.places[0], *(Place(place.address, child) for place in pair.places)]
+        assert_merged(places)
+        assert_found(probe, places, "a merge, a fork, a move in the parent, and a visit of ksmd to the parent")
 
 
 @every_probe

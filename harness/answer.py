@@ -56,9 +56,10 @@ def answer(kernel: str, seen: Sequence[dict[str, Any]], again: str) -> list[str]
     lines += ["", *_walks([each for each in seen if each.get("step") == "walk"])]
     lines += [
         "",
-        "These pages were present when they moved. What becomes of pages moved while swapped out is another matter:",
+        "These pages were present when they moved, and no other process had them. Two cases are not so well: pages",
+        "moved while swapped out (ksm-swapcache-move), and pages that a child inherited from a process which moved its",
+        "own away (ksm-forked-forgotten). Both are among the findings in the README, with the tests that show them.",
     ]
-    lines += ["see ksm-swapcache-move among the findings in the README, and guest_tests/test_ksm_edge.py."]
     return [*lines, "", "See it again:", f"  {again}"]
 
 

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -258,6 +259,19 @@ class Ksm:
         try:
             # ksmd is nice 5 and starves behind anything busy.
             wait_until(lambda: read("full_scans") >= goal, f"{passes} full scans of ksmd", seconds=20.0)
+        finally:
+            self.stop()
+
+    def scan_until(self, done: Callable[[], bool], what: str) -> None:
+        """Let ksmd look at one page at a time, with a pause after each, and stop it in the middle of its scan.
+
+        :param what: completes "waiting for …".
+        :raises TimeoutError: if ``done()`` is not true in time.
+        """
+        self.set(pages_to_scan=1, sleep_millisecs=100)
+        write("run", 1)
+        try:
+            wait_until(done, what, seconds=20.0)
         finally:
             self.stop()
 
