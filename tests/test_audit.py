@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import zstandard
 
 from harness.audit import layout, memory, walk
 from harness.audit.findings import MOST_FINDINGS, Audit, Kind, Severity
-from harness.audit.kernel import VM_MIXEDMAP, Kernel, Vma
+from harness.audit.kernel import VM_MIXEDMAP, VM_SHARED, Kernel, Vma
 from harness.audit.ledger import Ledger
 from harness.audit.live import Auditor, seen_always
 from harness.audit.memory import DumpError, ElfImage
@@ -54,6 +55,44 @@ class Case:
 
     def member(self, at: int, name: str) -> int:
         return at + self.layout[name]
+
+    def lock(self, semaphore: int, count: int = 1) -> None:
+        """Give an rw_semaphore a writer (1), or readers (256 for each)."""
+        self.put(self.member(semaphore, "rw_semaphore.count"), count)
+
+    def lock_mm(self, pid: int, count: int = 1) -> None:
+        self.lock(self.member(self.mm(pid), "mm_struct.mmap_lock"), count)
+
+    def set_ksm_to_work(self) -> None:
+        """Have the mutex of ksmd held: by taking a word for it that is not 0."""
+        word = self.layout.symbols["init_task"] + self.layout["task_struct.tasks"] - self.layout["mutex.owner"]
+        self.layout = replace(self.layout, symbols={**self.layout.symbols, "ksm_thread_mutex": word})
+
+    def end(self, pid: int) -> None:
+        """Take a process out of the list of tasks."""
+        mm = self.mm(pid)
+        tasks, task = self.layout["task_struct.tasks"], self.kernel.symbol("init_task")
+        while self.memory.u64(task + self.layout["task_struct.mm"]) != mm:
+            place, task = task + tasks, self.memory.u64(task + tasks) - tasks
+        self.put(place, self.memory.u64(task + tasks))
+
+    def detach(self, vma: Vma) -> None:
+        """Take a VMA out of the tree of its process."""
+        layout = self.layout
+        nodes = [self.memory.u64(vma.mm + layout["mm_struct.mm_mt"] + layout["maple_tree.ma_root"])]
+        while nodes:
+            node = nodes.pop()
+            kind = node >> 3 & 15
+            name = "maple_arange_64" if kind == 3 else "maple_range_64"
+            for index in range(layout.slots[kind == 3]):
+                place = (node & ~255) + layout[f"{name}.slot"] + 8 * index
+                slot = self.memory.u64(place)
+                if slot == vma.at:
+                    self.put(place, 0)
+                    return
+                if kind != 1 and slot >> 63:
+                    nodes.append(slot)
+        raise AssertionError(f"{vma} is not in the tree of VMAs")
 
     # --- finding things in the scene
 
@@ -419,6 +458,19 @@ def test_what_munmap_has_yet_to_take_away_is_not_called_wrong(case: Case, count:
     assert [(each.kind, each.address) for each in audit.findings] == [(Kind.STRAY_ENTRY, at)]
 
 
+def test_a_mapping_that_munmap_has_yet_to_forget_is_not_called_wrong(case: Case) -> None:
+    """Out of the tree of VMAs, and with readers by its side; anon_vmas still lead there."""
+    vma = case.vma(case.scene.moved[0])
+    case.detach(vma)
+    wrong = case.audit().errors
+    assert any(f"leads to a VMA at {vma.at:#x} that no process has" in each.sentence for each in wrong)
+    assert {Kind.STALE_RMAP_ITEM, Kind.COUNT_MISMATCH, Kind.STRAY_ENTRY} <= {each.kind for each in wrong}
+    case.lock_mm(case.scene.pid, 256)
+    audit = case.audit()
+    assert audit.errors == ()
+    assert {each.kind for each in audit.findings} == {Kind.STRAY_ENTRY}
+
+
 # --- spoilt dumps: counts, pointers, loops ---------------------------------------------------------------------------
 
 
@@ -494,7 +546,9 @@ def test_a_vma_tree_that_leads_nowhere_is_named(case: Case) -> None:
     mm = case.mm(case.scene.pid)
     case.put(mm + case.layout["mm_struct.mm_mt"] + case.layout["maple_tree.ma_root"], 0xFFFF_FFFF_DEAD_001E)
     audit = case.audit()
-    assert any(each.kind is Kind.BAD_POINTER and "tree of VMAs" in each.sentence for each in audit.errors)
+    assert [each.kind for each in audit.errors] == [Kind.BAD_POINTER], "what cannot be read says nothing of the rest"
+    assert "tree of VMAs" in audit.errors[0].sentence
+    assert Kind.STRAY_ENTRY not in {each.kind for each in audit.findings}
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -595,7 +649,7 @@ def test_a_layout_of_another_format_is_refused() -> None:
     text = (DUMPS / f"{NAMES[0]}.layout.json").read_text()
     assert layout.Layout.from_json(text).arch == "x86_64"
     with pytest.raises(layout.DebugInfoError):
-        layout.Layout.from_json(text.replace('"format": 1', '"format": 0'))
+        layout.Layout.from_json(text.replace(f'"format": {layout.FORMAT}', '"format": 0'))
     with pytest.raises(layout.DebugInfoError):
         layout.Layout.from_json("[]")
 
@@ -656,6 +710,214 @@ def test_what_is_wrong_or_locked_is_looked_at_again(
     assert bool(found.errors) == states.endswith("bb")
 
 
+# --- what excuses, and what does not ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 256])
+def test_a_process_that_has_nothing_to_do_with_it_excuses_nothing(case: Case, count: int) -> None:
+    """Somebody always changes its mappings."""
+    anon_vma = case.anon_vma(case.scene.moved[0])
+    place = case.member(anon_vma.at, "anon_vma.num_active_vmas")
+    case.put(place, case.memory.u64(place) + 1)
+    case.put(case.member(case.page(case.scene.stayed[2]), "folio._mapcount"), 2, "<i")
+    node = case.node()
+    case.put(case.member(node.at, "ksm_stable_node.rmap_hlist_len"), node.length + 1, "<i")
+    wrong = case.audit().errors
+    assert len(wrong) == 3
+    case.lock_mm(1, count)
+    assert case.audit().errors == wrong
+
+
+def test_a_stable_node_may_lag_behind_a_process_of_its_own(case: Case) -> None:
+    node = case.node()
+    case.put(case.member(node.at, "ksm_stable_node.rmap_hlist_len"), node.length + 1, "<i")
+    case.lock_mm(case.scene.pid)
+    assert [each.severity for each in case.audit().findings] == [Severity.IN_MOTION]
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_first_fault_that_has_yet_to_link_its_vma_is_not_called_wrong(case: Case, locked: bool) -> None:
+    """__anon_vma_prepare() notes the anon_vma first, and makes the link under the lock of the anon_vma alone."""
+    vma = case.vma(case.scene.moved[0])
+    anon_vma = case.rmap.anon_vma(vma.anon_vma)
+    assert anon_vma is not None
+    head = case.member(vma.at, "vm_area_struct.anon_vma_chain")
+    case.put(head, head)
+    if locked:
+        case.lock(case.member(anon_vma.root, "anon_vma.rwsem"))
+    sentences = {each.severity: each.sentence for each in case.audit().findings if "puts new pages" in each.sentence}
+    assert sentences.keys() == {Severity.IN_MOTION if locked else Severity.ERROR}
+    assert bool(case.audit().errors) is not locked
+
+
+def ksm_page_without_a_node(case: Case) -> None:
+    case.put(case.member(case.page(case.scene.ksm[0]), "folio.mapping"), 3)
+
+
+def ksm_item_that_was_not_counted_down(case: Case) -> None:
+    node = case.node()
+    case.put(case.member(node.at, "ksm_stable_node.rmap_hlist_len"), node.length + 1, "<i")
+
+
+def ksm_item_cut_from_its_list(case: Case) -> None:
+    case.put(case.member(case.node().items[0].at, "ksm_rmap_item.hlist"), 0)
+
+
+def ksm_page_counted_before_it_is_mapped(case: Case) -> None:
+    case.put(case.member(case.page(case.scene.ksm[0]), "folio._mapcount"), 4, "<i")
+
+
+def ksm_anon_vma_that_was_put_back(case: Case) -> None:
+    case.put(case.member(case.node().items[0].anon_vma, "anon_vma.refcount"), 1, "<i")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        ksm_page_without_a_node,
+        ksm_item_that_was_not_counted_down,
+        ksm_item_cut_from_its_list,
+        ksm_page_counted_before_it_is_mapped,
+        ksm_anon_vma_that_was_put_back,
+    ],
+)
+def test_what_ksmd_is_about_to_finish_is_not_called_wrong(case: Case, spoil: Callable[[Case], None]) -> None:
+    spoil(case)
+    wrong = case.audit()
+    assert wrong.errors
+    case.set_ksm_to_work()
+    audit = case.audit()
+    assert audit.errors == ()
+    assert [each.sentence for each in audit.findings] == [each.sentence for each in wrong.findings]
+
+
+def test_ksmd_at_work_excuses_no_other_page(case: Case) -> None:
+    at = case.scene.moved[1]
+    case.put(case.member(case.page(at), "folio.index"), 7)
+    case.put(case.member(case.page(case.scene.stayed[2]), "folio._mapcount"), 2, "<i")
+    case.set_ksm_to_work()
+    assert {each.kind for each in case.audit().errors} == {Kind.WRONG_INDEX, Kind.COUNT_MISMATCH}
+
+
+def test_a_kernel_whose_mutexes_do_not_say_who_holds_them_is_audited_all_the_same(case: Case) -> None:
+    """As with CONFIG_PREEMPT_RT."""
+    ksm_item_that_was_not_counted_down(case)
+    case.set_ksm_to_work()
+    offsets = {name: at for name, at in case.layout.offsets.items() if name != "mutex.owner"}
+    assert len(walk.audit(case.image, replace(case.layout, offsets=offsets)).errors) == 1
+
+
+@pytest.mark.parametrize("count", [1, 256])
+def test_a_page_is_counted_a_moment_before_or_after_it_is_mapped(case: Case, count: int) -> None:
+    case.put(case.member(case.page(case.scene.stayed[2]), "folio._mapcount"), 2, "<i")
+    assert len(case.audit().errors) == 1
+    case.lock_mm(case.scene.child, count)
+    assert [each.severity for each in case.audit().findings] == [Severity.IN_MOTION]
+
+
+def test_a_fault_that_locks_a_vma_alone_may_be_mapping_a_page(case: Case) -> None:
+    at = case.scene.stayed[2]
+    case.put(case.member(case.page(at), "folio._mapcount"), 2, "<i")
+    vma = case.vma(at, case.scene.child).at
+    if case.layout.has("vm_area_struct.vm_refcnt"):
+        case.put(case.member(vma, "vm_area_struct.vm_refcnt"), 2, "<I")
+    else:
+        # The semaphore is not in the dump: any word above 255 does for one that has readers.
+        case.put(
+            case.member(vma, "vm_area_struct.vm_lock"),
+            case.kernel.symbol("init_task") + case.layout["task_struct.tasks"],
+        )
+    assert [each.severity for each in case.audit().findings] == [Severity.IN_MOTION]
+
+
+def test_processes_that_no_task_has_any_more_are_found_by_ksm(case: Case) -> None:
+    """As a process ends, when nobody else shares its anon_vmas: KSM's items still lead to its pages."""
+    before = case.kernel.processes()
+    for process in before:
+        if process.pid != 1:  # which has no anon_vma in common with them
+            case.end(process.pid)
+    audit = case.audit()
+    assert audit.errors == ()
+    assert audit.counts.processes == len(before)
+
+
+def test_a_process_that_is_long_gone_is_not_looked_for(case: Case) -> None:
+    """KSM holds what is left of it, which has no VMAs, until ksmd comes by."""
+    mm = case.mm(case.scene.child)
+    case.end(case.scene.child)
+    case.put(mm + case.layout["mm_struct.mm_mt"] + case.layout["maple_tree.ma_root"], 0)
+    assert case.audit().counts.processes == len(case.kernel.processes())
+
+
+def test_a_thread_of_the_kernel_that_calls_the_firmware_is_no_process(case: Case) -> None:
+    before = case.kernel.processes()
+    tasks, task = case.layout["task_struct.tasks"], case.kernel.symbol("init_task")
+    while True:
+        task = case.memory.u64(task + tasks) - tasks
+        if not case.memory.u64(task + case.layout["task_struct.mm"]):
+            break
+    case.put(task + case.layout["task_struct.mm"], case.kernel.symbol("efi_mm"))
+    assert case.kernel.processes() == before
+    assert case.audit().findings == ()
+
+
+# --- trees and lists that do not fit each other ----------------------------------------------------------------------
+
+
+def two_links(case: Case) -> tuple[Vma, int, int]:
+    """A VMA that belongs to two anon_vmas, and its links: to its own anon_vma, and to the other one."""
+    own, other = case.layout["anon_vma_chain.same_vma"], case.layout["anon_vma_chain.anon_vma"]
+    for vma in case.kernel.vmas(case.mm(case.scene.child)):
+        head = case.member(vma.at, "vm_area_struct.anon_vma_chain")
+        first = case.memory.u64(head)
+        second = case.memory.u64(first)
+        if first != head and second != head and case.memory.u64(second) == head:
+            links = sorted((first - own, second - own), key=lambda at: case.memory.u64(at + other) != vma.anon_vma)
+            if case.memory.u64(links[0] + other) == vma.anon_vma:
+                return vma, *links
+    raise AssertionError("no VMA belongs to two anon_vmas")
+
+
+def test_a_link_that_its_vma_does_not_know_is_named(case: Case) -> None:
+    """It stays in the tree when the VMA is freed."""
+    vma, kept, lost = two_links(case)
+    head, offset = case.member(vma.at, "vm_area_struct.anon_vma_chain"), case.layout["anon_vma_chain.same_vma"]
+    case.put(head, kept + offset)
+    case.put(kept + offset, head)
+    audit = case.audit()
+    other = case.memory.u64(lost + case.layout["anon_vma_chain.anon_vma"])
+    assert named(audit, Kind.BROKEN_CHAIN) == {(other, None)}
+    assert any(
+        f"a link at {lost:#x} of {vma} that the list of this VMA lacks" in each.sentence for each in audit.errors
+    )
+
+
+def test_a_vma_that_belongs_to_an_anon_vma_twice_is_named(case: Case) -> None:
+    vma, first, second = two_links(case)
+    place = case.layout["anon_vma_chain.anon_vma"]
+    case.put(second + place, case.memory.u64(first + place))
+    assert any(f"{vma} of" in each.sentence and "twice" in each.sentence for each in case.audit().errors)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_node_that_climbs_astray_is_named(case: Case, whole: bool) -> None:
+    """A search that has been below a node goes on from the parent that the node names."""
+    anon_vma = case.anon_vma(case.scene.moved[0])
+    assert len(anon_vma.links) > 1
+    node = next(each for each in anon_vma.links if each != anon_vma.top)
+    place = case.member(node, "rb_node.__rb_parent_color")
+    case.put(place, case.memory.u64(place) & 3)
+    audit = case.audit(pids=[] if whole else [case.scene.pid])
+    assert named(audit, Kind.BROKEN_CHAIN) == {(anon_vma.at, None)}
+    assert f"is below {anon_vma.links[node].parent:#x}" in audit.errors[0].sentence
+
+
+def test_the_trees_are_checked_for_some_processes_alone(case: Case) -> None:
+    anon_vma = case.anon_vma(case.scene.moved[0])
+    case.put(anon_vma.links[anon_vma.top].at + case.layout["anon_vma_chain.rb_subtree_last"], 1 << 40)
+    assert any("turn back too early" in each.sentence for each in case.audit(pids=[case.scene.pid]).errors)
+
+
 # --- what decides whether a page is looked at ------------------------------------------------------------------------
 
 
@@ -702,6 +964,43 @@ def test_pages_that_a_driver_maps_are_not_anonymous(case: Case) -> None:
     assert case.audit().errors == ()
 
 
+def written_page_of_a_file(case: Case, writable: bool) -> tuple[int, Vma]:
+    """A page of a private file mapping that was written to, and can be or not; and its VMA."""
+    for vma in case.kernel.vmas(case.mm(case.scene.pid)):
+        if not vma.ops or vma.flags & (VM_SHARED | VM_MIXEDMAP):
+            continue
+        for at in range(vma.start, vma.end, case.kernel.page_size):
+            entry = case.kernel.tables.decode(case.entry(at), 0)
+            if entry.kind is EntryKind.PAGE and entry.writable is writable:
+                return at, vma
+    raise AssertionError("the scene has no such page")
+
+
+@pytest.mark.parametrize("mapping", [0, 0xFFFF_8880_0123_4560])
+def test_a_page_that_was_written_to_in_a_private_file_mapping_must_say_that_it_is_anonymous(
+    case: Case, mapping: int
+) -> None:
+    at, _ = written_page_of_a_file(case, writable=True)
+    case.put(case.member(case.page(at), "folio.mapping"), mapping)
+    audit = case.audit()
+    assert named(audit, Kind.UNREACHABLE) == {(at, case.pfn(at))}
+    assert "private, and writable there" in audit.errors[0].sentence
+
+
+def test_a_page_of_a_file_that_cannot_be_written_to_is_no_anonymous_one(case: Case) -> None:
+    at, _ = written_page_of_a_file(case, writable=False)
+    case.put(case.member(case.page(at), "folio.mapping"), 0xFFFF_8880_0123_4560)
+    assert case.audit().errors == ()
+
+
+@pytest.mark.parametrize("flag", [VM_SHARED, VM_MIXEDMAP])
+def test_a_writable_page_of_a_shared_file_or_a_driver_is_no_anonymous_one(case: Case, flag: int) -> None:
+    at, vma = written_page_of_a_file(case, writable=True)
+    case.put(case.member(case.page(at), "folio.mapping"), 0xFFFF_8880_0123_4560)
+    case.put(case.member(vma.at, "vm_area_struct.vm_flags"), vma.flags | flag)
+    assert case.audit().errors == ()
+
+
 def test_a_page_of_ksm_on_a_kernel_without_it_is_named(case: Case) -> None:
     offsets = {name: at for name, at in case.layout.offsets.items() if not name.startswith("ksm_")}
     without = layout.Layout(**{**vars(case.layout), "offsets": offsets})
@@ -725,10 +1024,7 @@ def test_a_parent_that_no_task_has_any_more_is_found_by_its_children(case: Case,
     """As between exit_mm() and the end of exit_mmap(): its pages are still mapped there."""
     before = {each.pid: each for each in case.kernel.processes()}
     parent = case.scene.pid if not generation else before[case.scene.pid].parent
-    tasks, task = case.layout["task_struct.tasks"], case.kernel.symbol("init_task")
-    while case.memory.u64(task + case.layout["task_struct.mm"]) != before[parent].mm:
-        place, task = task + tasks, case.memory.u64(task + tasks) - tasks
-    case.put(place, case.memory.u64(task + tasks))
+    case.end(parent)
     assert before.keys() - {each.pid for each in case.kernel.processes()} == {parent}
     audit = case.audit()
     assert audit.errors == ()

@@ -129,5 +129,15 @@ def test_the_zero_page_is_special() -> None:
     assert not X86.decode(0x1000 | 0x25, 0).special
 
 
+def test_a_page_that_may_be_written_to_says_so_clean_or_dirty() -> None:
+    assert X86.decode(0x1000 | 0x67, 0).writable
+    assert X86.decode(0x20_0000 | 0xE7, 1).writable
+    assert not X86.decode(0x1000 | 0x65, 0).writable, "dirty is not writable"
+    for read_only in (0, 1 << 7):  # with PTE_WRITE, PTE_RDONLY means that it is clean
+        assert ARM[4].decode(1 << 51 | read_only | 0x1003, 0).writable
+        assert not ARM[4].decode(1 << 55 | read_only | 0x1003, 0).writable
+    assert ARM[4].decode(1 << 51 | 0x20_0001, 1).writable
+
+
 def test_nothing_is_nothing() -> None:
     assert X86.decode(0, 0).kind is ARM[4].decode(0, 2).kind is Kind.NONE

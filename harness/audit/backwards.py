@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 
 from harness.audit.chain import Endless, chain
 from harness.audit.findings import Kind, Severity
-from harness.audit.folios import ANON, KSM, Folios
+from harness.audit.folios import ANON, KSM, Folio, Folios
 from harness.audit.kernel import Kernel, Process, Vma
 from harness.audit.ledger import Ledger
 from harness.audit.memory import Unreadable
@@ -24,6 +24,7 @@ class Backwards:
     :param processes: by address space.
     :param vmas: every VMA, by where the kernel keeps it.
     :param ksm_places: where KSM pages are mapped: (mm, address) to frame; None if not everything was looked at.
+    :param listed: whether the VMA of a link has the link in its own list, as far as is known.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Backwards:
         processes: Mapping[int, Process],
         vmas: Mapping[int, Vma],
         ksm_places: Mapping[tuple[int, int], int] | None,
+        listed: Callable[[Link], bool],
     ) -> None:
         self._kernel = kernel
         self._memory = kernel.memory
@@ -45,6 +47,8 @@ class Backwards:
         self._processes = processes
         self._vmas = vmas
         self._ksm_places = ksm_places
+        self._listed = listed
+        self._ksm_at_work = kernel.ksm_at_work()
         #: items in KSM's lists
         self.rmap_items = 0
         #: those in the stable tree hold a reference to their anon_vma
@@ -128,28 +132,34 @@ class Backwards:
         severity: Severity = Severity.ERROR,
     ) -> None:
         sentence = f"the stable node at {node.at:#x}, of pfn {node.pfn:#x}, {what}"
-        self._ledger.add(kind, None, None, node.at, node.pfn, expected, actual, sentence, severity)
+        mms = {item.mm for item in node.items}
+        self._ledger.add(kind, None, None, node.at, node.pfn, expected, actual, sentence, self._of_ksm(severity), mms)
+
+    def _of_ksm(self, severity: Severity = Severity.ERROR) -> Severity:
+        """What a finding about KSM weighs: less while KSM is at work.
+
+        A page is called KSM's before it has a stable node, and an item is cut from its list before it is counted down
+        (try_to_merge_one_page(), remove_rmap_item_from_tree()), under ksm_thread_mutex alone.
+        """
+        return Severity.IN_MOTION if self._ksm_at_work and severity is Severity.ERROR else severity
 
     def check_ksm_lists(self) -> None:
         """Follow KSM's list of every process it knows: items that are nowhere mapped, but in the stable tree."""
-        head = self._kernel.symbol("ksm_mm_head")
-        if not head or not self._layout.has("ksm_mm_slot.slot"):
-            return
         layout, memory = self._layout, self._memory
-        node = layout["ksm_mm_slot.slot"] + layout["mm_slot.mm_node"]
-        flag = layout["ksm_rmap_item.address"]
         try:
-            for link in chain(memory.u64(head + node), memory.u64, head + node):
-                listed = memory.u64(link - node + layout["ksm_mm_slot.rmap_list"])
+            for slot in self._kernel.ksm_slots():
+                listed = memory.u64(slot + layout["ksm_mm_slot.rmap_list"])
                 for item in chain(listed, lambda item: memory.u64(item + layout["ksm_rmap_item.rmap_list"])):
                     self.rmap_items += 1
-                    if memory.u64(item + flag) & _STABLE_FLAG:
+                    if memory.u64(item + layout["ksm_rmap_item.address"]) & _STABLE_FLAG:
                         self._check_listed(item)
         except Endless as error:
             sentence = f"KSM's lists do not end: {error}"
-            self._ledger.add(Kind.BROKEN_CHAIN, None, None, error.address, None, "an end", "none", sentence)
+            self._ledger.add(
+                Kind.BROKEN_CHAIN, None, None, error.address, None, "an end", "none", sentence, self._of_ksm()
+            )
         except Unreadable as error:
-            self._ledger.bad_pointer(None, error, "KSM's list of rmap items")
+            self._ledger.bad_pointer(None, error, "KSM's list of rmap items", severity=self._of_ksm())
 
     def _check_listed(self, at: int) -> None:
         item = self._rmap.item(at)
@@ -169,6 +179,8 @@ class Backwards:
                 "none",
                 f"the rmap item at {at:#x}, for {item.address:#x} of mm {item.mm:#x}, says it belongs to the stable "
                 f"node at {item.head:#x}, which does not list it: the kernel cannot find this mapping",
+                self._of_ksm(),
+                {item.mm},
             )
 
     def check_mapcounts(self) -> None:
@@ -176,6 +188,11 @@ class Backwards:
         for folio in self._folios:
             if not folio.mapping & ANON or not folio.seen or folio.seen == folio.mapcount:
                 continue
+            links = self._links_of(folio)
+            ksm = folio.mapping & KSM == KSM
+            severity = self._of_ksm() if ksm else Severity.ERROR
+            if folio.locked or self._is_touched(links):
+                severity = Severity.IN_MOTION
             self._ledger.add(
                 Kind.COUNT_MISMATCH,
                 None,
@@ -186,23 +203,90 @@ class Backwards:
                 str(folio.mapcount),
                 f"pfn {folio.pfn:#x} is mapped by {folio.seen} page-table entries, and the kernel counts "
                 f"{folio.mapcount}",
-                Severity.IN_MOTION if folio.locked else Severity.ERROR,
+                severity,
+                {link.vma.mm for link in links},
+            )
+
+    def _is_touched(self, links: Iterable[Link]) -> bool:
+        """Whether somebody may be between an entry and its count, in one of the VMAs in which a page is looked for.
+
+        Entries are changed under the lock of their page table, counts a moment before or after (wp_page_copy(),
+        zap_present_ptes()). Nobody says who holds that lock; but they hold mmap_lock or that of the VMA as well.
+        """
+        return any(self._kernel.read_locked(link.vma) or self._kernel.held(link.vma.mm) for link in links)
+
+    def _links_of(self, folio: Folio) -> list[Link]:
+        """The links of all VMAs in which the kernel looks for a page."""
+        at = folio.mapping & ~KSM
+        if folio.mapping & KSM == KSM:
+            node = self._rmap.stable_nodes.get(at)
+            names = {item.anon_vma for item in node.items} if node is not None else set()
+        else:
+            names = {at}
+        known = (self._rmap.anon_vmas.get(each) for each in names)
+        return [link for each in known if each is not None for link in each.links.values()]
+
+    def check_trees(self) -> None:
+        """Check the trees of the anon_vmas that were met."""
+        for anon_vma in (each for each in self._rmap.anon_vmas.values() if each is not None):
+            for trouble in anon_vma.troubles:
+                self._anon_finding(Kind.BROKEN_CHAIN, anon_vma, "a whole tree", trouble, trouble)
+            for link in anon_vma.links.values():
+                if link.vma.at in self._vmas:  # or it is stale, and so is what it says
+                    self._check_link(anon_vma, link)
+
+    def _check_link(self, anon_vma: AnonVma, link: Link) -> None:
+        if link.anon_vma != anon_vma.at:
+            self._anon_finding(
+                Kind.BROKEN_CHAIN,
+                anon_vma,
+                f"{anon_vma.at:#x}",
+                f"{link.anon_vma:#x}",
+                f"its tree holds a link at {link.at:#x} that belongs to anon_vma {link.anon_vma:#x}",
+            )
+            return
+        if not self._listed(link):
+            self._anon_finding(
+                Kind.BROKEN_CHAIN,
+                anon_vma,
+                f"the link at {link.at:#x} in the list of {link.vma}",
+                "not there",
+                f"its tree holds a link at {link.at:#x} of {link.vma} that the list of this VMA lacks: it will stay "
+                "when the VMA goes",
+            )
+        below = [anon_vma.links[each].subtree_last for each in (link.left, link.right) if each in anon_vma.links]
+        largest = max([link.last, *below])
+        if link.subtree_last != largest:
+            self._anon_finding(
+                Kind.BROKEN_CHAIN,
+                anon_vma,
+                f"{largest:#x}",
+                f"{link.subtree_last:#x}",
+                f"its tree notes {link.subtree_last:#x} as the last index below the link of {link.vma}, and it is "
+                f"{largest:#x}: searches may turn back too early",
             )
 
     def check_anon_vmas(self) -> None:
-        """Check the trees and counters of anon_vmas; only of a whole guest, and after KSM's lists."""
-        users = Counter(vma.anon_vma for vma in self._vmas.values() if vma.anon_vma)
+        """Check what uses anon_vmas, and their counters; only of a whole guest, and after KSM's lists."""
+        users: dict[int, list[int]] = defaultdict(list)
+        for vma in self._vmas.values():
+            users[vma.anon_vma].append(vma.mm)
         alive = [each for each in self._rmap.anon_vmas.values() if each is not None and each.links]
         children = Counter(each.parent for each in alive)
         below = Counter(each.root for each in alive if each.root != each.at)
         for anon_vma in (each for each in self._rmap.anon_vmas.values() if each is not None):
-            severity = Severity.IN_MOTION if self._rmap.locked(anon_vma) else Severity.ERROR
-            for trouble in anon_vma.troubles:
-                self._anon_finding(Kind.BROKEN_CHAIN, anon_vma, "a whole tree", trouble, trouble, severity)
             for link in anon_vma.links.values():
-                self._check_link(anon_vma, link, severity)
+                if link.vma.at not in self._vmas:
+                    self._anon_finding(
+                        Kind.STALE_RMAP_ITEM,
+                        anon_vma,
+                        "a VMA of a process",
+                        f"{link.vma.at:#x}",
+                        f"its tree leads to a VMA at {link.vma.at:#x} that no process has",
+                    )
+            mms = users.get(anon_vma.at, [])
             counted = (
-                ("VMAs", "num_active_vmas", users[anon_vma.at], anon_vma.active),
+                ("VMAs", "num_active_vmas", len(mms), anon_vma.active),
                 ("children", "num_children", children[anon_vma.at], anon_vma.children),
             )
             for what, name, found, noted in counted:
@@ -213,9 +297,10 @@ class Backwards:
                         str(found),
                         str(noted),
                         f"it has {found} {what} and counts {noted} ({name})",
-                        severity,
+                        mms=mms,
                     )
-            least = bool(anon_vma.links) + below[anon_vma.at] + self._held[anon_vma.at]
+            held = self._held[anon_vma.at]
+            least = bool(anon_vma.links) + below[anon_vma.at] + held
             if anon_vma.refcount < least:
                 self._anon_finding(
                     Kind.COUNT_MISMATCH,
@@ -223,44 +308,22 @@ class Backwards:
                     f"at least {least}",
                     str(anon_vma.refcount),
                     f"it is referred to {least} times and counts {anon_vma.refcount}: it will be freed too early",
-                    severity,
-                )
-
-    def _check_link(self, anon_vma: AnonVma, link: Link, severity: Severity) -> None:
-        if link.vma.at not in self._vmas:
-            self._anon_finding(
-                Kind.STALE_RMAP_ITEM,
-                anon_vma,
-                "a VMA of a process",
-                f"{link.vma.at:#x}",
-                f"its tree leads to a VMA at {link.vma.at:#x} that no process has",
-                severity,
-            )
-        elif link.anon_vma != anon_vma.at:
-            self._anon_finding(
-                Kind.BROKEN_CHAIN,
-                anon_vma,
-                f"{anon_vma.at:#x}",
-                f"{link.anon_vma:#x}",
-                f"its tree holds a link at {link.at:#x} that belongs to anon_vma {link.anon_vma:#x}",
-                severity,
-            )
-        else:
-            below = [anon_vma.links[each].subtree_last for each in (link.left, link.right) if each in anon_vma.links]
-            largest = max([link.last, *below])
-            if link.subtree_last != largest:
-                self._anon_finding(
-                    Kind.BROKEN_CHAIN,
-                    anon_vma,
-                    f"{largest:#x}",
-                    f"{link.subtree_last:#x}",
-                    f"its tree notes {link.subtree_last:#x} as the last index below the link of {link.vma}, and it is "
-                    f"{largest:#x}: searches may turn back too early",
-                    severity,
+                    self._of_ksm() if held else Severity.ERROR,
+                    mms,
                 )
 
     def _anon_finding(
-        self, kind: Kind, anon_vma: AnonVma, expected: str, actual: str, what: str, severity: Severity
+        self,
+        kind: Kind,
+        anon_vma: AnonVma,
+        expected: str,
+        actual: str,
+        what: str,
+        severity: Severity = Severity.ERROR,
+        mms: Iterable[int] = (),
     ) -> None:
         sentence = f"anon_vma {anon_vma.at:#x}: {what}"
-        self._ledger.add(kind, None, None, anon_vma.at, None, expected, actual, sentence, severity)
+        if self._rmap.locked(anon_vma):
+            severity = Severity.IN_MOTION
+        concerned = {link.vma.mm for link in anon_vma.links.values()}.union(mms)
+        self._ledger.add(kind, None, None, anon_vma.at, None, expected, actual, sentence, severity, concerned)

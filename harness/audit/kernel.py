@@ -149,7 +149,7 @@ class Kernel:
     # --- processes ---------------------------------------------------------------------------------------------------
 
     def processes(self) -> list[Process]:
-        """Every address space that a task holds, once.
+        """Every address space of a user that a task holds, once.
 
         :raises DumpError: if the list of tasks cannot be followed.
         """
@@ -157,15 +157,20 @@ class Kernel:
         first = self.symbol("init_task")
         tasks = layout["task_struct.tasks"]
         found: dict[int, Process] = {}
+        # A kernel thread that calls the firmware borrows its address space, which has page tables and never any VMA
+        # (arch_efi_call_virt_setup(), arch/arm64/kernel/efi.c).
+        firmware = self.symbol("efi_mm")
         try:
             # The first is the kernel's own, which has no memory of a user; its link is the list's head.
             for link in chain(memory.u64(first + tasks), memory.u64, first + tasks):
                 task = link - tasks
                 mm = self._mm_of(task)
+                if mm in (0, firmware):
+                    continue
                 pid = memory.s32(task + layout["task_struct.pid"])
                 if mm in found:
                     found[mm] = replace(found[mm], sharing=(*found[mm].sharing, pid))
-                elif mm:
+                else:
                     parent = memory.u64(task + layout["task_struct.real_parent"])
                     comm = memory.read(task + layout["task_struct.comm"], 16).split(b"\0")[0]
                     name = "".join(c if c.isprintable() else "?" for c in comm.decode(errors="replace"))
@@ -262,6 +267,8 @@ class Kernel:
 
         return parse
 
+    # --- locks -------------------------------------------------------------------------------------------------------
+
     def locked_for_writing(self, semaphore: int) -> bool:
         """Whether an rw_semaphore has a writer (bit 0 of its count, kernel/locking/rwsem.c)."""
         return bool(self.memory.u64(semaphore + self.layout["rw_semaphore.count"]) & 1)
@@ -270,3 +277,53 @@ class Kernel:
         """Whether an rw_semaphore has a writer or readers, who are counted above its low eight bits."""
         count = self.memory.u64(semaphore + self.layout["rw_semaphore.count"])
         return bool(count & 1 or count >> 8)
+
+    def ksm_at_work(self) -> bool:
+        """Whether somebody holds the mutex under which KSM merges pages and tidies its lists (mm/ksm.c).
+
+        False where that cannot be told.
+        """
+        mutex = self.symbol("ksm_thread_mutex")
+        if not mutex or not self.layout.has("mutex.owner"):
+            return False
+        try:
+            return bool(self.memory.u64(mutex + self.layout["mutex.owner"]))
+        except Unreadable:
+            return False
+
+    def held(self, mm: int) -> bool:
+        """Whether anybody holds the mmap_lock of an address space; False if there is none at that address."""
+        try:
+            return self.locked(mm + self.layout["mm_struct.mmap_lock"])
+        except Unreadable:
+            return False
+
+    def read_locked(self, vma: Vma) -> bool:
+        """Whether somebody reads a VMA without its process's mmap_lock: a page fault, madvise().
+
+        False where that cannot be told.
+        """
+        layout, memory = self.layout, self.memory
+        count, lock = layout.offsets.get("vm_area_struct.vm_refcnt"), layout.offsets.get("vm_area_struct.vm_lock")
+        try:
+            if count is not None:  # 1 for its tree, and 1 for each reader
+                return memory.u32(vma.at + count) > 1
+            if lock is not None and layout.has("vma_lock.lock"):
+                return self.locked(memory.u64(vma.at + lock) + layout["vma_lock.lock"])
+        except Unreadable:
+            pass
+        return False
+
+    # --- KSM ---------------------------------------------------------------------------------------------------------
+
+    def ksm_slots(self) -> Iterator[int]:
+        """KSM's list of the address spaces it knows: struct ksm_mm_slot.
+
+        :raises Unreadable: if it leads out of memory, or has no end.
+        """
+        head = self.symbol("ksm_mm_head")
+        if not head or not self.layout.has("ksm_mm_slot.slot"):
+            return
+        node = self.layout["ksm_mm_slot.slot"] + self.layout["mm_slot.mm_node"]
+        for link in chain(self.memory.u64(head + node), self.memory.u64, head + node):
+            yield link - node

@@ -19,7 +19,7 @@ from harness.cache import Cache
 from harness.errors import HarnessError, HostError
 
 #: raised when the tables below change
-FORMAT = 1
+FORMAT = 2
 
 #: struct: members that every kernel since 6.10 has, the first with folio._large_mapcount
 MEMBERS: Mapping[str, tuple[str, ...]] = {
@@ -53,7 +53,18 @@ MEMBERS: Mapping[str, tuple[str, ...]] = {
 OPTIONAL: Mapping[str, tuple[str, ...]] = {
     "page": ("compound_head", "compound_info"),
     # the anonymous index of a private file mapping has a place of its own from 7.3 on
-    "vm_area_struct": ("__vm_anon_pgoff_lo", "__vm_anon_pgoff_hi", "vm_policy", "anon_name", "vm_userfaultfd_ctx"),
+    "vm_area_struct": (
+        "__vm_anon_pgoff_lo",
+        "__vm_anon_pgoff_hi",
+        "vm_policy",
+        "anon_name",
+        "vm_userfaultfd_ctx",
+        # who reads a VMA without mmap_lock: counted there from 6.15 on, and in a semaphore of its own before
+        "vm_refcnt",
+        "vm_lock",
+    ),
+    "vma_lock": ("lock",),
+    "mutex": ("owner",),
     "ksm_stable_node": ("hlist", "kpfn", "rmap_hlist_len"),
     # the walk searches a stored index where there is one (7.3), and the full range where not
     "ksm_rmap_item": ("rmap_list", "anon_vma", "mm", "address", "head", "hlist", "linear_page_index"),
@@ -65,7 +76,16 @@ OPTIONAL: Mapping[str, tuple[str, ...]] = {
 _FLAGS = ("PG_locked", "PG_head")
 
 #: variables and functions: their address, 0 where there is none
-_SYMBOLS = ("init_task", "swapper_pg_dir", "init_top_pgt", "vmemmap_base", "ksm_mm_head", "memory_failure")
+_SYMBOLS = (
+    "init_task",
+    "efi_mm",
+    "swapper_pg_dir",
+    "init_top_pgt",
+    "vmemmap_base",
+    "ksm_mm_head",
+    "ksm_thread_mutex",
+    "memory_failure",
+)
 
 _MASK = (1 << 64) - 1
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from harness.audit.findings import MOST_FINDINGS, Finding, Kind, Severity
 from harness.audit.kernel import Kernel, Process, Vma
 from harness.audit.memory import Unreadable
@@ -17,23 +19,34 @@ class Ledger:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self.findings: list[Finding] = []
-        #: a process is being forked, is ending, or is changing its VMAs: counters may be ahead of what they count
-        self.unsettled = False
+        #: address spaces that are being forked, are ending, are changing their VMAs, or cannot be read: counters that
+        #: have to do with them may be ahead of what they count
+        self.unsettled: set[int] = set()
         #: errors that were not kept
         self.unlisted = 0
 
-    def broken(self, process: Process, vma: Vma, sentence: str) -> None:
-        """Note a list or tree of a VMA that contradicts itself, unless its process is changing it."""
+    def broken(self, process: Process, vma: Vma, sentence: str, moving: bool = False) -> None:
+        """Note a list or tree of a VMA that contradicts itself, unless its process is changing it.
+
+        :param moving: whether it is also changed under another lock, which is held.
+        """
         severity = Severity.ERROR
-        if self._kernel.locked_for_writing(process.mm + self._kernel.layout["mm_struct.mmap_lock"]):
+        if moving or self._kernel.locked_for_writing(process.mm + self._kernel.layout["mm_struct.mmap_lock"]):
             severity = Severity.IN_MOTION
         self.add(Kind.BROKEN_CHAIN, process, vma, vma.at, None, "a whole chain", "a broken one", sentence, severity)
 
-    def bad_pointer(self, process: Process | None, error: Unreadable, what: str, vma: Vma | None = None) -> None:
+    def bad_pointer(
+        self,
+        process: Process | None,
+        error: Unreadable,
+        what: str,
+        vma: Vma | None = None,
+        severity: Severity = Severity.ERROR,
+    ) -> None:
         """Note a pointer that leads to no memory, met while following ``what``."""
         whose = f" of {process}" if process else ""
         sentence = f"following {what.removeprefix('its ')}{whose} leads nowhere: {error}"
-        self.add(Kind.BAD_POINTER, process, vma, error.address, None, "memory", "none", sentence)
+        self.add(Kind.BAD_POINTER, process, vma, error.address, None, "memory", "none", sentence, severity)
 
     def add(
         self,
@@ -46,9 +59,14 @@ class Ledger:
         actual: str,
         sentence: str,
         severity: Severity = Severity.ERROR,
+        mms: Iterable[int] = (),
     ) -> None:
-        """Note a finding; see :class:`harness.audit.findings.Finding`. ``{process}`` in the sentence is filled in."""
-        if severity is Severity.ERROR and (not process.pid if process else self.unsettled and kind in _LAGGING):
+        """Note a finding; see :class:`harness.audit.findings.Finding`. ``{process}`` in the sentence is filled in.
+
+        :param mms: the address spaces it has to do with, beside that of ``process``.
+        """
+        lagging = kind in _LAGGING and not self.unsettled.isdisjoint(mms)
+        if severity is Severity.ERROR and (lagging or (process is not None and not process.pid)):
             severity = Severity.IN_MOTION
         if severity is not Severity.ERROR and len(self.findings) >= MOST_FINDINGS // 2:
             return  # the other half is for what is wrong

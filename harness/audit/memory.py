@@ -83,7 +83,7 @@ class ElfImage(Image):
             raise DumpError(f"{path} cannot be read as a dump: {error}") from error
         try:
             self._segments, self.vmcoreinfo, self.machine = _parse_elf(self.buffer, size, path)
-        except struct.error as error:
+        except (struct.error, OverflowError) as error:  # the latter is struct's for a place beyond 2^63
             self.buffer.close()
             raise DumpError(f"{path} is cut short within its headers: take the dump again") from error
         except BaseException:
@@ -140,7 +140,25 @@ def _parse_elf(data: mmap.mmap, size: int, path: Path) -> tuple[list[tuple[int, 
             segments.append((physical, length, offset))
     if not segments:
         raise DumpError(f"{path} holds no memory")
-    return sorted(segments), vmcoreinfo, machine
+    return _apart(segments), vmcoreinfo, machine
+
+
+def _apart(segments: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Segments in order, none of which begins below the end of another.
+
+    kdump describes the kernel's own memory twice: once from _text to _end, and once in the range of RAM that holds it
+    (crash_prepare_elf64_headers(), kernel/crash_core.c).
+    """
+    found: list[tuple[int, int, int]] = []
+    end = 0
+    for start, length, offset in sorted(segments, key=lambda each: (each[0], -each[1])):
+        if start + length <= end:
+            continue
+        # What goes beyond the others begins with a whole unit, so that none is torn in two.
+        cut = max(0, (end & -UNIT) - start)
+        found.append((start + cut, length - cut, offset + cut))
+        end = start + length
+    return found
 
 
 @dataclass(frozen=True)

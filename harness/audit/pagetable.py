@@ -41,6 +41,8 @@ class Entry:
     size: int = 0
     #: maps memory that has no reverse map: the zero page, devices
     special: bool = False
+    #: as pte_write() says, whether it is clean (arm64's PTE_RDONLY) or not
+    writable: bool = False
     #: of an absent entry
     swap_type: int = 0
 
@@ -96,26 +98,28 @@ class Format:
         if not value & 0x101:  # neither _PAGE_PRESENT nor _PAGE_PROTNONE
             # A page-middle entry that is being split keeps _PAGE_PSE and is present (pmd_present()).
             if level and value & 0x80:
-                return Entry(Kind.PAGE, (~value & _ADDRESS) >> 12 & -(1 << 9 * level), self.span(level))
+                pfn = (~value & _ADDRESS) >> 12 & -(1 << 9 * level)
+                return Entry(Kind.PAGE, pfn, self.span(level), False, bool(value & 2))
             return Entry(Kind.ABSENT, swap_type=value >> 59)
         # What is not accessible has its frame number inverted against L1TF (protnone_mask()).
         address = (value if value & 1 else ~value) & _ADDRESS
         if level == 0:
-            return Entry(Kind.PAGE, address >> 12, 4096, special=bool(value & 0x200))
+            return Entry(Kind.PAGE, address >> 12, 4096, bool(value & 0x200), bool(value & 2))
         if value & 0x80:
-            return Entry(Kind.PAGE, address >> 12 & -(1 << 9 * level), self.span(level), special=bool(value & 0x200))
+            pfn = address >> 12 & -(1 << 9 * level)
+            return Entry(Kind.PAGE, pfn, self.span(level), bool(value & 0x200), bool(value & 2))
         return Entry(Kind.TABLE, address >> 12)
 
     def _decode_arm64(self, value: int, level: int) -> Entry:
         address = value & _ADDRESS & -(1 << self.page_shift)
         pfn = address >> self.page_shift
-        special = bool(value & 1 << 56)
+        special, writable = bool(value & 1 << 56), bool(value & 1 << 51)
         if value & 1:
             if level and value & 2:
                 return Entry(Kind.TABLE, pfn)
-            return Entry(Kind.PAGE, pfn, self.span(level), special)
+            return Entry(Kind.PAGE, pfn, self.span(level), special, writable)
         if value & 1 << 11:  # PTE_PRESENT_INVALID, from 6.11 on: PROT_NONE, or in the middle of being split
-            return Entry(Kind.PAGE, pfn, self.span(level), special)
+            return Entry(Kind.PAGE, pfn, self.span(level), special, writable)
         return Entry(Kind.ABSENT, swap_type=value >> 6 & 31)
 
     def index(self, address: int, level: int) -> int:

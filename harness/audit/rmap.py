@@ -32,6 +32,8 @@ class Link:
     #: rb_node addresses, 0 for none
     left: int
     right: int
+    #: of its rb_node as that says itself, 0 for the root
+    parent: int
 
 
 @dataclass
@@ -150,9 +152,9 @@ class ReverseMap:
         return found
 
     def _read_tree(self, anon_vma: AnonVma) -> None:
-        queue = [anon_vma.top] if anon_vma.top else []
+        queue = [(anon_vma.top, 0)] if anon_vma.top else []
         while queue:
-            node = queue.pop()
+            node, parent = queue.pop()
             if node in anon_vma.links:
                 anon_vma.troubles.append(f"its tree comes twice by the node at {node:#x}")
                 continue
@@ -162,7 +164,12 @@ class ReverseMap:
                 anon_vma.troubles.append(f"the node of its tree at {node:#x} leads nowhere: {error}")
                 continue
             anon_vma.links[node] = link
-            queue += [each for each in (link.left, link.right) if each]
+            if link.parent != parent:  # the search climbs by it: iter_next()
+                anon_vma.troubles.append(
+                    f"the node of its tree at {node:#x} names {link.parent:#x} as its parent, and is below "
+                    f"{parent:#x}: searches go astray behind it"
+                )
+            queue += [(each, node) for each in (link.left, link.right) if each]
 
     def _read_link(self, node: int) -> Link:
         memory, layout = self._kernel.memory, self._kernel.layout
@@ -177,6 +184,7 @@ class ReverseMap:
             subtree_last=memory.u64(at + layout["anon_vma_chain.rb_subtree_last"]),
             left=memory.u64(node + layout["rb_node.rb_left"]),
             right=memory.u64(node + layout["rb_node.rb_right"]),
+            parent=memory.u64(node + layout["rb_node.__rb_parent_color"]) & ~3,  # its low bits are the colour
         )
 
     def reaches(self, at: int, index: int, pages: int, vma: Vma, address: int) -> bool:

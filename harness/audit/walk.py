@@ -13,7 +13,7 @@ from harness.audit.backwards import Backwards
 from harness.audit.chain import Endless, chain
 from harness.audit.findings import Audit, Counts, Kind, Page, Region, Severity
 from harness.audit.folios import ANON, KSM, Folio, Folios
-from harness.audit.kernel import VM_HUGETLB, VM_IO, VM_MIXEDMAP, VM_PFNMAP, Kernel, Process, Vma
+from harness.audit.kernel import VM_HUGETLB, VM_IO, VM_MIXEDMAP, VM_PFNMAP, VM_SHARED, Kernel, Process, Vma
 from harness.audit.layout import Layout
 from harness.audit.ledger import Ledger
 from harness.audit.memory import DumpError, Image, Unreadable
@@ -77,17 +77,24 @@ class _Auditor:
         #: VMAs by where the kernel keeps them, and by address space
         self._vmas: dict[int, Vma] = {}
         self._spaces: dict[int, list[Vma]] = {}
+        #: address spaces whose VMAs cannot be read
+        self._unread: set[int] = set()
+        #: VMAs whose lists of chain links were followed, and what they hold: anon_vma_chains
+        self._followed: set[int] = set()
+        self._linked: set[int] = set()
         #: frame of the huge zero page; 0 as long as none was met
         self._huge_zero = 0
         #: (mm, address) of present KSM pages
         self._ksm_places: dict[tuple[int, int], int] = {}
+        self._ksm_at_work = kernel.ksm_at_work()
 
     def run(self) -> Audit:
         self._read_spaces()
         self._adopt()
-        self._ledger.unsettled = any(self._is_changing(each) for each in self._processes.values())
+        self._ledger.unsettled = {mm for mm, each in self._processes.items() if self._is_changing(each)} | self._unread
         for mm, process in self._processes.items():
-            if mm in self._chosen or (self._whole and not process.pid):
+            # Where no VMA is known, every entry would look like one that has none.
+            if mm not in self._unread and (mm in self._chosen or (self._whole and not process.pid)):
                 self._audit_space(process)
         backwards = Backwards(
             self._kernel,
@@ -97,9 +104,11 @@ class _Auditor:
             self._processes,
             self._vmas,
             self._ksm_places if self._whole else None,
+            lambda link: link.vma.at not in self._followed or link.at in self._linked,
         )
         backwards.check_stable_nodes()
         backwards.check_ksm_lists()
+        backwards.check_trees()
         if self._whole:
             backwards.check_mapcounts()
             backwards.check_anon_vmas()
@@ -126,6 +135,7 @@ class _Auditor:
             except Unreadable as error:
                 self._ledger.bad_pointer(process, error, "its tree of VMAs")
                 vmas = []
+                self._unread.add(process.mm)
             self._read_space(process, vmas)
 
     def _read_space(self, process: Process, vmas: list[Vma]) -> None:
@@ -146,7 +156,13 @@ class _Auditor:
                 )
 
     def _adopt(self) -> None:
-        """Find the address spaces that anon_vmas lead to although no task has them: yet, or any more."""
+        """Find the address spaces and VMAs that are there although no task or no tree has them: yet, or any more."""
+        slot = self._layout.offsets.get("mm_slot.mm")
+        if slot is not None:
+            # KSM knows a process until ksmd comes by after its end, and holds its struct mm_struct (__ksm_exit()).
+            with contextlib.suppress(Unreadable):
+                for at in self._kernel.ksm_slots():
+                    self._adopt_space(self._memory.u64(at + self._layout["ksm_mm_slot.slot"] + slot))
         queue = [vma.anon_vma for vmas in self._spaces.values() for vma in vmas if vma.anon_vma]
         while queue:
             at = queue.pop()
@@ -159,21 +175,31 @@ class _Auditor:
             # anon_vma without VMAs, and does not hold its parent.
             queue.append(anon_vma.parent)
             for link in anon_vma.links.values():
+                queue += [vma.anon_vma for vma in self._adopt_space(link.vma.mm) if vma.anon_vma]
                 mm = link.vma.mm
-                if mm in self._spaces:
-                    continue
-                # exit_mmap() takes the pages first, then the anon_vmas, and the tree of VMAs last: as long as something
-                # leads here, all of it is there. What is not an address space at all is reported as stale.
-                self._spaces[mm] = []
-                with contextlib.suppress(Unreadable, DumpError):
-                    # A process in the middle of fork() has VMAs of its parent in its tree until their copies are ready.
-                    own = [each for each in self._kernel.vmas(mm) if each.mm == mm]
-                    self._read_space(Process(0, 0, "", mm), own)
-                queue += [vma.anon_vma for vma in self._spaces[mm] if vma.anon_vma]
+                if link.vma.at not in self._vmas and mm in self._processes and self._kernel.held(mm):
+                    # munmap() takes a VMA out of the tree of VMAs first, and out of the anon_vmas last; readers may
+                    # share the lock in between (vms_complete_munmap_vmas(), mm/vma.c).
+                    self._vmas[link.vma.at] = link.vma
+                    queue += [link.vma.anon_vma] if link.vma.anon_vma else []
+
+    def _adopt_space(self, mm: int) -> list[Vma]:
+        """Read an address space that no task has, unless it was read; returns what is new."""
+        if mm in self._spaces:
+            return []
+        # exit_mmap() takes the pages first, then the anon_vmas, and the tree of VMAs last: as long as something leads
+        # here, all of it is there. What is not an address space at all is reported as stale.
+        self._spaces[mm] = []
+        with contextlib.suppress(Unreadable, DumpError):
+            # A process in the middle of fork() has VMAs of its parent in its tree until their copies are ready.
+            own = [each for each in self._kernel.vmas(mm) if each.mm == mm]
+            if own:
+                self._read_space(Process(0, 0, "", mm), own)
+        return self._spaces[mm]
 
     def _is_changing(self, process: Process) -> bool:
         """Whether a process is being forked, is ending, or is changing its VMAs."""
-        if not process.pid and self._spaces[process.mm]:
+        if not process.pid:
             return True
         try:
             return self._kernel.locked_for_writing(process.mm + self._layout["mm_struct.mmap_lock"])
@@ -253,7 +279,10 @@ class _Auditor:
         )
 
     def _check_chain(self, process: Process, vma: Vma) -> frozenset[int]:
-        """The anon_vmas a VMA belongs to."""
+        """The anon_vmas a VMA belongs to.
+
+        A fault notes the first one and links it under its lock, and shares mmap_lock (__anon_vma_prepare(), mm/rmap.c).
+        """
         layout, memory = self._layout, self._memory
         head = vma.at + layout["vm_area_struct.anon_vma_chain"]
         found: list[int] = []
@@ -265,12 +294,21 @@ class _Auditor:
                     self._ledger.broken(
                         process, vma, f"a chain link of {vma} of {process}, at {at:#x}, names another VMA"
                     )
+                self._linked.add(at)
                 anon_vma = self._rmap.anon_vma(memory.u64(at + layout["anon_vma_chain.anon_vma"]))
                 if anon_vma is None:
                     self._ledger.broken(
                         process, vma, f"a chain link of {vma} of {process}, at {at:#x}, leads to no anon_vma"
                     )
                     continue
+                if anon_vma.at in found:
+                    self._ledger.broken(
+                        process,
+                        vma,
+                        f"{vma} of {process} belongs to anon_vma {anon_vma.at:#x} twice, by its chain link at {at:#x} "
+                        "and another one: walks come by its pages twice",
+                        self._rmap.locked(anon_vma),
+                    )
                 found.append(anon_vma.at)
                 if at + layout["anon_vma_chain.rb"] not in anon_vma.links:
                     self._ledger.broken(
@@ -278,14 +316,20 @@ class _Auditor:
                         vma,
                         f"{vma} of {process} belongs to anon_vma {anon_vma.at:#x}, but its chain link at {at:#x} "
                         "is not in the tree of that anon_vma: the kernel cannot find its pages",
+                        self._rmap.locked(anon_vma),
                     )
+            self._followed.add(vma.at)
         except Endless as error:
             self._ledger.broken(process, vma, f"the list of anon_vmas of {vma} of {process} does not end: {error}")
         except Unreadable as error:
             self._ledger.bad_pointer(process, error, f"the list of anon_vmas of {vma}", vma)
         if vma.anon_vma and vma.anon_vma not in found:
+            own = self._rmap.anon_vma(vma.anon_vma)
             self._ledger.broken(
-                process, vma, f"{vma} of {process} puts new pages into anon_vma {vma.anon_vma:#x}, which it is not in"
+                process,
+                vma,
+                f"{vma} of {process} puts new pages into anon_vma {vma.anon_vma:#x}, which it is not in",
+                own is not None and self._rmap.locked(own),
             )
         return frozenset(found)
 
@@ -313,9 +357,8 @@ class _Auditor:
             )
             return
         pages = entry.size >> self._kernel.page_shift
-        # The mapping decides what its pages must be where it can: the page's own word for it is what is audited.
         nameless = not folio.mapping & ANON
-        if nameless and (vma.ops or vma.flags & VM_MIXEDMAP or self._is_huge_zero(folio, pages)):
+        if nameless and (not self._is_anonymous(vma, entry) or self._is_huge_zero(folio, pages)):
             self._counts["other"] += 1
             return
         folio.seen += 1
@@ -331,6 +374,16 @@ class _Auditor:
             reached, index = self._audit_anon(process, vma, folio, address, entry.pfn, chain)
         if self._keep(process.pid, address):
             self._pages.append(Page(process.pid, address, entry.pfn, pages, ksm, reached, index))
+
+    def _is_anonymous(self, vma: Vma, entry: Entry) -> bool:
+        """Whether an entry must be for an anonymous page: the page's own word for it is what is audited.
+
+        A private mapping of a file has pages of the file, which are never writable there, and anonymous ones for what
+        was written to (do_cow_fault(), can_change_private_pte_writable(), mfill_atomic_install_pte()).
+        """
+        if vma.flags & VM_MIXEDMAP:
+            return False
+        return not vma.ops or (entry.writable and not vma.flags & VM_SHARED)
 
     def _is_huge_zero(self, folio: Folio, pages: int) -> bool:
         """Whether an entry maps the huge zero page, of which there is one, and whose mappings nobody counts.
@@ -351,7 +404,8 @@ class _Auditor:
             pfn,
             "an anon_vma or a stable node",
             f"{folio.mapping:#x}",
-            f"pfn {pfn:#x}, mapped by {process} at {address:#x} in {vma}, which is anonymous, does not say so: its "
+            f"pfn {pfn:#x}, mapped by {process} at {address:#x} in {vma}, which is "
+            f"{'private, and writable there,' if vma.ops else 'anonymous,'} does not say that it is anonymous: its "
             f"mapping is {folio.mapping:#x}, and the kernel cannot find this mapping",
             self._severity(folio, process, 0),
         )
@@ -424,7 +478,7 @@ class _Auditor:
         where = f"KSM's pfn {folio.pfn:#x}, mapped by {process} at {address:#x} in {vma}"
         at = folio.mapping & ~KSM & _MASK
         node = self._rmap.stable_node(at)
-        severity = self._severity(folio, process, 0)
+        severity = Severity.IN_MOTION if self._ksm_at_work else self._severity(folio, process, 0)
         if node is None:
             self._ledger.add(
                 Kind.UNREACHABLE,
