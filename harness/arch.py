@@ -32,6 +32,8 @@ class Architecture:
     tcg_machine: str
     #: -cpu under TCG
     tcg_cpu: str
+    #: the same for a kernel with pages of 16 KiB
+    tcg_cpu_16k: str
     #: -machine under KVM
     kvm_machine: str
     #: the kernel's name of the first serial port
@@ -57,6 +59,7 @@ X86_64 = Architecture(
     tcg_machine="pc",
     # CPython needs a random source before virtio-rng is bound: qemu64 has no RDRAND of its own.
     tcg_cpu="qemu64,+rdrand",
+    tcg_cpu_16k="",
     kvm_machine="q35",
     console="ttyS0",
     # Calibration loops are slow and inexact under emulation, and take minutes on an overloaded host.
@@ -73,8 +76,10 @@ ARM64 = Architecture(
     qemu="qemu-system-aarch64",
     qemu_package="qemu-system-arm",
     tcg_machine="virt,gic-version=3",
-    # "max" is 4-6 times slower: QEMU computes pointer authentication in software. No 16K pages before a76.
+    # "max" is 4-6 times slower: QEMU computes pointer authentication in software.
     tcg_cpu="cortex-a57",
+    # An a57 has no such pages (ID_AA64MMFR0_EL1.TGran16), and the kernel stops without a word (__no_granule_support).
+    tcg_cpu_16k="cortex-a76",
     kvm_machine="virt,gic-version=host",
     console="ttyAMA0",
     tcg_params=(),

@@ -70,6 +70,22 @@ def identify(path: Path) -> ImageInfo:
     raise SpecError(f"{path} is no kernel image: {_what_it_is(head)}; {_GIVE}")
 
 
+def page_size(path: Path) -> int:
+    """The page size in bytes of a kernel that QEMU boots: an arm64 Image says it in its header, if it has a choice.
+
+    The field is ``flags``, bits 1 and 2 (Documentation/arch/arm64/booting.rst).
+
+    :raises SpecError: if the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise SpecError(f"cannot read {path}: {error.strerror}") from None
+    sizes = {2: 1 << 14, 3: 1 << 16}
+    return sizes.get(_u32(head, 24) >> 1 & 3, 4096) if _is_arm64(head) else 4096
+
+
 def bootable(path: Path, cache: Cache) -> Path:
     """A form of the image that QEMU boots: itself, or its raw arm64 Image from the cache.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import accelerator, deb, image, modules, qemu
+from harness import accelerator, deb, image, kernelimage, modules, qemu
 from harness.apt import Archive
 from harness.cache import Cache, Progress
 from harness.errors import HarnessError
@@ -49,6 +49,7 @@ def provision(spec: BootSpec, options: Options, progress: Progress) -> tuple[Ker
         accelerator=accelerator.choose(kernel.arch, icount=options.icount),
         kernel=kernel.image,
         initrd=_initrd(kernel, cache, archive),
+        page_size=kernelimage.page_size(kernel.image),
         append=options.append,
         memory=options.memory,
         cpus=options.cpus,

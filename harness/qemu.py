@@ -42,6 +42,8 @@ class Machine:
     kernel: Path
     #: the initramfs
     initrd: Path
+    #: of the kernel, in bytes
+    page_size: int = 4096
     #: added to the kernel's command line, after our own parameters
     append: str = ""
     #: MiB of RAM in all, shared evenly by the NUMA nodes
@@ -103,7 +105,7 @@ def arguments(machine: Machine, wiring: Wiring, *, ram: Ram | None = None, incom
         argv += ["-icount", "shift=0,sleep=on"]
     # A socket per CPU: one socket across both nodes is a topology the scheduler warns about at boot.
     argv += ["-smp", f"{machine.cpus},sockets={machine.cpus}", "-m", f"{machine.memory}M"]
-    argv += ["-cpu", "host" if kvm else arch.tcg_cpu]
+    argv += ["-cpu", "host" if kvm else arch.tcg_cpu_16k if machine.page_size == 16384 else arch.tcg_cpu]
     argv += _memory(machine, ram)
     argv += ["-kernel", str(machine.kernel), "-initrd", str(machine.initrd), "-append", machine.command_line]
     argv += ["-chardev", f"file,id=console,path={wiring.console},append=on", "-serial", "chardev:console"]

@@ -31,9 +31,9 @@ def bzimage(payload: bytes = b"", release: str = "9.1.2-test", xloadflags: int =
     return bytes(data) + payload
 
 
-def image(body: bytes = BODY) -> bytes:
-    """A raw arm64 image: the header's magic, then anything."""
-    return b"MZ".ljust(56, b"\0") + b"ARM\x64" + bytes(4) + body
+def image(body: bytes = BODY, flags: int = 0) -> bytes:
+    """A raw arm64 image: the header's flags and magic, then anything."""
+    return b"MZ".ljust(24, b"\0") + struct.pack("<Q", flags) + bytes(24) + b"ARM\x64" + bytes(4) + body
 
 
 def zboot(payload: bytes, compression: bytes, machine: int = 0xAA64) -> bytes:

@@ -15,7 +15,7 @@ import zstandard
 from harness.arch import ARM64, X86_64
 from harness.cache import Cache
 from harness.errors import SpecError
-from harness.kernelimage import Kind, bootable, identify, parse_config, read
+from harness.kernelimage import Kind, bootable, identify, page_size, parse_config, read
 from tests.kernel_files import BODY, PVH_NOTE, bzimage, elf, image, zboot
 
 COMPRESSORS: dict[bytes, Callable[[bytes], bytes]] = {
@@ -49,6 +49,20 @@ def write(tmp_path: Path) -> Callable[[bytes], Path]:
 def test_an_image_is_known_by_its_bytes(write: Callable[[bytes], Path], data: bytes, arch: object, kind: Kind) -> None:
     info = identify(write(data))
     assert (info.arch, info.kind) == (arch, kind)
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        pytest.param(image(flags=0b0000), 4096, id="older than 4.6, or with pages of its own"),
+        pytest.param(image(flags=0b1010), 4096, id="4K"),
+        pytest.param(image(flags=0b1100), 16384, id="16K"),
+        pytest.param(image(flags=0b1110), 65536, id="64K"),
+        pytest.param(bzimage(), 4096, id="x86"),
+    ],
+)
+def test_an_image_tells_its_page_size(write: Callable[[bytes], Path], data: bytes, size: int) -> None:
+    assert page_size(write(data)) == size
 
 
 @pytest.mark.parametrize(

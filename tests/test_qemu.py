@@ -66,6 +66,13 @@ def test_each_architecture_has_its_program_machine_and_cpu(architecture: Archite
     assert (value(argv, "-machine"), value(argv, "-cpu")) == (architecture.kvm_machine, "host")
 
 
+def test_a_kernel_with_pages_of_16k_gets_a_cpu_that_has_them() -> None:
+    """An a57 has none: such a kernel stops there before it can say so."""
+    cpus = {size: value(arguments(machine(ARM64, page_size=size), WIRING), "-cpu") for size in (4096, 16384, 65536)}
+    assert cpus == {4096: "cortex-a57", 16384: "cortex-a76", 65536: "cortex-a57"}
+    assert value(arguments(machine(ARM64, accelerator=KVM, page_size=16384), WIRING), "-cpu") == "host"
+
+
 def test_a_clock_that_counts_instructions_is_asked_for_and_no_other_machine_has_one() -> None:
     counting = arguments(machine(icount=True), WIRING)
     assert value(counting, "-accel") == "tcg"
