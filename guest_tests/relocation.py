@@ -425,8 +425,8 @@ def pinned(address: int, length: int = PAGE_SIZE) -> Iterator[None]:
 # --- large folios ------------------------------------------------------------------------------------------------
 
 _THP: Final = Path("/sys/kernel/mm/transparent_hugepage")
-#: huge pages of more than this do not fit a guest's memory often enough
-_MOST_PMD: Final = 32 << 20
+#: how many huge pages a guest's memory must have room for, so that one can be had when it is needed
+_ROOM: Final = 32
 
 
 def pmd_size() -> int:
@@ -436,8 +436,9 @@ def pmd_size() -> int:
         size = int((_THP / "hpage_pmd_size").read_text())
     except FileNotFoundError:
         pytest.skip(f"needs CONFIG_TRANSPARENT_HUGEPAGE=y: this kernel has no {_THP}")
-    if size > _MOST_PMD:
-        pytest.skip(f"needs huge pages of at most {_MOST_PMD >> 20} MB, a PMD maps {size >> 20} MB here")
+    have, needed = vmstat.meminfo()["MemTotal"] >> 10, _ROOM * size >> 20
+    if have < needed:
+        pytest.skip(f"needs {needed} MB of memory for huge pages of {size >> 20} MB, has {have}: give --guest-memory")
     return size
 
 
