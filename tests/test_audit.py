@@ -452,7 +452,7 @@ def test_a_table_in_a_gap_that_is_no_memory_is_named(case: Case) -> None:
 def test_what_munmap_has_yet_to_take_away_is_not_called_wrong(case: Case, count: int) -> None:
     """It takes the VMAs out of their tree first; by the time it frees their pages, readers may share its lock."""
     at = left_behind(case)
-    case.put(case.member(case.mm(case.scene.pid), "mm_struct.mmap_lock") + case.layout["rw_semaphore.count"], count)
+    case.lock_mm(case.scene.pid, count)
     audit = case.audit()
     assert audit.errors == ()
     assert [(each.kind, each.address) for each in audit.findings] == [(Kind.STRAY_ENTRY, at)]
@@ -670,8 +670,7 @@ def test_counters_of_a_process_that_changes_its_mappings_may_be_ahead(case: Case
     place = case.member(anon_vma.at, "anon_vma.num_active_vmas")
     case.put(place, case.memory.u64(place) + 1)
     assert len(case.audit().errors) == 1
-    lock = case.member(case.mm(case.scene.child), "mm_struct.mmap_lock") + case.layout["rw_semaphore.count"]
-    case.put(lock, case.memory.u64(lock) | 1)
+    case.lock_mm(case.scene.child)
     audit = case.audit()
     assert audit.errors == ()
     assert [each.severity for each in audit.findings] == [Severity.IN_MOTION]

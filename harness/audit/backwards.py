@@ -48,7 +48,6 @@ class Backwards:
         self._vmas = vmas
         self._ksm_places = ksm_places
         self._listed = listed
-        self._ksm_at_work = kernel.ksm_at_work()
         #: items in KSM's lists
         self.rmap_items = 0
         #: those in the stable tree hold a reference to their anon_vma
@@ -141,7 +140,7 @@ class Backwards:
         A page is called KSM's before it has a stable node, and an item is cut from its list before it is counted down
         (try_to_merge_one_page(), remove_rmap_item_from_tree()), under ksm_thread_mutex alone.
         """
-        return Severity.IN_MOTION if self._ksm_at_work and severity is Severity.ERROR else severity
+        return Severity.IN_MOTION if self._kernel.ksm_at_work and severity is Severity.ERROR else severity
 
     def check_ksm_lists(self) -> None:
         """Follow KSM's list of every process it knows: items that are nowhere mapped, but in the stable tree."""

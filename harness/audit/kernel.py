@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from harness.audit.chain import Endless, chain
 from harness.audit.layout import Layout
@@ -278,6 +279,7 @@ class Kernel:
         count = self.memory.u64(semaphore + self.layout["rw_semaphore.count"])
         return bool(count & 1 or count >> 8)
 
+    @cached_property
     def ksm_at_work(self) -> bool:
         """Whether somebody holds the mutex under which KSM merges pages and tidies its lists (mm/ksm.c).
 

@@ -86,7 +86,6 @@ class _Auditor:
         self._huge_zero = 0
         #: (mm, address) of present KSM pages
         self._ksm_places: dict[tuple[int, int], int] = {}
-        self._ksm_at_work = kernel.ksm_at_work()
 
     def run(self) -> Audit:
         self._read_spaces()
@@ -175,8 +174,8 @@ class _Auditor:
             # anon_vma without VMAs, and does not hold its parent.
             queue.append(anon_vma.parent)
             for link in anon_vma.links.values():
-                queue += [vma.anon_vma for vma in self._adopt_space(link.vma.mm) if vma.anon_vma]
                 mm = link.vma.mm
+                queue += [vma.anon_vma for vma in self._adopt_space(mm) if vma.anon_vma]
                 if link.vma.at not in self._vmas and mm in self._processes and self._kernel.held(mm):
                     # munmap() takes a VMA out of the tree of VMAs first, and out of the anon_vmas last; readers may
                     # share the lock in between (vms_complete_munmap_vmas(), mm/vma.c).
@@ -264,7 +263,7 @@ class _Auditor:
                     self._folios.of(entry.pfn).seen += 1  # the kernel counts it as long as it is there
         # munmap() takes VMAs out of their tree first and their pages then, and readers may share the lock by that time
         # (vms_complete_munmap_vmas(), mm/vma.c).
-        held = self._kernel.locked(process.mm + self._layout["mm_struct.mmap_lock"])
+        held = self._kernel.held(process.mm)
         self._ledger.add(
             Kind.STRAY_ENTRY,
             process,
@@ -478,7 +477,7 @@ class _Auditor:
         where = f"KSM's pfn {folio.pfn:#x}, mapped by {process} at {address:#x} in {vma}"
         at = folio.mapping & ~KSM & _MASK
         node = self._rmap.stable_node(at)
-        severity = Severity.IN_MOTION if self._ksm_at_work else self._severity(folio, process, 0)
+        severity = Severity.IN_MOTION if self._kernel.ksm_at_work else self._severity(folio, process, 0)
         if node is None:
             self._ledger.add(
                 Kind.UNREACHABLE,
