@@ -20,14 +20,16 @@ from typing import Any
 
 import zstandard
 
-from harness import arch, kernels, provision
+from harness import arch
 from harness.agent import protocol
 from harness.audit import dump, layout, memory, walk
 from harness.deadline import Deadline
-from harness.fleet import Fleet
-from harness.image import tests_archive
-from harness.plugin import MARKERS
-from harness.vm import Vm
+from harness.guests.fleet import Fleet
+from harness.kernels import grammar, kernel
+from harness.machine import provision
+from harness.machine.payload import tests_archive
+from harness.machine.vm import Vm
+from harness.markers import MARKERS
 
 DUMPS = Path(__file__).parent / "audit_dumps"
 
@@ -103,8 +105,8 @@ class Scene:
 @contextlib.contextmanager
 def standing(spec: str, wanted: str, pages: int = 0) -> Iterator[tuple[Vm, Scene]]:
     """A guest that runs on, with the scene in it, and a mapping of ``pages`` more pages."""
-    chosen = kernels.parse(spec, arch.find(wanted))
-    assert isinstance(chosen, kernels.BootSpec)
+    chosen = grammar.parse(spec, arch.find(wanted))
+    assert isinstance(chosen, kernel.BootSpec)
     _, machine = provision.provision(chosen, provision.Options(), lambda message: None)
     with tempfile.TemporaryDirectory() as directory:
         tests = Path(directory) / "scene"

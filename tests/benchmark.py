@@ -19,13 +19,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import arch, image, kernels, provision
+from harness import arch
 from harness.agent import protocol
 from harness.deadline import Deadline
-from harness.fleet import Fleet
-from harness.guest import Guest
-from harness.image import LIBRARY
-from harness.plugin import MARKERS
+from harness.guests.fleet import Fleet
+from harness.guests.guest import Guest
+from harness.kernels import grammar
+from harness.kernels.kernel import BootSpec, Kernel
+from harness.machine import payload, provision
+from harness.machine.payload import LIBRARY
+from harness.markers import MARKERS
 
 #: The smallest check worth a kernel: does mremap() move a page?
 ONE_TEST = "guest_tests/test_flags.py::test_the_flag_with_a_move"
@@ -78,7 +81,7 @@ def pytest_command(kernel: str, *more: str) -> list[str]:
     return [sys.executable, "-m", "pytest", "-q", f"--kernel={kernel}", *more]
 
 
-def vng_command(kernel: kernels.Kernel) -> list[str] | None:
+def vng_command(kernel: Kernel) -> list[str] | None:
     """The peer's command line; None if it is not installed."""
     program = shutil.which("vng", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
     if program is None or kernel.modules is None:
@@ -142,10 +145,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--suite", action="store_true", help="time the whole suite as well")
     options = parser.parse_args()
-    spec = kernels.parse(options.kernel, arch.host())
-    assert isinstance(spec, kernels.BootSpec)
+    spec = grammar.parse(options.kernel, arch.host())
+    assert isinstance(spec, BootSpec)
     kernel, machine = provision.provision(spec, provision.Options(), print)
-    fleet = Fleet(machine, image.tests_archive(LIBRARY, MARKERS), ["guest_tests", "--tb=auto"], False, print)
+    fleet = Fleet(machine, payload.tests_archive(LIBRARY, MARKERS), ["guest_tests", "--tb=auto"], False, print)
     print(f"\n{kernel.release}, {machine.accelerator.name}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}\n")
     figures = clones(fleet, options.rounds)
     one = pytest_command(options.kernel, ONE_TEST)

@@ -21,14 +21,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from harness import arch, kernels
-from harness.apt import Archive
+from harness import arch
 from harness.audit import debuginfo, dump, walk
 from harness.audit.findings import Audit
 from harness.audit.layout import Layout
-from harness.cache import Cache
 from harness.deadline import Deadline
-from harness.vm import Vm
+from harness.debian.apt import Archive
+from harness.host.cache import Cache
+from harness.kernels import grammar, kernel
+from harness.machine.vm import Vm
 from tests.audit_scene import standing
 from tests.benchmark import Figure, timed
 
@@ -37,8 +38,8 @@ from tests.benchmark import Figure, timed
 def layout_and_guest(spec: str, machine: str, pages: int) -> Iterator[tuple[Layout, Vm]]:
     """The layout of a kernel, and a guest of it in the middle of its life."""
     archive = Archive(Cache(progress=print))
-    chosen = kernels.parse(spec, arch.find(machine))
-    assert isinstance(chosen, kernels.BootSpec)
+    chosen = grammar.parse(spec, arch.find(machine))
+    assert isinstance(chosen, kernel.BootSpec)
     layout = debuginfo.layout_of(chosen.resolve(archive.cache, archive), archive, fetch=True)
     with standing(spec, machine, pages) as (vm, _):
         yield layout, vm
@@ -46,7 +47,9 @@ def layout_and_guest(spec: str, machine: str, pages: int) -> Iterator[tuple[Layo
 
 def audit_command(path: Path) -> float:
     """Run ``harness audit`` on a dump; returns the MiB it took at most, interpreter and imports included."""
-    child = subprocess.Popen([sys.executable, "-m", "harness.cli", "audit", str(path)], stdout=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "harness.commands.cli", "audit", str(path)], stdout=subprocess.DEVNULL
+    )
     _, status, usage = os.wait4(child.pid, 0)
     assert status == 0, status
     return usage.ru_maxrss / 1024

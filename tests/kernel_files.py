@@ -8,8 +8,8 @@ import struct
 import subprocess
 from pathlib import Path
 
-from harness import kernels
 from harness.arch import ARM64, X86_64, Architecture
+from harness.kernels import kernel
 
 EMBEDDED_CONFIG = (
     b"IKCFG_ST" + gzip.compress(b'CONFIG_KSM=y\n# CONFIG_SMP is not set\nCONFIG_LOCALVERSION="-x"\n') + b"IKCFG_ED"
@@ -67,7 +67,7 @@ def ko(depends: str = "", **more: str) -> bytes:
     return header + info + names + sections
 
 
-CONFIG = "CONFIG_KSM=y\n" + "".join(f"CONFIG_{name}=y\n" for name in kernels.REQUIRED)
+CONFIG = "CONFIG_KSM=y\n" + "".join(f"CONFIG_{name}=y\n" for name in kernel.REQUIRED)
 IMAGES = {X86_64: bzimage(), ARM64: image(b"\0Linux version 9.1.2-test (x@y) #1\n")}
 
 

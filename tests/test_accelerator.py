@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from harness import accelerator, arch
-from harness.arch import ARCHITECTURES, Architecture
+from harness import arch
+from harness.arch import ARCHITECTURES, X86_64, Architecture
+from harness.machine import accelerator
 
 
 def needs_qemu(architecture: Architecture) -> None:
@@ -54,7 +56,7 @@ def test_what_was_chosen_for_this_host_is_what_the_probe_found() -> None:
         assert chosen.reason.startswith("/dev/kvm ")
     else:
         assert (chosen.name == "kvm") == accelerator.probe(arch.host(), "kvm")
-        assert "executed guest code" in chosen.reason or "executes no guest code" in chosen.reason
+        assert "executed guest code" in chosen.reason or "does not execute guest code" in chosen.reason
 
 
 def test_the_verdict_about_kvm_is_remembered_until_the_host_boots_again(tmp_path: Path) -> None:
@@ -63,9 +65,23 @@ def test_the_verdict_about_kvm_is_remembered_until_the_host_boots_again(tmp_path
     needs_qemu(arch.host())
     state = tmp_path / "state" / "mremap-harness"
     state.mkdir(parents=True)
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    (state / f"kvm-{arch.host()}-{boot_id}").write_text("yes")
+    accelerator.choose(arch.host())
+    (remembered,) = state.iterdir()
+    remembered.write_text("yes")
     assert accelerator.choose(arch.host()).name == "kvm"
-    (state / f"kvm-{arch.host()}-{boot_id}").rename(state / f"kvm-{arch.host()}-an-earlier-boot")
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    remembered.rename(state / remembered.name.replace(boot_id, "an-earlier-boot"))
     assert (accelerator.choose(arch.host()).name == "kvm") == accelerator.probe(arch.host(), "kvm")
-    assert [path.name for path in state.iterdir()] == [f"kvm-{arch.host()}-{boot_id}"]
+    assert [path.name for path in state.iterdir()] == [remembered.name]
+
+
+def test_the_probe_for_x86_64_is_what_its_source_assembles_to(tmp_path: Path) -> None:
+    if arch.host() is not X86_64 or not shutil.which("as") or not shutil.which("objcopy"):
+        pytest.skip("needs binutils for x86-64")
+    source = Path(accelerator.__file__).with_name("probe_x86_64.S")
+    subprocess.run(["as", "-o", "probe.o", source], cwd=tmp_path, check=True)
+    subprocess.run(["objcopy", "-O", "binary", "-j", ".text", "probe.o", "probe.bin"], cwd=tmp_path, check=True)
+    code = (tmp_path / "probe.bin").read_bytes()
+    firmware = accelerator.firmware(X86_64)
+    assert firmware[: len(code)] == code
+    assert not firmware[len(code) : 0xFFF0].strip(b"\0"), "the source says nothing of what stands here"

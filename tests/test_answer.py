@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import pytest
 
-from harness import verdicts
-from harness.answer import PROPERTY, answer, records
+from harness.report import compare
+from harness.report.answer import PROPERTY, answer, records
 
 UNMERGE = {"step": "unmerge", "unmerged": True, "from": 0x1000, "to": 0x2000, "pfn": [0x10, 0x20]}
 
@@ -72,7 +72,7 @@ def test_long_evidence_is_wrapped_below_itself() -> None:
 def report(
     kernel: str, when: Literal["setup", "call", "teardown"], outcome: Literal["passed", "skipped"], **properties: Any
 ) -> pytest.TestReport:
-    properties[verdicts.PROPERTY] = kernel
+    properties[compare.PROPERTY] = kernel
     return pytest.TestReport(
         f"test_a[{kernel}]", ("a.py", 1, "a"), {}, outcome, None, when, user_properties=properties.items()
     )

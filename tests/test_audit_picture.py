@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from harness import cli
 from harness.audit import picture, walk
 from harness.audit.findings import Audit, Counts, Finding, Kind, Page, Region, Severity
 from harness.audit.live import Auditor
-from harness.cache import Cache
+from harness.commands import cli
+from harness.host.cache import Cache
 from tests.audit_scene import DUMPS
 from tests.test_audit import NAMES, Case
 

@@ -8,7 +8,7 @@ import sys
 
 #: Opens a connection through a proxy that reads nothing, waits for its first word, and ends.
 USER = """
-from harness.board import _through
+from harness.guests.board import _through
 assert _through("sh -c 'echo up; exec sleep 60'").recv(3) == b"up\\n"
 """
 

@@ -12,15 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from harness import build, kconfig, series, source
-from harness.apt import Archive
 from harness.arch import ARM64, X86_64, Architecture
-from harness.build import Built, Request
-from harness.cache import Cache
+from harness.build import builder, kconfig, series, source
+from harness.build.builder import Built, Request
+from harness.build.naming import Building
+from harness.build.source import GitSource, PackageSource, Store, TreeSource
+from harness.debian.apt import Archive
 from harness.errors import BuildError, ConfigError, HostError, PatchError, SpecError
-from harness.formula import Building
-from harness.kernels import BootSpec, BuildSpec, Kernel, parse, parse_all
-from harness.source import GitSource, PackageSource, Store, TreeSource
+from harness.host.cache import Cache
+from harness.kernels.built import BuildSpec
+from harness.kernels.grammar import parse, parse_all
+from harness.kernels.kernel import BootSpec, Kernel
 from tests.kernel_files import build_deb, fill
 from tests.toy_kernel import PATCH, git, lay_out, programs, repository
 
@@ -47,7 +49,7 @@ class Workshop:
         wanted = kconfig.merge(kconfig.parse_fragment(settings, "toy.config"))
         patches = [patch for path in spec.formula.series for patch in series.load(path)]
         request = Request(X86_64, spec.formula.source, tuple(patches), "toy", wanted, "toy")
-        return build.build(request, self.cache, self.archive)
+        return builder.build(request, self.cache, self.archive)
 
     def count(self, what: str) -> list[str]:
         """What was noted since the last call: "compiled" or "configured"."""
@@ -280,7 +282,7 @@ def test_few_output_directories_are_kept(workshop: Workshop) -> None:
 
 
 def test_progress_is_told(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_TELL_EVERY", 0.0)
+    monkeypatch.setattr(builder, "_TELL_EVERY", 0.0)
     path = repository(workshop.tmp_path / "linux")
     workshop.resolve(f"git:{path}@v1")
     assert "linux-v1-x86_64: configuring" in workshop.said

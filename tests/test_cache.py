@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.cache import Cache, locked
 from harness.deadline import Deadline
 from harness.errors import DeadlineExceeded, HostError
+from harness.host.cache import Cache, locked
 
 #: makes an entry slowly, noting each start: argv is the cache, the note, and the seconds it takes
 SLOW_MAKER = """
 import sys, time
 from pathlib import Path
-from harness.cache import Cache
+from harness.host.cache import Cache
 def make(path):
     with open(sys.argv[2], "a") as note:
         note.write("made\\n")

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import console
-from harness.console import Kind
+from harness.judging import console
+from harness.judging.console import Kind
 
 LOGS = Path(__file__).parent / "console_logs"
 

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import pytest
 
-from harness import accelerator, verdicts
 from harness.arch import ARM64, X86_64, host
-from harness.costs import PROPERTY, Clock, Cost, Memory, records, sections, table
+from harness.machine import accelerator
+from harness.report import compare
+from harness.report.costs import PROPERTY, Clock, Cost, Memory, records, sections, table
 
 CLOCK = {"step": "clock", "resolution": 1, "overhead": 400, "interrupts": 6100}
 
@@ -33,7 +34,7 @@ def report(
     when: Literal["setup", "call", "teardown"] = "call",
     outcome: Literal["passed", "skipped"] = "passed",
 ) -> pytest.TestReport:
-    properties = [(verdicts.PROPERTY, label), *((PROPERTY, value) for value in values)]
+    properties = [(compare.PROPERTY, label), *((PROPERTY, value) for value in values)]
     return pytest.TestReport("test_a", ("a.py", 1, "a"), {}, outcome, None, when, user_properties=properties)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import cpio
+from harness.machine import cpio
 
 ENTRIES = (
     cpio.file("init", b"#!/bin/sh\n", executable=True),

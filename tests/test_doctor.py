@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import apt, doctor
-from harness.doctor import Finding, State
+from harness.commands import doctor
+from harness.commands.doctor import Finding, State
+from harness.debian import apt
 from tests.integration.terminal import Terminal
 
 
@@ -102,7 +103,9 @@ def test_lines_are_aligned_and_remedies_stand_below() -> None:
 
 
 def test_the_exit_status_is_the_verdict_and_a_pipe_gets_no_colours() -> None:
-    done = subprocess.run([sys.executable, "-m", "harness.cli", "doctor"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.commands.cli", "doctor"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == (0 if "can run here. Try" in done.stdout or "but without" in done.stdout else 1)
     assert "\033" not in done.stdout
     assert done.stderr == ""
@@ -110,6 +113,8 @@ def test_the_exit_status_is_the_verdict_and_a_pipe_gets_no_colours() -> None:
 
 @pytest.mark.parametrize(("no_color", "coloured"), [("1", False), ("", True)])
 def test_a_person_gets_colours_unless_refused(no_color: str, coloured: bool) -> None:
-    with Terminal("harness.cli", "doctor", cwd=Path(os.getcwd()), environment={"NO_COLOR": no_color}) as terminal:
+    with Terminal(
+        "harness.commands.cli", "doctor", cwd=Path(os.getcwd()), environment={"NO_COLOR": no_color}
+    ) as terminal:
         terminal.status()
     assert ("\033[32mok" in terminal.seen) is coloured

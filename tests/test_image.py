@@ -15,11 +15,11 @@ from typing import IO
 
 import pytest
 
-from harness import image
-from harness.modules import Module
+from harness.kernels.modules import Module
+from harness.machine import initramfs, payload, userland
 from tests.test_cpio import names
 
-RECIPE = image.Recipe(
+RECIPE = userland.Recipe(
     suite="trixie",
     packages=("one",),
     without=(),
@@ -42,11 +42,11 @@ def package(**files: bytes) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]
 
 
 def paths_of(*packages: Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]) -> set[str]:
-    return set(names(image.userland(RECIPE, packages)))
+    return set(names(userland.userland(RECIPE, packages)))
 
 
 def test_the_projects_recipe_is_well_formed() -> None:
-    recipe = image.Recipe.load()
+    recipe = userland.Recipe.load()
     assert any(name.startswith("python3") for name in recipe.packages)
     assert not set(recipe.packages) & set(recipe.without)
 
@@ -75,27 +75,27 @@ def test_no_member_leaves_the_archive(name: str) -> None:
 
 
 def test_nothing_in_the_guest_is_set_uid() -> None:
-    data = image.userland(RECIPE, [package(usr__bin__su=b"elf")])
+    data = userland.userland(RECIPE, [package(usr__bin__su=b"elf")])
     at = data.index(b"usr/bin/su\0") - 110
     assert int(data[at + 14 : at + 22], 16) == 0o100755
 
 
 def test_the_first_of_two_packages_with_one_path_wins_and_the_recipes_files_win_over_both() -> None:
-    data = image.userland(RECIPE, [package(a=b"first", etc__passwd=b"theirs"), package(a=b"second")])
+    data = userland.userland(RECIPE, [package(a=b"first", etc__passwd=b"theirs"), package(a=b"second")])
     assert b"first" in data
     assert b"second" not in data
     assert b"theirs" not in data
 
 
 def test_a_userland_is_the_same_whenever_it_is_made() -> None:
-    one = image.userland(RECIPE, [package(b=b"2", a=b"1")])
-    assert one == image.userland(RECIPE, [package(a=b"1", b=b"2")])
-    assert one != image.userland(replace(RECIPE, files=()), [package(a=b"1", b=b"2")])
+    one = userland.userland(RECIPE, [package(b=b"2", a=b"1")])
+    assert one == userland.userland(RECIPE, [package(a=b"1", b=b"2")])
+    assert one != userland.userland(replace(RECIPE, files=()), [package(a=b"1", b=b"2")])
 
 
 def test_the_agents_layer_is_all_that_pytest_and_the_agent_need(tmp_path: Path) -> None:
     """Run from the layer alone, with no site packages: what is missing shows."""
-    data = image.agent_layer()
+    data = payload.agent_layer()
     unpacked = tmp_path / "harness"
     at = 0
     while data[at : at + 6] == b"070701":
@@ -120,7 +120,7 @@ def test_the_agents_layer_is_all_that_pytest_and_the_agent_need(tmp_path: Path) 
 
 
 def test_modules_are_named_in_the_order_they_load() -> None:
-    layer = image.modules_layer([Module("virtio_ring", b"1"), Module("virtio", b"2")])
+    layer = initramfs.modules_layer([Module("virtio_ring", b"1"), Module("virtio", b"2")])
     assert [name for name in names(layer) if name.endswith(".ko")] == [
         "modules/00-virtio_ring.ko",
         "modules/01-virtio.ko",
@@ -128,11 +128,11 @@ def test_modules_are_named_in_the_order_they_load() -> None:
 
 
 def test_the_configuration_comes_in_the_form_of_a_config_file() -> None:
-    assert b"CONFIG_KSM=y\nCONFIG_NR_CPUS=8\n" in image.config_layer({"NR_CPUS": "8", "KSM": "y"})
+    assert b"CONFIG_KSM=y\nCONFIG_NR_CPUS=8\n" in initramfs.config_layer({"NR_CPUS": "8", "KSM": "y"})
 
 
 def test_an_unknown_config_is_not_an_empty_one() -> None:
-    layer = image.config_layer({})
+    layer = initramfs.config_layer({})
     assert b"etc/harness\0" in layer
     assert b"etc/harness/config" not in layer, "tests would take every option for switched off"
 
@@ -157,7 +157,7 @@ def checks(tmp_path: Path) -> Path:
 
 
 def test_tests_travel_under_their_directorys_name_with_the_library_and_an_ini_file(checks: Path) -> None:
-    found = members(image.tests_archive(checks, ["shared_guest: leaves nothing"]))
+    found = members(payload.tests_archive(checks, ["shared_guest: leaves nothing"]))
     assert found["checks/test_a.py"] == b"a = 1\n"
     assert "checks/sub/test_b.py" in found
     assert "checks/notes.txt" not in found
@@ -167,14 +167,14 @@ def test_tests_travel_under_their_directorys_name_with_the_library_and_an_ini_fi
 
 
 def test_the_projects_own_tests_travel_whole() -> None:
-    found = members(image.tests_archive(image.LIBRARY, []))
-    assert {f"guest_tests/{path.name}" for path in image.LIBRARY.glob("test_*.py")} <= found.keys()
+    found = members(payload.tests_archive(payload.LIBRARY, []))
+    assert {f"guest_tests/{path.name}" for path in payload.LIBRARY.glob("test_*.py")} <= found.keys()
 
 
 def test_an_archive_changes_with_its_contents_and_with_nothing_else(checks: Path) -> None:
-    before = image.tests_archive(checks, [])
+    before = payload.tests_archive(checks, [])
     os.utime(checks / "test_a.py", (1, 1))
     (checks / "test_a.py").chmod(0o600)
-    assert image.tests_archive(checks, []) == before
+    assert payload.tests_archive(checks, []) == before
     (checks / "test_a.py").write_text("a = 2\n")
-    assert image.tests_archive(checks, []) != before
+    assert payload.tests_archive(checks, []) != before

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from harness import judge as judge_module
 from harness.errors import GuestLost, LostCondition, ProtocolError
-from harness.judge import Observation, Verdict, judge, missed
+from harness.judging import verdict as judge_module
+from harness.judging.verdict import Observation, Verdict, judge, missed
 
 WARN = 1 << 9
 OUT_OF_TREE = 1 << 12

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.build.kconfig import Definitions, Setting, check, evaluate, merge, parse_fragment
 from harness.errors import ConfigError, UsageError
-from harness.kconfig import Definitions, Setting, check, evaluate, merge, parse_fragment
 from tests.kernel_files import fill
 
 KCONFIG = """\

@@ -13,9 +13,10 @@ import pytest
 import zstandard
 
 from harness.arch import ARM64, X86_64
-from harness.cache import Cache
+from harness.build.kconfig import parse_config
 from harness.errors import SpecError
-from harness.kernelimage import Kind, bootable, identify, page_size, parse_config, read
+from harness.host.cache import Cache
+from harness.kernels.image_format import Kind, bootable, identify, page_size, read
 from tests.kernel_files import BODY, PVH_NOTE, bzimage, elf, image, zboot
 
 COMPRESSORS: dict[bytes, Callable[[bytes], bytes]] = {

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from harness import arch
-from harness.apt import ALIASES, Archive, suites, version_key
 from harness.arch import ARM64, X86_64, Architecture
-from harness.cache import Cache
+from harness.debian.apt import ALIASES, Archive, suites, version_key
 from harness.errors import SpecError
-from harness.kernels import BootSpec, DebianSpec, DebSpec, ImageSpec, Kernel, SshSpec, TreeSpec, parse, parse_all
+from harness.host.cache import Cache
+from harness.kernels.debian import DebianSpec, DebSpec
+from harness.kernels.grammar import parse, parse_all
+from harness.kernels.kernel import BootSpec, Kernel, SshSpec
+from harness.kernels.local import ImageSpec, TreeSpec
 from tests.kernel_files import CONFIG, IMAGES, build_deb, build_tree, fill, ko
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness import known
+from harness.judging import findings
 
 SAYS = "the child got SIGBUS"
 
@@ -17,7 +17,7 @@ def judged(
     item = request.node
     item.add_marker(pytest.mark.finding("some-name", match=SAYS, **limits))
     report = pytest.TestReport(item.nodeid, item.location, {}, outcome, text, "call")  # type: ignore[arg-type]
-    known.expect(item, [report], release)
+    findings.expect(item, [report], release)
     return report
 
 
@@ -53,7 +53,7 @@ def test_what_the_source_in_a_traceback_says_does_not_count(
     longrepr = caught.getrepr(style="long")
     report = pytest.TestReport(item.nodeid, item.location, {}, "failed", longrepr, "call")
     assert SAYS in report.longreprtext
-    known.expect(item, [report], "7.3")
+    findings.expect(item, [report], "7.3")
     assert report.failed is not expected
 
 
@@ -69,5 +69,5 @@ def test_a_finding_is_expected_from_the_first_kernel_that_has_it_until_the_one_t
 
 def test_a_test_that_is_no_finding_is_left_alone(request: pytest.FixtureRequest) -> None:
     report = pytest.TestReport(request.node.nodeid, request.node.location, {}, "failed", "broken", "call")
-    known.expect(request.node, [report], "7.3")
+    findings.expect(request.node, [report], "7.3")
     assert report.failed

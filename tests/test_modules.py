@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from harness.errors import SpecError
-from harness.modules import WANTED, Module, ModuleTree, Wanted, load, modinfo, select
+from harness.kernels.modules import WANTED, Module, ModuleTree, Wanted, load, modinfo, select
 from tests.kernel_files import ko
 
 UNKNOWN: dict[str, str] = {}

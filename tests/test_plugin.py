@@ -9,13 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from harness import arch, kernels, paths, provision
+from harness import arch, paths
 from harness.arch import ARM64, X86_64
-from harness.cache import silent
-from harness.runner import Runner, kernel_label
+from harness.host.cache import silent
+from harness.kernels import grammar
+from harness.machine import provision
+from harness.pytest_plugin.runner import Runner, kernel_label
 from tests.lab import Lab
 
-HEAVY = ("qemu.qmp", "paramiko", "zstandard", "harness.runner", "harness.kernels", "harness.vm")
+HEAVY = (
+    "qemu.qmp",
+    "paramiko",
+    "zstandard",
+    "harness.pytest_plugin.runner",
+    "harness.kernels.grammar",
+    "harness.machine.vm",
+)
 
 ONE = """
     import pytest
@@ -38,7 +47,7 @@ def ids(output: str) -> list[str]:
 
 
 def test_importing_it_is_light() -> None:
-    program = f"import sys, harness.plugin; print(*(name for name in {HEAVY} if name in sys.modules))"
+    program = f"import sys, harness.pytest_plugin.plugin; print(*(name for name in {HEAVY} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 
@@ -106,7 +115,7 @@ def test_the_guest_knows_a_test_by_its_place_below_the_guest_tests(
     request: pytest.FixtureRequest, parameter: str
 ) -> None:
     """Whatever pytest's root directory is on the host."""
-    spec = kernels.parse("debian:6.12", arch.host())
+    spec = grammar.parse("debian:6.12", arch.host())
     directory = paths.PROJECT / "tests"
     runner = Runner(
         spec,

@@ -15,14 +15,14 @@ import pytest
 
 from harness.deadline import Deadline
 from harness.errors import HostError
-from harness.process import Child, find_program
+from harness.host.process import Child, find_program
 from tests.lab import wait_until
 
 #: starts a child, tells its process id, and waits to be killed
 PARENT = """
 import sys, time
 from pathlib import Path
-from harness.process import Child
+from harness.host.process import Child
 print(Child(["sleep", "60"], Path(sys.argv[1])).pid, flush=True)
 time.sleep(60)
 """

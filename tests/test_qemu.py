@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.accelerator import Accelerator
 from harness.arch import ARCHITECTURES, ARM64, X86_64, Architecture
 from harness.deadline import Deadline
 from harness.errors import GuestLost, HostError, LostCondition
-from harness.qemu import NODES, PORTS, Machine, Ram, Wiring, arguments
-from harness.vm import Vm
+from harness.machine.accelerator import Accelerator
+from harness.machine.qemu import NODES, PORTS, Machine, Ram, Wiring, arguments
+from harness.machine.vm import Vm
 from tests import kernel_files
 
 TCG = Accelerator("tcg", "for a test", 8.0)

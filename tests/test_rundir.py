@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.rundir import RunDirectory, sweep
+from harness.host.rundir import RunDirectory, sweep
 
 #: makes a run directory in TMPDIR, says so, and waits to be killed
 OWNER = """
 import sys, time
-from harness.rundir import RunDirectory
+from harness.host.rundir import RunDirectory
 directory = RunDirectory()
 (directory.path / "console").write_text("last words")
 print(directory.path, flush=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.build.series import load, patchset_hash
 from harness.errors import SpecError
-from harness.series import load, patchset_hash
 from tests.kernel_files import fill
 
 DIFF = """\

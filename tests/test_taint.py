@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import taint
 from harness.errors import ProtocolError
+from harness.judging import taint
 
 LOGS = Path(__file__).parent / "console_logs"
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from harness import template
-from harness.accelerator import Accelerator
 from harness.agent import protocol
 from harness.arch import ARCHITECTURES, ARM64, X86_64
-from harness.qemu import NODES, Machine
-from harness.template import Store, TemplateError
+from harness.guests import template, template_store
+from harness.guests.template import TemplateError
+from harness.guests.template_store import Store
+from harness.machine.accelerator import Accelerator
+from harness.machine.qemu import NODES, Machine
 
 READY = protocol.Ready("6.12", "x86_64", "3.13", 4096, 0, 1.0)
 COLLECTED = protocol.Collected(["guest_tests/test_a.py::test_a"], [])
@@ -56,14 +57,14 @@ CHANGES: dict[str, Callable[[Machine], Machine]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_whatever_a_frozen_guest_depends_on_makes_it_another_template(machine: Machine, change: str) -> None:
-    before = template._key(machine)
-    assert template._key(machine) == before
-    assert template._key(CHANGES[change](machine)) != before
+    before = template_store._key(machine)
+    assert template_store._key(machine) == before
+    assert template_store._key(CHANGES[change](machine)) != before
 
 
 def test_the_reason_for_an_accelerator_is_no_part_of_a_template(machine: Machine) -> None:
     reworded = replace(machine, accelerator=replace(machine.accelerator, reason="put differently"))
-    assert template._key(reworded) == template._key(machine)
+    assert template_store._key(reworded) == template_store._key(machine)
 
 
 @pytest.fixture
@@ -77,14 +78,14 @@ def seal(directory: Path, age: float = 0.0) -> Path:
     for node in range(NODES):
         (directory / f"ram{node}").write_bytes(b"m" * 4096)
     (directory / "state").write_bytes(b"devices")
-    template._seal(directory, READY, COLLECTED)
+    template.seal(directory, READY, COLLECTED)
     used = time.time() - age
     os.utime(directory / "template.json", (used, used))
     return directory
 
 
 def test_a_sealed_template_comes_back_as_it_was(machine: Machine, sealed: Path) -> None:
-    found = template._load(sealed, machine)
+    found = template.load(sealed, machine)
     assert found is not None
     assert (found.ready, found.collected, found.machine) == (READY, COLLECTED, machine)
     assert all(path.stat().st_mode & 0o222 == 0 for path in (*found.ram, sealed / "state"))
@@ -112,7 +113,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_template_that_is_not_whole_is_not_used(machine: Machine, sealed: Path, damage: str) -> None:
     DAMAGE[damage](sealed)
-    assert template._load(sealed, machine) is None
+    assert template.load(sealed, machine) is None
 
 
 def test_a_state_whose_bytes_changed_behind_its_date_is_not_used(machine: Machine, sealed: Path) -> None:
@@ -120,14 +121,14 @@ def test_a_state_whose_bytes_changed_behind_its_date_is_not_used(machine: Machin
     before = state.stat()
     rewrite(state, b"DEVICES")
     os.utime(state, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert template._load(sealed, machine) is None
+    assert template.load(sealed, machine) is None
 
 
 def test_a_half_made_template_is_never_seen(tmp_path: Path) -> None:
     entry = tmp_path / "0123"
 
     def interrupted() -> None:
-        with template._being_made(entry) as fresh:
+        with template_store._being_made(entry) as fresh:
             (fresh / "ram0").write_bytes(b"half")
             raise KeyboardInterrupt
 
@@ -140,7 +141,7 @@ def test_what_a_killed_maker_left_is_replaced(tmp_path: Path) -> None:
     entry = tmp_path / "0123"
     (tmp_path / "0123.new").mkdir()
     (tmp_path / "0123.new" / "ram0").write_bytes(b"half")
-    with template._being_made(entry) as fresh:
+    with template_store._being_made(entry) as fresh:
         assert list(fresh.iterdir()) == []
         (fresh / "whole").touch()
     assert [path.name for path in entry.iterdir()] == ["whole"]
@@ -157,7 +158,7 @@ def test_templates_unused_for_long_are_dropped(tmp_path: Path) -> None:
 def test_a_template_that_somebody_clones_is_not_dropped(tmp_path: Path, machine: Machine) -> None:
     user, other = Store(tmp_path), Store(tmp_path)
     entry = seal(tmp_path / "old")
-    found = template._load(entry, machine)
+    found = template.load(entry, machine)
     assert found is not None
     user._hold(found)
     long_ago = time.time() - 30 * 86400
@@ -186,9 +187,9 @@ def test_holes_stay_holes_in_a_copy(tmp_path: Path) -> None:
         file.truncate(16 << 20)
         file.seek(5 << 20)
         file.write(b"island" * 1000)
-    template._copy_sparse(source, target)
+    template_store._copy_sparse(source, target)
     assert target.read_bytes() == source.read_bytes()
     assert target.stat().st_blocks * 512 < 1 << 20
     source.write_bytes(b"")
-    template._copy_sparse(source, tmp_path / "empty")
+    template_store._copy_sparse(source, tmp_path / "empty")
     assert (tmp_path / "empty").read_bytes() == b""

@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 import pytest
 
-from harness import judge, known, verdicts
 from harness.arch import ARM64, X86_64, Architecture
-from harness.judge import Observation, Verdict
-from harness.verdicts import Change, Outcome, Result, Row, Section
+from harness.judging import findings
+from harness.judging import verdict as judge_module
+from harness.judging.verdict import Observation, Verdict
+from harness.report import compare
+from harness.report.compare import Change, Outcome, Result, Row, Section
 from tests.lab import Lab
 
 OLD, NEW = "debian:6.12-x86_64", "debian:7.3-x86_64"
@@ -53,7 +55,7 @@ def ran(
             ends.get(phase, "passed"),
             None if phase not in ends else (module, 1, f"Skipped: {text}") if ends[phase] == "skipped" else text,
             phase,
-            user_properties=[*recorded, (judge.PROPERTY, str(verdict)), (verdicts.PROPERTY, label)],
+            user_properties=[*recorded, (judge_module.PROPERTY, str(verdict)), (compare.PROPERTY, label)],
         )
         for phase in phases
     ]
@@ -70,7 +72,7 @@ def compared(
     *,
     verbose: bool = False,
 ) -> str:
-    return said(verdicts.sections(reports, kernels, width, verbose=verbose))
+    return said(compare.sections(reports, kernels, width, verbose=verbose))
 
 
 # --- the class of a test ---------------------------------------------------------------------------------------------
@@ -142,20 +144,20 @@ def test_the_new_trouble_is_told_or_else_the_old(baseline: Result, other: Result
 )
 def test_the_outcome_is_the_verdict_of_all_phases_in_whatever_order(verdict: Verdict, result: Result) -> None:
     reports = ran(OLD, "test_a", verdict, "it broke")
-    assert verdicts.results(reports, OLD) == {"guest_tests/test_a.py::test_a": result}
-    assert verdicts.results(reports[::-1], OLD) == {"guest_tests/test_a.py::test_a": result}
+    assert compare.results(reports, OLD) == {"guest_tests/test_a.py::test_a": result}
+    assert compare.results(reports[::-1], OLD) == {"guest_tests/test_a.py::test_a": result}
 
 
 def test_a_test_that_passes_because_the_kernel_refuses_shows_no_ability() -> None:
     reports = ran(OLD, "test_a", Verdict.PASS, "")
-    reports[1].user_properties.append((verdicts.LACKS, "MREMAP_RELOCATE_ANON"))
-    assert verdicts.results(reports, OLD) == {"guest_tests/test_a.py::test_a": Result(Outcome.LACKING)}
+    reports[1].user_properties.append((compare.LACKS, "MREMAP_RELOCATE_ANON"))
+    assert compare.results(reports, OLD) == {"guest_tests/test_a.py::test_a": Result(Outcome.LACKING)}
 
 
 def test_the_failure_of_a_call_is_told_before_that_of_its_teardown() -> None:
     reports = ran(OLD, "test_a", Verdict.FAIL, "the call")
     reports[2].outcome, reports[2].longrepr = "failed", "the teardown"
-    (result,) = verdicts.results(reports[::-1], OLD).values()
+    (result,) = compare.results(reports[::-1], OLD).values()
     assert result.message == "the call"
 
 
@@ -168,10 +170,10 @@ def test_a_real_failure_is_told_by_its_exception(request: pytest.FixtureRequest)
     call: pytest.CallInfo[None] = pytest.CallInfo(None, caught, 0, 0, 0, "call", _ispytest=True)
     sent.insert(1, pytest.TestReport.from_item_and_call(item, call))
     data = [json.loads(json.dumps(hook.pytest_report_to_serializable(config=request.config, report=r))) for r in sent]
-    reports = judge.judge(item, Observation(data, None, "", (0, 0), []))
+    reports = judge_module.judge(item, Observation(data, None, "", (0, 0), []))
     for report in reports:
-        report.user_properties.append((verdicts.PROPERTY, "k"))
-    (result,) = verdicts.results(reports, "k").values()
+        report.user_properties.append((compare.PROPERTY, "k"))
+    (result,) = compare.results(reports, "k").values()
     assert result == Result(Outcome.FAILED, "AssertionError: PFN 0x10 was lost")
 
 
@@ -179,7 +181,7 @@ def finding(request: pytest.FixtureRequest, label: str, verdict: Verdict, releas
     """The reports of a test that --expect-findings expects to fail before 7.3."""
     request.node.add_marker(pytest.mark.finding("some-name", match="lost", fixed="7.3"))
     reports = ran(label, "test_a", verdict, "a page was lost")
-    known.expect(request.node, reports, release)
+    findings.expect(request.node, reports, release)
     return reports
 
 
@@ -204,7 +206,7 @@ def test_a_finding_that_is_gone_is_fixed_although_it_fails_the_run(request: pyte
 )
 @pytest.mark.parametrize("parameters", ["", "2", "a-b", "-1", "with [brackets]", "two::colons", "x]", "debian:6.12"])
 def test_a_test_is_known_by_its_id_without_the_label_whatever_is_in_either(label: str, parameters: str) -> None:
-    (test,) = verdicts.results(ran(label, "Test::test_a", Verdict.PASS, parameters=parameters), label)
+    (test,) = compare.results(ran(label, "Test::test_a", Verdict.PASS, parameters=parameters), label)
     assert test == "guest_tests/test_a.py::Test::test_a" + (f"[{parameters}]" if parameters else "")
 
 
@@ -213,8 +215,8 @@ def test_a_kernel_whose_label_another_begins_with_keeps_its_own_results() -> Non
     reports = ran("linux-x86_64", "test_a", Verdict.PASS, parameters="2")
     reports += ran("linux-x86_64-2", "test_a", Verdict.FAIL, "of the second")
     assert reports[0].nodeid == reports[-1].nodeid
-    assert verdicts.results(reports, "linux-x86_64") == {"guest_tests/test_a.py::test_a[2]": Result(Outcome.PASSED)}
-    assert verdicts.results(reports, "linux-x86_64-2") == {
+    assert compare.results(reports, "linux-x86_64") == {"guest_tests/test_a.py::test_a[2]": Result(Outcome.PASSED)}
+    assert compare.results(reports, "linux-x86_64-2") == {
         "guest_tests/test_a.py::test_a": Result(Outcome.FAILED, "of the second")
     }
 
@@ -224,14 +226,14 @@ def test_files_outside_of_pytests_root_directory_are_told_apart() -> None:
     reports = ran(OLD, "test_a", Verdict.PASS) + ran(OLD, "test_a", Verdict.FAIL, module="guest_tests/test_b.py")
     for report in reports:
         report.nodeid = f"::test_a[{OLD}]"
-    assert [each.outcome for each in verdicts.results(reports, OLD).values()] == [Outcome.PASSED, Outcome.FAILED]
+    assert [each.outcome for each in compare.results(reports, OLD).values()] == [Outcome.PASSED, Outcome.FAILED]
 
 
 def test_what_a_guest_recorded_under_our_names_is_not_believed() -> None:
-    forged = [(judge.PROPERTY, "PASS"), (verdicts.PROPERTY, NEW)]
+    forged = [(judge_module.PROPERTY, "PASS"), (compare.PROPERTY, NEW)]
     reports = ran(OLD, "test_a", Verdict.FAIL, recorded=forged)
-    assert not verdicts.results(reports, NEW)
-    assert [each.outcome for each in verdicts.results(reports, OLD).values()] == [Outcome.FAILED]
+    assert not compare.results(reports, NEW)
+    assert [each.outcome for each in compare.results(reports, OLD).values()] == [Outcome.FAILED]
 
 
 def test_reports_that_are_not_of_a_kernel_are_left_out() -> None:
@@ -316,7 +318,7 @@ def test_each_kernel_is_compared_with_the_first_of_its_architecture() -> None:
     kernels: dict[str, Architecture | None] = {"a-x86_64": X86_64, "a-arm64": ARM64, "b-x86_64": X86_64}
     kernels |= {"b-arm64": ARM64, "c-x86_64": X86_64}
     reports = [report for label in kernels for report in ran(label, "test_a", Verdict.PASS)]
-    assert [each.title for each in verdicts.sections(reports, kernels, 100, verbose=False)] == [
+    assert [each.title for each in compare.sections(reports, kernels, 100, verbose=False)] == [
         "b-x86_64 compared with a-x86_64",
         "b-arm64 compared with a-arm64",
         "c-x86_64 compared with a-x86_64",
@@ -371,7 +373,7 @@ def test_modules_below_several_directories_keep_what_tells_them_apart() -> None:
 
 
 def test_a_module_has_the_colour_of_its_worst_test() -> None:
-    (section,) = verdicts.sections(MANY, BOTH, 100, verbose=False)
+    (section,) = compare.sections(MANY, BOTH, 100, verbose=False)
     colours = {line.text.split()[0]: dict(line.markup) for line in section.lines[1:5]}
     assert colours["test_a.py"] == {"green": True}
     assert colours["test_walks.py"] == colours["test_zeal.py"] == colours["all"] == {"red": True}
@@ -386,8 +388,8 @@ STAGE = """
 
     from _pytest.runner import runtestprotocol
 
-    from harness.judge import Observation, judge, missed
-    from harness.runner import Runner
+    from harness.judging.verdict import Observation, judge, missed
+    from harness.pytest_plugin.runner import Runner
 
 
     def run(self, item, next_item):

@@ -12,13 +12,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from harness import apt, deb
-from harness.apt import Archive
 from harness.audit import layout
 from harness.audit.layout import DebugInfoError, Layout
-from harness.cache import Cache
+from harness.debian import apt, deb
+from harness.debian.apt import Archive
 from harness.errors import FetchError, HarnessError, SpecError
-from harness.kernels import Kernel
+from harness.host.cache import Cache
+from harness.kernels.kernel import Kernel
 
 
 def layout_of(kernel: Kernel, archive: Archive, *, fetch: bool) -> Layout:

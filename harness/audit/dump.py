@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import qemu
 from harness.audit.memory import UNIT, DumpError, ElfImage, Image, Unreadable, opened
 from harness.deadline import Deadline
-from harness.qmp import QmpFailed
-from harness.vm import Vm
+from harness.machine import qemu
+from harness.machine.qmp import QmpFailed
+from harness.machine.vm import Vm
 
 #: where each machine's RAM begins: hw/arm/virt.c of QEMU, and the PC's first byte
 _RAM_AT = {"x86_64": 0, "arm64": 1 << 30}

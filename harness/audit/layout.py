@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.cache import Cache
 from harness.errors import HarnessError, HostError
+from harness.host.cache import Cache
 
 #: raised when the tables below change
 FORMAT = 2

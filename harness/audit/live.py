@@ -12,13 +12,17 @@ from typing import Any
 
 from harness import paths
 from harness.agent import protocol
-from harness.audit import dump, picture, walk
+from harness.audit import debuginfo, dump, picture, walk
 from harness.audit.findings import Audit, Finding, Kind, Severity
 from harness.audit.layout import Layout
 from harness.audit.memory import DumpError
 from harness.deadline import Deadline
+from harness.debian.apt import Archive
 from harness.errors import HarnessError
-from harness.vm import Vm
+from harness.host.cache import Cache, Progress
+from harness.kernels.kernel import Kernel
+from harness.machine.provision import Options
+from harness.machine.vm import Vm
 
 #: findings and pages that are told to the guest, and address ranges that it may ask for
 _MOST_TOLD = 200
@@ -132,6 +136,15 @@ class Auditor:
                 "seconds": found.seconds,
             }
         )
+
+
+def auditor(kernel: Kernel, options: Options, progress: Progress) -> Auditor:
+    """What audits guests of a kernel; fetches its debug information if need be."""
+    try:
+        archive = Archive(Cache(progress=progress), options.debian_mirror, progress)
+        return Auditor(debuginfo.layout_of(kernel, archive, fetch=True))
+    except HarnessError as error:
+        return Auditor(str(error))
 
 
 def seen_always(looks: Sequence[Audit]) -> Audit:

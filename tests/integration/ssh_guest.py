@@ -18,11 +18,13 @@ import paramiko
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from harness import image, kernels, provision, shell
-from harness.cache import silent
-from harness.fleet import Fleet
-from harness.guest import Guest
-from harness.plugin import MARKERS
+from harness.commands import shell
+from harness.guests.fleet import Fleet
+from harness.guests.guest import Guest
+from harness.host.cache import silent
+from harness.kernels import grammar
+from harness.machine import payload, provision
+from harness.markers import MARKERS
 
 #: What the tests of shells and boards run on.
 KERNEL = "debian:7.3"
@@ -43,10 +45,10 @@ while data := sock.recv(65536): os.write(1, data)
 @contextlib.contextmanager
 def running(kernel: str = KERNEL) -> Iterator[Guest]:
     """A fresh guest, as ``harness shell`` takes it."""
-    spec = kernels.parse(kernel)
-    assert isinstance(spec, kernels.BootSpec)
+    spec = grammar.parse(kernel)
+    assert isinstance(spec, kernel.BootSpec)
     _, machine = provision.provision(spec, provision.Options(), silent)
-    tests = image.tests_archive(image.LIBRARY, MARKERS)
+    tests = payload.tests_archive(payload.LIBRARY, MARKERS)
     fleet = Fleet(machine, tests, list(shell.PYTEST_ARGS), False, silent)
     guest, _ = fleet.fresh()
     try:

@@ -21,13 +21,15 @@ from typing import Any
 
 import pytest
 
-from harness import apt, deb, modules
-from harness.apt import KEYRING_VARIABLE, Archive, Mirror, host_mirror
 from harness.arch import ARM64, X86_64, Architecture
-from harness.cache import Cache
 from harness.deadline import Deadline
+from harness.debian import apt, deb
+from harness.debian.apt import KEYRING_VARIABLE, Archive, Mirror, host_mirror
 from harness.errors import FetchError, HostError, SpecError
-from harness.kernels import BootSpec, Kernel, parse
+from harness.host.cache import Cache
+from harness.kernels import modules
+from harness.kernels.grammar import parse
+from harness.kernels.kernel import BootSpec, Kernel
 from tests.kernel_files import CONFIG, IMAGES, build_deb, ko
 
 REAL_KERNELS = ("debian:6.12", "debian:6.18", "debian:7.3", "debian:trixie-backports")
@@ -35,11 +37,12 @@ REAL_KERNELS = ("debian:6.12", "debian:6.18", "debian:7.3", "debian:trixie-backp
 RESOLVE = """
 import sys
 from pathlib import Path
-from harness import kernels, arch
-from harness.apt import Archive
-from harness.cache import Cache
+from harness import arch
+from harness.debian.apt import Archive
+from harness.host.cache import Cache
+from harness.kernels import grammar
 cache = Cache(Path(sys.argv[1]))
-print(kernels.parse(sys.argv[3], arch.X86_64).resolve(cache, Archive(cache, sys.argv[2])).release)
+print(grammar.parse(sys.argv[3], arch.X86_64).resolve(cache, Archive(cache, sys.argv[2])).release)
 """
 
 

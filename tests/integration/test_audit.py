@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from harness import arch, kernels
-from harness.apt import Archive
+from harness import arch
 from harness.audit import debuginfo, dump, memory, walk
 from harness.audit.layout import Layout
-from harness.cache import Cache
 from harness.deadline import Deadline
-from harness.vm import Vm
+from harness.debian.apt import Archive
+from harness.host.cache import Cache
+from harness.kernels import grammar, kernel
+from harness.machine.vm import Vm
 from tests.audit_scene import Scene, standing
 from tests.lab import Lab
 
@@ -31,8 +32,8 @@ KERNELS = [("debian:7.3", "x86_64"), ("debian:6.12", "arm64")]
 def guest(request: pytest.FixtureRequest) -> Iterator[tuple[Vm, Scene, Layout]]:
     spec, machine = request.param
     archive = Archive(Cache())
-    chosen = kernels.parse(spec, arch.find(machine))
-    assert isinstance(chosen, kernels.BootSpec)
+    chosen = grammar.parse(spec, arch.find(machine))
+    assert isinstance(chosen, kernel.BootSpec)
     layout = debuginfo.layout_of(chosen.resolve(archive.cache, archive), archive, fetch=True)
     with standing(spec, machine) as (vm, scene):
         yield vm, scene, layout

@@ -12,12 +12,14 @@ from pathlib import Path
 import paramiko
 import pytest
 
-from harness import board, image, kernels, shell
 from harness.agent import protocol
-from harness.cache import silent
 from harness.deadline import Deadline
 from harness.errors import GuestLost, HostError, LostCondition
-from harness.plugin import MARKERS
+from harness.guests import board, ssh
+from harness.host.cache import silent
+from harness.kernels import grammar, kernel
+from harness.machine import payload
+from harness.markers import MARKERS
 from tests.integration.ssh_guest import Home, answer, running
 
 _TESTS = """
@@ -36,7 +38,7 @@ def test_never_ends():
 @pytest.fixture(scope="module")
 def transport() -> Iterator[paramiko.Transport]:
     with running() as guest:
-        opened = shell.connect(guest)
+        opened = ssh.connect(guest)
         yield opened
         opened.close()
 
@@ -62,15 +64,15 @@ def fleet(home: Home) -> Iterator[board.BoardFleet]:
     directory = home.path / "some_tests"
     directory.mkdir()
     (directory / "test_board.py").write_text(_TESTS)
-    tests = image.tests_archive(directory, MARKERS)
+    tests = payload.tests_archive(directory, MARKERS)
     made = board.BoardFleet(_spec(), tests, ["some_tests", "--tb=short"], silent)
     yield made
     made.close()
 
 
-def _spec() -> kernels.SshSpec:
-    spec = kernels.parse("ssh://root@board")
-    assert isinstance(spec, kernels.SshSpec)
+def _spec() -> kernel.SshSpec:
+    spec = grammar.parse("ssh://root@board")
+    assert isinstance(spec, kernel.SshSpec)
     return spec
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import build
 from harness.arch import X86_64
 from harness.audit.findings import Kind
+from harness.build import builder
 from harness.errors import HostError
 from harness.paths import PROJECT
 from tests.lab import run_own_tests
@@ -58,8 +58,8 @@ KERNELS = (
 @pytest.fixture(scope="module", autouse=True)
 def _compilers() -> None:
     try:
-        build.Toolchain.of(X86_64)
-        build.check_host()
+        builder.Toolchain.of(X86_64)
+        builder.check_host()
     except HostError as error:
         pytest.skip(str(error))
 

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from harness import build, kconfig, kernelimage
-from harness.apt import Archive
 from harness.arch import X86_64
-from harness.build import Built, Request
-from harness.cache import Cache
+from harness.build import builder, kconfig
+from harness.build.builder import Built, Request
+from harness.build.series import Patch
+from harness.build.source import PackageSource
+from harness.debian.apt import Archive
 from harness.errors import ConfigError, HostError, SpecError
-from harness.kernels import REQUIRED
-from harness.series import Patch
-from harness.source import PackageSource
+from harness.host.cache import Cache
+from harness.kernels import image_format
+from harness.kernels.kernel import REQUIRED
 
 SOURCE = PackageSource("linux-source-7.3")
 pytestmark = pytest.mark.builds_kernel
@@ -43,14 +44,14 @@ class Workshop:
     def build(self, settings: str, *patches: Patch) -> Built:
         """A kernel with these settings and patches."""
         wanted = kconfig.merge(kconfig.parse_fragment(settings, "small.config"))
-        return build.build(Request(X86_64, SOURCE, patches, "small", wanted, "small"), self.cache, self.archive)
+        return builder.build(Request(X86_64, SOURCE, patches, "small", wanted, "small"), self.cache, self.archive)
 
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     try:
-        build.Toolchain.of(X86_64)
-        build.check_host()
+        builder.Toolchain.of(X86_64)
+        builder.check_host()
     except HostError as error:
         pytest.skip(str(error))
     return Workshop(tmp_path_factory.mktemp("cache"))
@@ -71,7 +72,7 @@ def change(workshop: Workshop, name: str) -> Patch:
 def test_a_change_of_one_file_recompiles_one_file_and_a_hit_nothing(workshop: Workshop) -> None:
     patch = change(workshop, "mm/mremap.c")
     plain = workshop.build(SMALL)
-    assert kernelimage.identify(plain.image).arch is X86_64
+    assert image_format.identify(plain.image).arch is X86_64
     assert plain.release.startswith("7.3")
 
     patched = workshop.build(SMALL, patch)

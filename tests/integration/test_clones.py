@@ -13,25 +13,29 @@ from pathlib import Path
 
 import pytest
 
-from harness import image, kernels, provision, template
 from harness.agent import protocol
-from harness.cache import silent
 from harness.deadline import Deadline
 from harness.errors import GuestLost, LostCondition
-from harness.guest import Guest, Patience
-from harness.qemu import Machine
-from harness.template import Store, Template
+from harness.guests import template
+from harness.guests.guest import Guest, Patience
+from harness.guests.template import Template
+from harness.guests.template_store import Store
+from harness.host.cache import silent
+from harness.kernels import grammar, kernel
+from harness.machine import payload, provision
+from harness.machine.qemu import Machine
 from tests.lab import KERNEL
 
 #: makes or finds the base template, and says which
 MAKER = f"""
 import sys
 from pathlib import Path
-from harness import kernels, provision
-from harness.cache import silent
-from harness.guest import Patience
-from harness.template import Store
-_, machine = provision.provision(kernels.parse({KERNEL!r}), provision.Options(), silent)
+from harness.guests.guest import Patience
+from harness.guests.template_store import Store
+from harness.host.cache import silent
+from harness.kernels import grammar
+from harness.machine import provision
+_, machine = provision.provision(grammar.parse({KERNEL!r}), provision.Options(), silent)
 told = []
 store = Store(Path(sys.argv[1]))
 template = store.base(machine, Patience.scaled(machine.accelerator.slowdown), told.append)
@@ -41,8 +45,8 @@ print("made" if told else "found", template.directory.name)
 
 @pytest.fixture(scope="module")
 def machine() -> Machine:
-    spec = kernels.parse(KERNEL)
-    assert isinstance(spec, kernels.BootSpec)
+    spec = grammar.parse(KERNEL)
+    assert isinstance(spec, kernel.BootSpec)
     return provision.provision(spec, provision.Options(), silent)[1]
 
 
@@ -110,21 +114,21 @@ def test_clones_run_side_by_side_and_one_that_is_killed_takes_no_other_along(
 
 
 def test_a_clone_never_writes_to_its_template(base: Template, patience: Patience, tmp_path: Path) -> None:
-    before = template._stamp(base.directory), [template._digest(path) for path in base.ram]
+    before = template._stamp(base.directory), [template.digest(path) for path in base.ram]
     (tmp_path / "checks").mkdir()
     (tmp_path / "checks" / "test_writes.py").write_text(
         "def test_writes():\n    assert len(bytearray(b'x' * (64 << 20))) == 64 << 20\n"
     )
     guest = thawed(base, patience)
     with guest.vm:
-        tests = image.tests_archive(tmp_path / "checks", [])
+        tests = payload.tests_archive(tmp_path / "checks", [])
         collected = guest.collect(tests, ["checks"], Deadline.after(patience.boot))
         assert collected.nodeids == ["checks/test_writes.py::test_writes"], collected.errors
         run = protocol.Run(collected.nodeids[0], "", "m1")
         *reports, finished = guest.run(run, Deadline.after(patience.test))
         assert isinstance(finished, protocol.Finished)
         assert [report["outcome"] for report in reports if isinstance(report, dict)] == ["passed"] * 3
-    assert (template._stamp(base.directory), [template._digest(path) for path in base.ram]) == before
+    assert (template._stamp(base.directory), [template.digest(path) for path in base.ram]) == before
 
 
 def test_an_agent_whose_tests_cannot_be_collected_says_so(base: Template, patience: Patience, tmp_path: Path) -> None:
@@ -132,7 +136,7 @@ def test_an_agent_whose_tests_cannot_be_collected_says_so(base: Template, patien
     (tmp_path / "checks" / "test_broken.py").write_text("import no_such_module\n")
     guest = thawed(base, patience)
     with guest.vm:
-        tests = image.tests_archive(tmp_path / "checks", [])
+        tests = payload.tests_archive(tmp_path / "checks", [])
         collected = guest.collect(tests, ["checks"], Deadline.after(patience.boot))
     assert collected.nodeids == []
     (error,) = collected.errors

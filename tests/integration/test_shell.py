@@ -12,7 +12,7 @@ from tests.integration.terminal import Terminal
 
 
 def _run(*command: str, stdin: bytes = b"", kernel: str = KERNEL) -> subprocess.CompletedProcess[bytes]:
-    argv = [sys.executable, "-m", "harness.cli", "shell", f"--kernel={kernel}", *command]
+    argv = [sys.executable, "-m", "harness.commands.cli", "shell", f"--kernel={kernel}", *command]
     return subprocess.run(argv, cwd=paths.PROJECT, input=stdin, capture_output=True, check=False)
 
 
@@ -49,7 +49,7 @@ def test_an_unknown_kernel_is_a_usage_error_of_one_line() -> None:
 
 
 def test_a_terminal_is_passed_on_with_its_size_and_its_keys() -> None:
-    with Terminal("harness.cli", "shell", f"--kernel={KERNEL}", cwd=paths.PROJECT, size=(31, 97)) as terminal:
+    with Terminal("harness.commands.cli", "shell", f"--kernel={KERNEL}", cwd=paths.PROJECT, size=(31, 97)) as terminal:
         terminal.expect(r"kernel +7\.3.*\r\n +tests +python3 -m pytest")
         terminal.expect(r"guest:/harness/tests# ")
         terminal.type("stty size; echo $TERM\n")

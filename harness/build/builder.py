@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Builds kernels: a pure function of source, patches, configuration and compiler, whose values are cached.
+
+What is built is kept under a key made of those four, which takes no look at a source tree to compute. Below it, two
+more things make a build of something new short: the output directory of the last build with the same configuration is
+kept, so that ``make`` compiles only what a patch changed, and ccache remembers every object, if it is installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+from harness.arch import Architecture
+from harness.build import kconfig
+from harness.build.kconfig import Merged
+from harness.build.series import Patch, patchset_hash
+from harness.build.source import Identity, Source, Store
+from harness.debian.apt import Archive
+from harness.errors import BuildError, HostError
+from harness.host.cache import Cache, host_trouble
+from harness.host.process import find_program
+
+#: changes with what the code below does to a kernel: what older code built is built again
+_GENERATION = "1"
+#: output directories kept per source; one takes 300 MB, with debug information 2 GB
+_KEPT = 3
+#: seconds between two words about how far a build is
+_TELL_EVERY = 20.0
+#: lines of make's output per option that is set, for a first estimate (7.3 with 883 options: 2046)
+_STEPS_PER_OPTION = 2.5
+
+#: what a kernel build runs, and the Debian package of each
+_PROGRAMS = {
+    "make": "make",
+    "gcc": "gcc",
+    "ld": "binutils",
+    "bison": "bison",
+    "flex": "flex",
+    "bc": "bc",
+    "git": "git",
+}
+#: headers its own programs are compiled with
+_HEADERS = {"gelf.h": "libelf-dev", "openssl/ssl.h": "libssl-dev"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a kernel is made of, for the report: the same recipe makes the same bytes."""
+
+    #: which source, in words
+    source: str
+    #: of the source package, or the git tree
+    source_digest: str
+    #: how many patches, and their digest as KCIDB defines it (empty for none)
+    patches: int
+    patchset_hash: str
+    #: presets and page size
+    flavour: str
+    #: of the resolved ``.config``
+    config_digest: str
+    compiler: str
+
+    def __str__(self) -> str:
+        patched = f" + {self.patches} patches ({self.patchset_hash[:16]}…)" if self.patches else ""
+        return f"{self.source}{patched}, {self.flavour} configuration {self.config_digest[:16]}…, {self.compiler}"
+
+
+@dataclass(frozen=True)
+class Built:
+    """A kernel in the cache."""
+
+    recipe: Recipe
+    #: as ``uname -r`` will show it
+    release: str
+    image: Path
+    config: Path
+    #: only with debug information: without, it holds nothing that helps
+    vmlinux: Path | None
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """The compiler for one architecture on this host."""
+
+    arch: Architecture
+    #: ``CROSS_COMPILE``
+    prefix: str
+
+    @classmethod
+    def of(cls, arch: Architecture) -> Toolchain:
+        """The host's own compiler, or Debian's cross compiler.
+
+        :raises HostError: if it is not installed.
+        """
+        triple = f"{arch.machine}-linux-gnu"
+        prefix = "" if platform.machine() == arch.machine else f"{triple}-"
+        package = f"gcc-{triple.replace('_', '-')}" if prefix else "gcc"
+        if shutil.which(f"{prefix}gcc") is None:
+            raise HostError(
+                f"this host cannot compile kernels for {arch}: install its compiler with: apt-get install {package}"
+            )
+        return cls(arch, prefix)
+
+    @cached_property
+    def version(self) -> str:
+        """Compiler and linker with their versions."""
+        programs = (f"{self.prefix}gcc", f"{self.prefix}ld")
+        return ", ".join(_output([each, "--version"]).partition("\n")[0] for each in programs)
+
+    def variables(self) -> list[str]:
+        """What ``make`` must know."""
+        ccache = "ccache " if shutil.which("ccache") else ""
+        return [
+            f"ARCH={self.arch}",
+            f"CROSS_COMPILE={self.prefix}",
+            f"CC={ccache}{self.prefix}gcc",
+            f"HOSTCC={ccache}gcc",
+        ]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A kernel that somebody wants."""
+
+    arch: Architecture
+    source: Source
+    patches: tuple[Patch, ...]
+    #: presets and page size, for people
+    flavour: str
+    wanted: Merged
+    #: what to call it in messages
+    label: str
+
+    @property
+    def stem(self) -> str:
+        """The readable half of a name in the cache; what is the same under two names is cached once."""
+        return f"{self.flavour}-{self.arch}".replace(":", "-")
+
+
+def build(request: Request, cache: Cache, archive: Archive) -> Built:
+    """The kernel that was asked for: from the cache, or built now.
+
+    :raises SpecError: if the source does not exist.
+    :raises FetchError: if it cannot be had.
+    :raises HostError: if this host lacks a program, or space.
+    :raises PatchError: if a patch does not apply.
+    :raises ConfigError: if an option does not stick.
+    :raises BuildError: if it does not compile.
+    """
+    return _Build(request, cache, archive).run()
+
+
+class _Build:
+    """One request on its way."""
+
+    def __init__(self, request: Request, cache: Cache, archive: Archive) -> None:
+        self.request = request
+        self.cache = cache
+        self.archive = archive
+        self.toolchain = Toolchain.of(request.arch)
+        self.store: Store = request.source.store(cache)
+        self._patched: str | None = None
+
+    @cached_property
+    def identity(self) -> Identity:
+        return self.request.source.identify(self.cache, self.archive)
+
+    def run(self) -> Built:
+        request = self.request
+        series = patchset_hash(request.patches)
+        inputs = [_GENERATION, request.arch.name, self.identity.digest, series, self.toolchain.version]
+        config = self.cache.file(
+            "configs", f"{request.stem}={_digest(inputs, request.wanted.text)}", self._configure, name="config"
+        )
+        config_digest = self.cache.digest(config)
+        recipe = Recipe(
+            source=self.identity.version,
+            source_digest=self.identity.digest,
+            patches=len(request.patches),
+            patchset_hash=series,
+            flavour=request.flavour,
+            config_digest=config_digest,
+            compiler=self.toolchain.version,
+        )
+
+        def make(target: Path) -> None:
+            self._compile(config, target)
+            (target / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1))
+
+        made = self.cache.tree("builds", f"{request.stem}={_digest(inputs, config_digest)}", make)
+        vmlinux = made / "vmlinux"
+        return Built(
+            recipe=recipe,
+            release=(made / "release").read_text().strip(),
+            image=made / "image",
+            config=made / "config",
+            vmlinux=vmlinux if vmlinux.exists() else None,
+        )
+
+    def _checkout(self) -> Path:
+        """The work tree with the patched source; the caller holds the store's lock."""
+        if self._patched is None:
+            tree = self.request.source.fetch(self.identity, self.cache, self.archive)
+            self._patched = self.store.apply(tree, self.request.patches)
+        return self.store.checkout(self._patched)
+
+    def _configure(self, target: Path) -> None:
+        """Resolve the configuration, and make sure that nothing was lost."""
+        check_host()
+        request = self.request
+        with self.store.locked():
+            source = self._checkout()
+            self.archive.progress(f"{request.label}: configuring")
+            for before, after in request.wanted.redefined:
+                self.archive.progress(
+                    f"{request.label}: {after} of {after.origin} replaces {before} of {before.origin}"
+                )
+            output = source / f"out-config-{request.arch}"
+            output.mkdir(exist_ok=True)
+            (output / "wanted").write_text(request.wanted.text)
+            for goal in (["allnoconfig", "KCONFIG_ALLCONFIG=wanted"], ["olddefconfig"]):
+                log = self._log("config")
+                if self._make(source, output, goal, log):
+                    shutil.rmtree(output)  # a run that was killed may have left half a program in it
+                    raise BuildError(self._failure("cannot be configured", log))
+            text = (output / ".config").read_text()
+            kconfig.check(request.wanted, kconfig.parse_config(text), source, _srcarch(request.arch))
+        target.write_text(text)
+
+    def _compile(self, config: Path, target: Path) -> None:
+        """Build, and keep what is needed to boot and to look into the kernel."""
+        check_host()
+        arch = self.request.arch
+        with self.store.locked(), host_trouble(self.store.root):
+            source = self._checkout()
+            options = kconfig.parse_config(config.read_text())
+            debug_info = options.get("DEBUG_INFO") == "y"
+            output = self._output(source, config)
+            unfinished = output / ".unfinished"
+            if unfinished.exists():
+                # Killed in the middle: make cannot tell a whole object from a half one.
+                shutil.rmtree(output)
+            output.mkdir(exist_ok=True)
+            unfinished.touch()
+            if not (output / ".config").exists() or (output / ".config").read_bytes() != config.read_bytes():
+                shutil.copyfile(config, output / ".config")
+            log = self._log("build")
+            goal = [Path(arch.tree_image).name]
+            if debug_info:
+                # Debug information names the directory, which would differ from host to host.
+                goal += [f"{name}=-fdebug-prefix-map={source}=/linux" for name in ("KCFLAGS", "KAFLAGS")]
+            steps = source.parent / f"steps-{arch}"
+            estimate = int(steps.read_text()) if steps.exists() else int(_STEPS_PER_OPTION * len(options))
+            progress = _Progress(f"{self.request.label}: building", estimate, self.archive.progress)
+            try:
+                status = self._make(source, output, goal, log, progress.line)
+            finally:
+                unfinished.unlink()  # make has ended, and in order: what it left is whole
+            if status:
+                raise BuildError(self._failure("does not compile", log))
+            if progress.done > estimate // 2:
+                steps.write_text(str(progress.done))
+            for name, place in (("image", arch.tree_image), ("config", ".config"), ("System.map", "System.map")):
+                shutil.copyfile(output / place, target / name)
+            shutil.copyfile(output / "include/config/kernel.release", target / "release")
+            if debug_info:
+                shutil.copyfile(output / "vmlinux", target / "vmlinux")
+
+    def _output(self, source: Path, config: Path) -> Path:
+        """The output directory for this configuration and compiler; those longest out of use are removed."""
+        # Right below the source, where kbuild calls the source "..": no name of a directory gets into any object,
+        # and the same object comes from ccache whatever the output directory is called.
+        name = f"out-{self.request.arch}-{_digest([self.toolchain.version], self.cache.digest(config))}"
+        others = [each for each in source.glob("out-*-*") if each.name != name and "config" not in each.name]
+        others.sort(key=lambda each: each.stat().st_mtime, reverse=True)
+        for each in others[_KEPT - 1 :]:
+            shutil.rmtree(each, ignore_errors=True)
+        return source / name
+
+    def _log(self, what: str) -> Path:
+        return self.store.root / f"{what}-{re.sub(r'[^A-Za-z0-9.+:_-]+', '-', self.request.label)}.log"
+
+    def _failure(self, what: str, log: Path) -> str:
+        lines = log.read_text(errors="replace").splitlines()
+        errors = [line for line in lines if re.search(r"\berror: |undefined reference|^/bin/sh: |^Kconfig:.*", line)]
+        errors = errors or [line for line in lines if "***" in line] or lines[-1:] or ["make said nothing"]
+        return "\n".join([f"{self.request.label} {what}: {errors[0]}", *errors[1:10], f"the whole log is {log}"])
+
+    def _make(
+        self, source: Path, output: Path, goal: Sequence[str], log: Path, line: Callable[[str], None] | None = None
+    ) -> int:
+        """Run make to its end; its exit status.
+
+        :param line: told each line of output.
+        """
+        command = ["make", "-C", str(source), f"O={output}", f"-j{len(os.sched_getaffinity(0))}"]
+        command += [*self.toolchain.variables(), *goal]
+        ccache = self.cache.root / "ccache"
+        # make forwards SIGTERM to all that it started, and removes what was half done.
+        argv = [find_program("setpriv", "util-linux"), "--pdeathsig", "TERM", "--", *command]
+        with log.open("w", buffering=1) as record:
+            record.write(f"{' '.join(map(repr, command))}\n")
+            with subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                env=_environment(ccache),
+                start_new_session=True,
+            ) as process:
+                assert process.stdout is not None
+                try:
+                    for each in process.stdout:
+                        record.write(each)
+                        if line:
+                            line(each)
+                except BaseException:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGTERM)
+                    raise
+        return process.returncode
+
+
+def _environment(ccache: Path) -> Mapping[str, str]:
+    """All that a build sees of this host; nothing in it gets into a kernel."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    return {
+        **kept,
+        "LC_ALL": "C",
+        "KBUILD_BUILD_TIMESTAMP": "Thu Jan  1 00:00:00 UTC 1970",
+        "KBUILD_BUILD_VERSION": "1",
+        "KBUILD_BUILD_USER": "harness",
+        "KBUILD_BUILD_HOST": "harness",
+        "CCACHE_DIR": str(ccache),
+        # Names of directories are in no object (see _output), and times of headers mean nothing: we write them anew.
+        "CCACHE_NOHASHDIR": "1",
+        "CCACHE_SLOPPINESS": "time_macros,include_file_mtime,include_file_ctime",
+    }
+
+
+class _Progress:
+    """Counts what make says that it does."""
+
+    def __init__(self, what: str, estimate: int, tell: Callable[[str], None]) -> None:
+        self._what = what
+        self._estimate = estimate
+        self._tell = tell
+        self._started = self._told = time.monotonic()
+        self._linking = False
+        self.done = 0
+
+    def line(self, line: str) -> None:
+        """Take a line like ``  CC      mm/mremap.o``."""
+        found = re.match(r"  ([A-Z]\S*) +(?:\[M\] +)?(\S+)", line)
+        if not found:
+            return
+        self.done += 1
+        linking = self._linking or found[2] in ("vmlinux.unstripped", "vmlinux", "vmlinux.o")
+        now = time.monotonic()
+        if now - self._told >= _TELL_EVERY or linking != self._linking:
+            elapsed = int(now - self._started)
+            phase = "linking" if linking else f"{self.done} of at most some {max(self._estimate, self.done)} files"
+            self._tell(f"{self._what}, {phase}, {elapsed // 60}:{elapsed % 60:02}")
+            self._told = now
+        self._linking = linking
+
+
+def _srcarch(arch: Architecture) -> str:
+    """The directory below ``arch/``."""
+    return arch.tree_image.split("/")[1]
+
+
+def _digest(parts: Sequence[str], *more: str) -> str:
+    return hashlib.sha256("\0".join([*parts, *more]).encode()).hexdigest()[:24]
+
+
+def check_host() -> None:
+    """Make sure that everything a build runs is installed, and say in one line what is not.
+
+    :raises HostError: naming the packages.
+    """
+    missing = [package for program, package in _PROGRAMS.items() if shutil.which(program) is None]
+    if not missing:
+        for header, package in _HEADERS.items():
+            test = subprocess.run(
+                ["gcc", "-E", "-"], input=f"#include <{header}>\n", capture_output=True, text=True, check=False
+            )
+            missing += [package] if test.returncode else []
+    if missing:
+        raise HostError(
+            f"this host cannot build kernels: install what is missing with: apt-get install {' '.join(missing)}"
+        )
+
+
+def _output(command: Sequence[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout

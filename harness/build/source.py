@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Kernel sources, brought into one form: a tree of git objects in a store of our own.
+
+A distribution's package, a revision, and a directory with uncommitted changes all become a git tree. Patches are
+applied to an index, where nothing but objects is written, and one work tree per source is moved from one patched tree
+to the next: only files that differ are written, so that ``make`` compiles only what changed. The user's own trees and
+repositories are read, never written: new objects go into our store, which borrows theirs as an alternate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, cast
+
+from harness import arch
+from harness.build.series import Patch
+from harness.debian import apt, deb
+from harness.debian.apt import Archive, Package
+from harness.errors import BuildError, FetchError, HarnessError, PatchError, SpecError
+from harness.host.cache import Cache, Progress, host_trouble, locked, silent
+from harness.host.process import find_program
+
+#: Left out of work trees, a third of the source, because no kernel of ours is made of it. Patches may still touch it.
+#: The last entry is register tables of one graphics driver.
+LEFT_OUT = ("/Documentation/*", "!/Documentation/Kconfig", "/drivers/gpu/drm/amd/include/asic_reg/")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which source exactly; equal digests mean equal bytes."""
+
+    #: of the package file, or the git tree
+    digest: str
+    #: for people
+    version: str
+
+
+class Source(ABC):
+    """Where kernel source comes from."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """A short name."""
+
+    @abstractmethod
+    def identify(self, cache: Cache, archive: Archive) -> Identity:
+        """Say which source this is now, in a second at most and without fetching it.
+
+        :raises SpecError: if there is no such source.
+        :raises FetchError: if the archive cannot be asked.
+        """
+
+    @abstractmethod
+    def store(self, cache: Cache) -> Store:
+        """Where its objects, its work tree and what is built of it are kept."""
+
+    @abstractmethod
+    def fetch(self, identity: Identity, cache: Cache, archive: Archive) -> str:
+        """Bring the source into its store; the caller holds the store's lock.
+
+        :returns: the id of its git tree.
+        """
+
+
+@dataclass(frozen=True)
+class Store:
+    """Everything that is kept of one source, in a directory of its own."""
+
+    root: Path
+    progress: Progress = silent
+
+    @classmethod
+    def of(cls, cache: Cache, name: str) -> Store:
+        """The store called ``name``."""
+        return cls((cache.root / "sources" / name).resolve(), cache.progress)
+
+    @property
+    def tree(self) -> Path:
+        """The work tree."""
+        return self.root / "tree"
+
+    @property
+    def git_dir(self) -> Path:
+        """The repository, which has no work tree as far as git knows."""
+        return self.root / "git"
+
+    def locked(self, part: str = "") -> AbstractContextManager[None]:
+        """Hold the store for oneself: there is one work tree.
+
+        :param part: a part that has a lock of its own.
+        """
+        lock = self.root / f"lock{part}"
+        return locked(lock, f"another run that builds {self.root.name}", None, self.progress)
+
+    def borrow(self, objects: Path, object_format: str = "sha1") -> None:
+        """Make the repository unless it exists.
+
+        :param objects: an object directory of somebody else's to read from.
+        """
+        if not (self.git_dir / "HEAD").exists():
+            with host_trouble(self.root):
+                self.root.mkdir(parents=True, exist_ok=True)
+            self.git("init", "--quiet", "--bare", f"--object-format={object_format}", str(self.git_dir), bare=True)
+            self.git("config", "core.sparseCheckout", "true")
+            self.git("config", "core.compression", "1")
+            info = self.git_dir / "info"
+            info.mkdir(exist_ok=True)
+            negated = (each.removeprefix("!") if each.startswith("!") else f"!{each}" for each in LEFT_OUT)
+            (info / "sparse-checkout").write_text("\n".join(["/*", *negated, ""]))
+        if objects != self.git_dir / "objects":
+            (self.git_dir / "objects/info/alternates").write_text(f"{objects}\n")
+
+    def git(self, *args: str, bare: bool = False, stdin: bytes = b"", index: Path | None = None, work: str = "") -> str:
+        """Run git on this repository and nobody's configuration; its output without the last newline.
+
+        :param bare: leave the repository to ``args``.
+        :param index: the index, if another than the work tree's.
+        :param work: the work tree, if another than ours.
+        :raises BuildError: if git ends with an error.
+        """
+        where = {} if bare else {"GIT_DIR": str(self.git_dir), "GIT_WORK_TREE": work or str(self.tree)}
+        done = _git(args, stdin, GIT_INDEX_FILE=str(index or self.root / "index"), **_UNCONFIGURED, **where)
+        if done.returncode:
+            raise BuildError(f"git {args[0]} failed in {self.root}: {_complaint(done)}")
+        return done.stdout.decode(errors="replace").rstrip("\n")
+
+    def apply(self, tree: str, patches: Sequence[Patch]) -> str:
+        """The tree that comes of applying patches to a tree; neither touches a work tree.
+
+        :raises PatchError: naming the patch that does not apply, and its hunk.
+        """
+        if not patches:
+            return tree
+        with TemporaryDirectory(dir=self.root, prefix="apply-") as scratch:
+            index = Path(scratch, "index")
+            self.git("read-tree", tree, index=index)
+            for number, patch in enumerate(patches, 1):
+                command = ("apply", "--cached", "--whitespace=nowarn", "-")
+                done = _git(command, patch.diff, GIT_DIR=str(self.git_dir), GIT_INDEX_FILE=str(index), **_UNCONFIGURED)
+                if done.returncode:
+                    raise PatchError(_does_not_apply(patch, f"{number} of {len(patches)}", done))
+            return self.git("write-tree", index=index)
+
+    def checkout(self, tree: str) -> Path:
+        """Make the work tree hold ``tree``; files that need no change keep their times.
+
+        :returns: the work tree.
+        """
+        with host_trouble(self.root):
+            self.tree.mkdir(parents=True, exist_ok=True)
+        (self.root / "index.lock").unlink(missing_ok=True)  # of a run that was killed: we hold the store's own lock
+        self.git("read-tree", "--reset", "-u", tree)
+        return self.tree
+
+    def snapshot(self, directory: Path, seed: Path | None) -> str:
+        """The tree that a directory holds at this moment, without what its .gitignore files exclude.
+
+        :param seed: an index of somebody else's to start from, which knows most files already.
+        """
+        index = self.root / "snapshot-index"
+        index.with_name("snapshot-index.lock").unlink(missing_ok=True)
+        if seed and not index.exists():
+            shutil.copyfile(seed, index)
+        try:
+            self.git("add", "--all", ".", index=index, work=str(directory))
+        except BuildError:
+            index.unlink(missing_ok=True)  # a seed of a kind that cannot be used elsewhere, or a damaged index
+            self.git("add", "--all", ".", index=index, work=str(directory))
+        return self.git("write-tree", index=index, work=str(directory))
+
+
+_UNCONFIGURED = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
+
+
+def _git(args: Sequence[str], stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
+    git = find_program("git", "git")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    env = {**inherited, "LC_ALL": "C", **environment}
+    # A work tree is named by its environment, but "." means the current directory.
+    cwd = environment.get("GIT_WORK_TREE")
+    return subprocess.run(
+        [git, *args],
+        input=stdin,
+        capture_output=True,
+        env=env,
+        check=False,
+        cwd=cwd if cwd and Path(cwd).is_dir() else None,
+    )
+
+
+def _complaint(done: subprocess.CompletedProcess[bytes]) -> str:
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("fatal: ").removeprefix("error: ") if lines else f"status {done.returncode}"
+
+
+def _does_not_apply(patch: Patch, which: str, done: subprocess.CompletedProcess[bytes]) -> str:
+    text = done.stderr.decode(errors="replace")
+    failed = [
+        patch.hunk(file, int(line)) for file, line in re.findall(r"^error: patch failed: (.*):(\d+)$", text, re.M)
+    ]
+    others = [line.removeprefix("error: ") for line in text.splitlines() if not line.endswith("does not apply")]
+    others = [line for line in others if not line.startswith("patch failed: ")]
+    reason = "; ".join([*(f"{each} fails" for each in failed), *others]) or f"status {done.returncode}"
+    return f"patch {which} does not apply: {patch.name}: {reason}"
+
+
+@dataclass(frozen=True)
+class PackageSource(Source):
+    """A package ``linux-source-X.Y`` of Debian: the newest version of the series."""
+
+    name: str
+
+    @property
+    def label(self) -> str:
+        """See :attr:`Source.label`."""
+        return self.name
+
+    def identify(self, cache: Cache, archive: Archive) -> Identity:
+        """See :meth:`Source.identify`."""
+        package = self._packages(archive)[0]
+        return Identity(package.sha256, f"{package.name} {package.version}")
+
+    def store(self, cache: Cache) -> Store:
+        """See :meth:`Source.store`; versions of a series share one, as most of their files are the same."""
+        return Store.of(cache, self.name)
+
+    def fetch(self, identity: Identity, cache: Cache, archive: Archive) -> str:
+        """See :meth:`Source.fetch`."""
+        store = self.store(cache)
+        store.borrow(store.git_dir / "objects")
+        wanted = f"refs/heads/{identity.digest}"
+        with suppress(BuildError):
+            return store.git("rev-parse", "--quiet", "--verify", f"{wanted}^{{tree}}")
+        (path,) = archive.download([each for each in self._packages(archive) if each.sha256 == identity.digest][:1])
+        archive.progress(f"unpacking {identity.version}")
+        _import(path, store, wanted)
+        return store.git("rev-parse", "--verify", f"{wanted}^{{tree}}")
+
+    def _packages(self, archive: Archive) -> list[Package]:
+        """All versions, the newest first."""
+        seen: set[str] = set()
+        for tier in (apt.RELEASED, apt.UNRELEASED):
+            for age in (apt.REFRESH_AFTER, apt.RETRY_AFTER):
+                try:
+                    packages = archive.packages(arch.host(), tier, max_age=age)
+                except HarnessError:
+                    if not seen:
+                        raise
+                    continue
+                sources = [each for each in packages if each.name.startswith("linux-source-")]
+                fitting = [each for each in sources if each.name == self.name]
+                if fitting:
+                    return sorted(fitting, key=lambda each: apt.version_key(each.version), reverse=True)
+                seen |= {each.name for each in sources}
+        have = ", ".join(sorted(seen, key=lambda name: apt.version_key(name.rpartition("-")[2]))) or "no source at all"
+        raise SpecError(
+            f"Debian's archive no longer has {self.name}, but {have}: give a tree of that version instead, "
+            "with --kernel=PATH+PATCHES"
+        )
+
+
+def _import(package: Path, store: Store, ref: str) -> None:
+    """Turn the tarball within a source package into git objects, without laying out a file."""
+    command = [find_program("git", "git"), f"--git-dir={store.git_dir}"]
+    command += ["-c", "core.compression=1", "-c", "pack.compression=1", "fast-import", "--quiet", "--done", "--force"]
+    env = {**os.environ, **_UNCONFIGURED}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as process:
+        pipe, complaints = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stderr)
+        try:
+            with suppress(BrokenPipeError):  # git says why
+                pipe.write(f"commit {ref}\ncommitter harness <> 0 +0000\ndata 0\n".encode())
+                empty = True
+                for mode, path, content in _tarball(package):
+                    empty = False
+                    pipe.write(b'M %s inline "%s"\ndata %d\n' % (mode, _quoted(path), len(content)))
+                    pipe.write(content + b"\n")
+                if empty:
+                    raise FetchError(f"{package.name} holds no kernel source: give a tree with --kernel=PATH")
+                pipe.write(b"done\n")
+                pipe.close()
+        except BaseException:
+            process.kill()
+            raise
+        complaint = complaints.read().decode(errors="replace").strip()
+    if process.returncode:
+        raise BuildError(f"{package.name} cannot be unpacked into {store.root}: {complaint}")
+
+
+def _quoted(path: str) -> bytes:
+    return path.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").encode()
+
+
+def _tarball(package: Path) -> Iterator[tuple[bytes, str, bytes]]:
+    """Git's mode, path and content of each file of the tarball in a source package."""
+    for member, content in deb.members(package):
+        if content is None or not re.fullmatch(r"usr/src/linux-source-[\d.]+\.tar\.\w+", member.name):
+            continue
+        with tarfile.open(fileobj=content, mode="r|*") as tarball:
+            for each in tarball:
+                path = each.name.removeprefix("./").partition("/")[2]
+                if each.isreg() and path:
+                    data = cast(IO[bytes], tarball.extractfile(each)).read()
+                    yield b"100755" if each.mode & 0o100 else b"100644", path, data
+                elif each.issym() and path:
+                    yield b"120000", path, each.linkname.encode()
+
+
+class _Local(Source):
+    """A directory of this host."""
+
+    path: Path
+
+    def store(self, cache: Cache) -> Store:
+        """See :meth:`Source.store`; a tree and its revisions share one."""
+        path = self.path.resolve()
+        return Store.of(cache, f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:12]}")
+
+    def fetch(self, identity: Identity, cache: Cache, archive: Archive) -> str:
+        """See :meth:`Source.fetch`; objects are there since it was identified, or are borrowed."""
+        self._borrow(self.store(cache))
+        return identity.digest
+
+    def _borrow(self, store: Store) -> None:
+        objects, object_format = store.git_dir / "objects", "sha1"
+        if self._repository:
+            objects, object_format = self._repository[0], self._repository[2]
+        store.borrow(objects, object_format)
+
+    @cached_property
+    def _repository(self) -> tuple[Path, Path, str] | None:
+        """The object directory, the index and the object format of the git repository whose top this is."""
+        lines = self._ask("rev-parse", "--show-cdup", "--git-path", "objects", "--git-path", "index").splitlines()
+        if len(lines) != 3 or lines[0]:
+            return None
+        return (
+            (self.path / lines[1]).resolve(),
+            (self.path / lines[2]).resolve(),
+            self._ask("rev-parse", "--show-object-format").strip(),
+        )
+
+    def _ask(self, *args: str) -> str:
+        done = _git(("-C", str(self.path), *args))
+        return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
+
+
+@dataclass(frozen=True)
+class GitSource(_Local):
+    """A revision of a git repository."""
+
+    path: Path
+    ref: str
+
+    @property
+    def label(self) -> str:
+        """See :attr:`Source.label`."""
+        return f"{self.path.resolve().name}-{self.ref}"
+
+    def identify(self, cache: Cache, archive: Archive) -> Identity:
+        """See :meth:`Source.identify`."""
+        if not self._repository:
+            raise SpecError(f"{self.path} is not the top of a git repository")
+        found = self._ask("rev-parse", "--verify", "--end-of-options", f"{self.ref}^{{tree}}").strip()
+        if not found:
+            raise SpecError(f"{self.path} has no revision {self.ref!r}: see git -C {self.path} branch -a, or git tag")
+        return Identity(
+            found, f"{self._ask('describe', '--tags', '--always', self.ref).strip() or self.ref} of {self.path}"
+        )
+
+
+@dataclass(frozen=True)
+class TreeSource(_Local):
+    """A kernel source tree as it stands, uncommitted changes and all."""
+
+    path: Path
+
+    @property
+    def label(self) -> str:
+        """See :attr:`Source.label`."""
+        return self.path.resolve().name
+
+    def identify(self, cache: Cache, archive: Archive) -> Identity:
+        """See :meth:`Source.identify`."""
+        store = self.store(cache)
+        self._borrow(store)
+        with store.locked("-snapshot"):
+            tree = store.snapshot(self.path.resolve(), self._repository[1] if self._repository else None)
+        return Identity(tree, f"{self.path} (tree {tree[:12]})")

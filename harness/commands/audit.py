@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0
+"""``harness audit``: of a dump that somebody has, or after one test."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.audit import debuginfo, memory, picture, walk
+from harness.audit.memory import Facts
+from harness.errors import UsageError
+from harness.host.cache import Cache, Progress
+
+if TYPE_CHECKING:
+    import pytest
+
+_RANGE = re.compile(r"(\d+):(?:0x)?([0-9a-f]+)-(?:0x)?([0-9a-f]+)")
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "audit",
+        help="prove from a memory dump, or after a test, that the reverse map leads back to every anonymous mapping",
+        description="Audits a dump (dump-guest-memory, virsh dump --memory-only, kdump), or a guest after one test.",
+        epilog="Exit status: 0 the reverse map is whole, 1 it is not, the dump cannot be read, or nothing was audited.",
+    )
+    parser.add_argument("dump", nargs="?", type=Path, metavar="DUMP", help="the dump")
+    parser.add_argument(
+        "--vmlinux", type=Path, metavar="FILE", help="the dump's kernel, with debug information; not needed twice"
+    )
+    parser.add_argument("--pid", type=int, action="append", default=[], help="only this process and its descendants")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="draw what was moved and what is wrong: .html or .svg"
+    )
+    parser.add_argument(
+        "--range", action="append", default=[], metavar="PID:START-END", help="draw this memory instead (hexadecimal)"
+    )
+    parser.add_argument("--merges", action="store_true", help="say for each pair of neighbours why they are not one")
+    parser.add_argument("--kernel", metavar="SPEC", help="run one test on this kernel, and audit its guest")
+    parser.add_argument("--arch", metavar="ARCH", help="x86_64 or arm64, with --kernel")
+    parser.add_argument("-k", dest="test", metavar="EXPRESSION", help="which test, with --kernel, as for pytest")
+
+
+def run(options: argparse.Namespace, progress: Progress) -> int:
+    """Run the command.
+
+    :raises UsageError: if the options make no sense together.
+    :raises HarnessError: if the dump cannot be audited.
+    """
+    if options.kernel:
+        if options.dump or not options.test:
+            raise UsageError("--kernel audits the guest of a test: give -k EXPRESSION, and no dump")
+        return _run_test(options)
+    if options.dump is None:
+        raise UsageError("give a dump, or --kernel=SPEC -k EXPRESSION")
+    return _audit_dump(options, progress)
+
+
+class _Counting:
+    """A plugin of pytest that counts the audits which tests report."""
+
+    def __init__(self) -> None:
+        self.audits = 0
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Part of pytest's interface."""
+        self.audits += sum(int(str(value).split()[0]) for name, value in report.user_properties if name == "audits")
+
+
+def _run_test(options: argparse.Namespace) -> int:
+    import pytest
+
+    arch = [f"--arch={options.arch}"] if options.arch else []
+    counting = _Counting()
+    arguments = [f"--kernel={options.kernel}", *arch, "--audit=end", "-k", options.test, "-rA"]
+    status = int(pytest.main(arguments, plugins=[counting]))
+    if status == 0 and not counting.audits:
+        print(
+            f"nothing was audited: no test of -k {options.test!r} moved memory in a guest that can be audited. "
+            "Choose one that moves, on a kernel with debug information",
+            file=sys.stderr,
+        )
+        return 1
+    return status
+
+
+def _audit_dump(options: argparse.Namespace, progress: Progress) -> int:
+    with memory.opened(options.dump) as image:
+        known = debuginfo.find(Facts.parse(image.vmcoreinfo).build_id, options.vmlinux, Cache(progress=progress))
+        audit = walk.audit(image, known, pids=options.pid)
+        print(audit.report())
+        if options.merges:
+            for region in audit.regions:
+                for reason in region.apart:
+                    print(f"{region.process} {region.name}: {reason}")
+        if options.picture:
+            ranges = [_range(text) for text in options.range] or picture.interesting(audit)
+            drawn = walk.audit(image, known, pids=options.pid, keep=walk.pages_between(ranges))
+            picture.save(options.picture, f"Audit of {options.dump.name}", [picture.Panel(str(options.dump), drawn)])
+            print(f"drawn in {options.picture}", file=sys.stderr)
+    return 1 if audit.errors or audit.unlisted else 0
+
+
+def _range(text: str) -> tuple[int, int, int]:
+    match = _RANGE.fullmatch(text)
+    if match is None:
+        raise UsageError(f"--range={text} is no address range: give PID:START-END, addresses in hexadecimal")
+    return int(match[1]), int(match[2], 16), int(match[3], 16)

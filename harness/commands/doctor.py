@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: GPL-2.0
+"""``harness doctor``: what works on this host, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+from typing import IO
+
+from harness import arch, paths
+from harness.arch import ARCHITECTURES, Architecture
+from harness.debian import apt
+from harness.errors import HarnessError
+from harness.host import memory
+from harness.host.process import find_program
+from harness.host.terminal import colourful
+from harness.machine import accelerator
+
+#: MiB a kernel, its modules, a userland and an initramfs need in the cache, with room to make them
+_CACHE_NEEDS = 1500
+#: MiB two templates of the default size need at most
+_TEMPLATES_NEED = 1300
+#: MiB for one guest of the default size, and pytest
+_MEMORY_NEEDS = 900
+
+
+class State(StrEnum):
+    """How one thing stands."""
+
+    OK = "ok"
+    #: works, but slower or with less than it could
+    LESS = "less"
+    #: nothing of the kind works without it
+    MISSING = "missing"
+    #: not there, and only some features want it
+    OPTIONAL = "optional"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    name: str
+    state: State
+    #: what was found, or what is missing and what for
+    text: str
+    #: a command, or a sentence, that mends it; empty if nothing needs mending
+    remedy: str = ""
+    #: guests of no architecture run without it
+    vital: bool = False
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A program, and who wants it."""
+
+    name: str
+    package: str
+    purpose: str
+    vital: bool = False
+
+
+_TOOLS = (
+    Tool("setpriv", "util-linux", "no QEMU outlives us", vital=True),
+    Tool("apt-get", "apt", "fetches kernels and the guest's userland", vital=True),
+    Tool("dpkg-deb", "dpkg", "unpacks packages", vital=True),
+)
+
+_EXTRAS = (
+    Tool("socat", "socat", "a guest's monitor by hand"),
+    Tool("gdb", "gdb-multiarch", "debugging a guest that --keep has kept"),
+)
+
+#: What building a kernel takes, beside the compiler.
+_BUILD = (
+    Tool("make", "make", ""),
+    Tool("flex", "flex", ""),
+    Tool("bison", "bison", ""),
+    Tool("bc", "bc", ""),
+)
+
+
+def main() -> int:
+    """Print the report; 0 if guests of some architecture can run."""
+    report = list(findings())
+    print_report(report, sys.stdout)
+    return 0 if usable(report) else 1
+
+
+def findings() -> Iterator[Finding]:
+    """Everything, in the order of the report."""
+    yield _python()
+    for architecture in ARCHITECTURES:
+        yield _qemu(architecture)
+        yield _accelerator(architecture)
+    yield from map(_tool, _TOOLS)
+    yield _mirror()
+    yield _space("cache", paths.cache_dir(), _CACHE_NEEDS, "kernels and images", "set XDG_CACHE_HOME to a bigger disk")
+    yield _space("templates", Path("/dev/shm"), _TEMPLATES_NEED, "frozen guests", "mount -o remount,size=4G /dev/shm")
+    yield _memory()
+    yield _cores()
+    yield _drgn()
+    yield from (_optional(tool) for tool in _EXTRAS)
+    yield from map(_compiler, ARCHITECTURES)
+
+
+def usable(report: Iterable[Finding]) -> bool:
+    """Whether guests of at least one architecture can run."""
+    report = list(report)
+    emulators = {f"qemu {each}" for each in ARCHITECTURES}
+    some = any(each.name in emulators and each.state is State.OK for each in report)
+    return some and not any(each.vital and each.state is State.MISSING for each in report)
+
+
+def _python() -> Finding:
+    pytest_version = metadata.version("pytest")
+    text = f"{platform.python_version()}, pytest {pytest_version}, paramiko {metadata.version('paramiko')}"
+    return Finding("python", State.OK, text)
+
+
+def _first_line(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    return done.stdout.partition("\n")[0]
+
+
+def _qemu(architecture: Architecture) -> Finding:
+    name = f"qemu {architecture}"
+    try:
+        program = find_program(architecture.qemu, architecture.qemu_package)
+    except HarnessError:
+        text = f"{architecture.qemu} is not installed: no {architecture} guests"
+        return Finding(name, State.MISSING, text, _install(architecture.qemu_package))
+    version = re.search(r"version (\S+)", _first_line(program, "--version"))
+    return Finding(name, State.OK, f"{version[1] if version else 'version unknown'}, {program}")
+
+
+def _accelerator(architecture: Architecture) -> Finding:
+    name = f"speed {architecture}"
+    try:
+        chosen = accelerator.choose(architecture)
+    except HarnessError:
+        return Finding(name, State.OPTIONAL, "not tried: there is no QEMU for it")
+    if chosen.name == "kvm":
+        return Finding(name, State.OK, f"kvm: {chosen.reason}")
+    remedy = ""
+    if architecture is arch.host() and os.path.exists("/dev/kvm") and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        remedy = f"{_sudo()}usermod -aG kvm {os.environ.get('USER', '$USER')}, then log in again"
+    return Finding(name, State.LESS, f"{chosen.name} (emulation): {chosen.reason}", remedy)
+
+
+def _tool(tool: Tool) -> Finding:
+    path = shutil.which(tool.name)
+    if path:
+        return Finding(tool.name, State.OK, path)
+    return Finding(tool.name, State.MISSING, f"not installed: {tool.purpose}", _install(tool.package), tool.vital)
+
+
+def _optional(tool: Tool) -> Finding:
+    path = shutil.which(tool.name)
+    if path:
+        return Finding(tool.name, State.OK, path)
+    return Finding(tool.name, State.OPTIONAL, f"not installed: {tool.purpose}", _install(tool.package))
+
+
+def _mirror() -> Finding:
+    try:
+        mirror = apt.host_mirror()
+    except HarnessError as error:
+        problem, _, remedy = str(error).partition(": ")
+        if "debian-archive-keyring" in remedy:
+            remedy = _install("debian-archive-keyring")
+        text = f"{problem}; built kernels need it too, for the guest's userland"
+        return Finding("mirror", State.MISSING, text, remedy, vital=True)
+    text = f"{mirror.main}, keys in {mirror.keyring}"
+    if not _reachable(f"{mirror.main}/dists/{apt.STABLE}/InRelease"):
+        text += "; not reachable now: only what is in the cache can be used"
+        return Finding("mirror", State.LESS, text, "see to the network, or to apt's own proxy settings")
+    return Finding("mirror", State.OK, text)
+
+
+def _reachable(uri: str) -> bool:
+    """Whether apt, with its own proxies, can fetch a file within a few seconds."""
+    helper = Path("/usr/lib/apt/apt-helper")
+    limits = ("-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=4", "-o", "Acquire::https::Timeout=4")
+    with tempfile.TemporaryDirectory(prefix="mremap-doctor-") as directory:
+        os.chmod(directory, 0o755)  # apt drops its rights before it fetches
+        command = [str(helper), *limits, "download-file", uri, f"{directory}/file"]
+        try:
+            return subprocess.run(command, capture_output=True, check=False, timeout=15).returncode == 0
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+
+
+def _space(name: str, directory: Path, needed: int, purpose: str, remedy: str) -> Finding:
+    """Room in a directory that may not exist yet, in MiB."""
+    existing = next(each for each in (directory, *directory.parents) if each.is_dir())
+    free = shutil.disk_usage(existing).free >> 20
+    text = f"{_size(free)} free in {directory}, for {purpose}"
+    if not os.access(existing, os.W_OK):
+        return Finding(name, State.LESS, f"{directory} may not be written by this user", remedy)
+    return Finding(name, State.OK, text) if free >= needed else Finding(name, State.LESS, text, remedy)
+
+
+def _memory() -> Finding:
+    free = memory.available()
+    text = f"{_size(free)} available; a guest takes up to 640 MiB"
+    return Finding("memory", State.OK if free >= _MEMORY_NEEDS else State.LESS, text)
+
+
+def _cores() -> Finding:
+    count = len(os.sched_getaffinity(0))
+    return Finding("cores", State.OK, f"{count}: pytest -n {count} runs that many guests side by side")
+
+
+def _drgn() -> Finding:
+    if importlib.util.find_spec("drgn"):
+        return Finding("drgn", State.OK, metadata.version("drgn"))
+    text = "not installed: reads kernel memory out of dumps"
+    return Finding("drgn", State.OPTIONAL, text, f"{sys.executable} -m pip install drgn")
+
+
+def _compiler(architecture: Architecture) -> Finding:
+    """What builds kernels for an architecture."""
+    prefix = "" if architecture is arch.host() else f"{architecture.machine}-linux-gnu-"
+    package = "gcc" if not prefix else f"gcc-{architecture.machine.replace('_', '-')}-linux-gnu"
+    wanted = (Tool(f"{prefix}gcc", package, ""), *_BUILD)
+    missing = [tool for tool in wanted if not shutil.which(tool.name)]
+    name = f"build {architecture}"
+    if missing:
+        text = f"{', '.join(tool.name for tool in missing)} not installed: building kernels"
+        return Finding(name, State.OPTIONAL, text, _install(*(tool.package for tool in missing)))
+    return Finding(name, State.OK, _first_line(f"{prefix}gcc", "--version"))
+
+
+def _install(*packages: str) -> str:
+    return f"{_sudo()}apt-get install {' '.join(packages)}"
+
+
+def _sudo() -> str:
+    return "" if os.geteuid() == 0 else "sudo "
+
+
+def _size(mebibytes: int) -> str:
+    return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes} MiB"
+
+
+_COLOURS = {State.OK: "32", State.LESS: "33", State.MISSING: "31;1", State.OPTIONAL: "2"}
+
+
+def print_report(report: Iterable[Finding], out: IO[str]) -> None:
+    """Aligned lines; what mends a thing stands below it. Colours only for people."""
+    report = list(report)
+    colours = colourful(out)
+    width = max(len(each.name) for each in report)
+    indent = " " * (width + 13)
+    columns = max(60, shutil.get_terminal_size().columns) if out.isatty() else 0
+
+    def paint(text: str, code: str) -> str:
+        return f"\033[{code}m{text}\033[0m" if colours else text
+
+    for each in report:
+        first, *more = (
+            textwrap.wrap(each.text, columns - len(indent), break_on_hyphens=False) if columns else [each.text]
+        )
+        print(f"  {paint(f'{each.state:<8}', _COLOURS[each.state])}  {each.name:<{width}} {first}", file=out)
+        for line in more:
+            print(f"{indent}{line}", file=out)
+        if each.remedy:
+            print(f"{indent}{paint('→ ' + each.remedy, '36')}", file=out)
+    print(f"\n{_summary(report)}", file=out)
+
+
+def _summary(report: list[Finding]) -> str:
+    if not usable(report):
+        return "No guest can run here yet: mend what is missing above."
+    able = [
+        str(each) for each in ARCHITECTURES if any(f.name == f"qemu {each}" and f.state is State.OK for f in report)
+    ]
+    missing = [each.name for each in report if each.state is State.MISSING]
+    wanting = f", but without {', '.join(missing)}" if missing else ""
+    return f"Guests of {' and '.join(able)} can run here{wanting}. Try: pytest --kernel=debian: -k errno"

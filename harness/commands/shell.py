@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0
+"""``harness shell``: a shell, or one command, in the very environment the tests run in."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+
+from harness.errors import UsageError
+from harness.guests import ssh
+from harness.guests.fleet import Fleet
+from harness.guests.guest import Guest
+from harness.host.cache import Progress
+from harness.host.terminal import colourful
+from harness.kernels.kernel import BootSpec, Kernel
+from harness.machine import payload, provision
+from harness.machine.qemu import Machine
+from harness.markers import MARKERS
+
+#: As pytest's plug-in gives them when nothing else is asked for, so that both share one template.
+PYTEST_ARGS = ("guest_tests", "--tb=auto")
+
+
+def shell(spec: BootSpec, options: provision.Options, command: Sequence[str], progress: Progress) -> int:
+    """``harness shell``: a fresh guest, a shell or one command in it, and its exit status.
+
+    :param command: one word is a line for the guest's shell; several are quoted, and arrive as they are.
+    :raises UsageError: without a command and without a terminal.
+    """
+    if not command and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError(
+            "there is no terminal for a shell: give a command, for example: harness shell --kernel=… uname -r"
+        )
+    line = command[0] if len(command) == 1 else shlex.join(command)
+    kernel, machine = provision.provision(spec, options, progress)
+    fleet = Fleet(machine, payload.tests_archive(payload.LIBRARY, MARKERS), list(PYTEST_ARGS), False, progress)
+    guest, _ = fleet.fresh()
+    try:
+        progress("starting the SSH server in the guest")
+        transport = ssh.connect(guest)
+        try:
+            if not line:
+                sys.stderr.write(banner(kernel, machine, guest, fleet.origin))
+            return ssh.run(transport, line, guest.vm.check)
+        finally:
+            transport.close()
+    finally:
+        guest.vm.close()
+        fleet.close()
+
+
+def banner(kernel: Kernel, machine: Machine, guest: Guest, origin: str) -> str:
+    """What to know on arrival."""
+    vm = ssh.machine_of(guest)
+    rows = (
+        ("kernel", f"{kernel.release}, {kernel.arch}, {machine.memory} MiB, {machine.accelerator.name}, {origin}"),
+        ("tests", "python3 -m pytest guest_tests/test_library.py -k page"),
+        ("console", str(vm.console)),
+        ("monitor", f"socat -,echo=0,icanon=0 UNIX-CONNECT:{vm.directory / 'monitor'}"),
+        ("leave", "exit, or Ctrl-D: the guest ends, and all that is in it"),
+    )
+    bold, dim, plain = ("\033[1m", "\033[2m", "\033[0m") if colourful(sys.stderr) else ("", "", "")
+    lines = [f"{dim}{name:>8}{plain}  {bold if name == 'kernel' else ''}{text}{plain}" for name, text in rows]
+    return "\n".join(["", *lines, "", ""])

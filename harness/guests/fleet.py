@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Gives out guests of one kernel: clones of a template, or cold boots where asked for or where cloning fails."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+
+from harness.agent import protocol
+from harness.deadline import Deadline
+from harness.errors import GuestLost
+from harness.guests.guest import Guest, Patience
+from harness.guests.template import Template, TemplateError, thaw
+from harness.guests.template_store import Store
+from harness.host import memory
+from harness.host.cache import Progress
+from harness.machine import qemu
+from harness.machine.vm import Vm
+
+#: MiB of host memory that must stay available for a clone to be started ahead of its turn.
+_HEADROOM = 512
+
+
+@dataclass
+class Fleet:
+    """The guests of one kernel, all with the same tests.
+
+    :param machine: what they run.
+    :param tests: the tests' archive.
+    :param args: pytest's command line in the guest.
+    :param cold: boot every guest rather than cloning.
+    :param progress: told about boots, and why cloning is not possible.
+    """
+
+    machine: qemu.Machine
+    tests: bytes
+    args: list[str]
+    cold: bool
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.patience = Patience.scaled(self.machine.accelerator.slowdown)
+        #: why guests are booted although they were to be cloned; empty if they are not
+        self.obstacle = ""
+        self._store = Store()
+        self._template: Template | None = None
+        self._asked = False
+        self._ahead: Vm | None = None
+
+    @property
+    def slowdown(self) -> float:
+        """How many times longer guest work may take than with hardware virtualisation."""
+        return self.machine.accelerator.slowdown
+
+    @property
+    def origin(self) -> str:
+        """How guests come into being, for reports: "clone" or "cold boot"."""
+        return "clone" if self._template else "cold boot"
+
+    def _find_template(self) -> None:
+        if self.cold or self._asked:
+            return
+        self._asked = True
+        try:
+            base = self._store.base(self.machine, self.patience, self.progress)
+            self._template = self._store.with_tests(base, self.tests, self.args, self.patience, self.progress)
+        except TemplateError as error:
+            self._give_up_cloning(error)
+
+    def _give_up_cloning(self, error: TemplateError) -> None:
+        self._template = None
+        self.obstacle = f"cannot clone guests, booting each one instead: {error}"
+
+    def fresh(self) -> tuple[Guest, protocol.Collected]:
+        """A guest that has run no test, and the tests it has collected.
+
+        :raises BootError: if the kernel does not reach the agent.
+        :raises HostError: if QEMU cannot be started.
+        """
+        self._find_template()
+        if self._template is None:
+            return self._boot()
+        ahead, self._ahead = self._ahead, None
+        try:
+            if ahead is not None:
+                # A process that waited may have been killed meanwhile; that is no reason to miss a test.
+                with contextlib.suppress(GuestLost):
+                    return self._thaw(ahead, self._template)
+            return self._thaw(self._template.clone(), self._template)
+        except TemplateError as error:
+            self._give_up_cloning(error)
+            return self._boot()
+
+    def _thaw(self, vm: Vm, template: Template) -> tuple[Guest, protocol.Collected]:
+        assert template.collected is not None
+        try:
+            deadline = Deadline.after(self.patience.answer)
+            thaw(vm, template.directory, deadline)
+            guest = Guest(vm, self.patience)
+            guest.hello(deadline)
+        except BaseException:
+            vm.close()
+            raise
+        return guest, template.collected
+
+    def facts(self, guest: Guest) -> list[str]:
+        """What a report says of the machine a guest ran on."""
+        vm = guest.vm
+        assert isinstance(vm, Vm)
+        accelerator = self.machine.accelerator
+        return [
+            f"guest:   {self.origin}, {accelerator.name} ({accelerator.reason})",
+            f"QEMU:    {_qemu_version(vm.child.argv[0])}",
+            f"command: {vm.child.command}",
+        ]
+
+    def start_ahead(self) -> None:
+        """Start the next clone's process now, so that it is there when it is wanted."""
+        if self._template is not None and self._ahead is None and memory.available() > _HEADROOM:
+            self._ahead = self._template.clone()
+
+    def close(self) -> None:
+        """End what was started ahead, and let the template go."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+        self._store.close()
+
+    def _boot(self) -> tuple[Guest, protocol.Collected]:
+        self.progress(f"booting {self.machine.arch} with {self.machine.accelerator.name}")
+        vm = Vm(self.machine)
+        try:
+            deadline = Deadline.after(self.patience.boot)
+            vm.connect(deadline)
+            vm.run(deadline)
+            guest = Guest(vm, self.patience)
+            guest.hello(deadline)
+            return guest, guest.collect(self.tests, self.args, Deadline.after(self.patience.boot))
+        except BaseException:
+            vm.close()
+            raise
+
+
+@cache
+def _qemu_version(program: str) -> str:
+    """The first line of ``--version``."""
+    return subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout.partition("\n")[0]

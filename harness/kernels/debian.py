@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Kernels that Debian packages: from its archive, or as a file."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from harness import arch
+from harness.arch import ARCHITECTURES, Architecture
+from harness.debian import apt, deb
+from harness.debian.apt import Archive, Package
+from harness.errors import HarnessError, SpecError
+from harness.host.cache import Cache, sha256
+from harness.kernels import image_format
+from harness.kernels.kernel import (
+    BootSpec,
+    Kernel,
+    Provenance,
+    as_label,
+    check_arch,
+    check_config,
+    checked,
+    read_config,
+)
+from harness.kernels.modules import ModuleTree
+
+
+@dataclass(frozen=True)
+class DebianSpec(BootSpec):
+    """A packaged kernel from Debian's archive: by version prefix or from named suites.
+
+    :param version: components that the upstream version begins with; empty for any.
+    :param suites: where to look; empty for every suite we know.
+    """
+
+    version: tuple[str, ...]
+    suites: tuple[str, ...]
+    flavour: str = "cloud"
+
+    def resolve(self, cache: Cache, archive: Archive) -> Kernel:
+        """See :meth:`BootSpec.resolve`; asks the network only if the cache cannot tell."""
+        image, others = self._choose(archive)
+        packages, missing = _closure(image, others)
+        # From 6.19 on, linux-image-… only leads to the package that holds the image.
+        holder = next((each for each in packages if each.name.startswith("linux-binary-")), image)
+        contents = hashlib.sha256(" ".join(each.sha256 for each in packages).encode()).hexdigest()[:16]
+
+        def unpack(target: Path) -> None:
+            archive.progress(f"unpacking {image.name} {image.version}")
+            _unpack(archive.download(packages), target)
+
+        tree = cache.tree("kernels", f"{image.name}_{image.version}_{contents}", unpack)
+        provenance = Provenance("debian", holder.name, holder.version, holder.sha256, missing)
+        if missing:
+            archive.progress(f"{self}: its mirror no longer lists {', '.join(missing)}; going on without")
+        return _from_unpacked(self, tree, provenance)
+
+    def _choose(self, archive: Archive) -> tuple[Package, list[Package]]:
+        """The newest package that fits, and all that were looked at."""
+        tiers = [self.suites] if self.suites else [apt.RELEASED, apt.UNRELEASED]
+        seen: list[Package] = []
+        for tier, age in itertools.product(tiers, (apt.REFRESH_AFTER, apt.RETRY_AFTER)):
+            try:
+                found = archive.packages(self.arch, tier, strict=bool(self.suites), max_age=age)
+            except HarnessError:
+                if not seen:
+                    raise
+                continue  # no unreleased suite can be had: say what the released ones have
+            seen += [each for each in found if each not in seen]
+            fitting = [each for each in found if self._fits(each)]
+            if fitting:
+                # Mirrors drop some parts of older kernels: a whole kernel comes before a newer one in pieces.
+                order = [(not _closure(each, found)[1], apt.version_key(each.version)) for each in fitting]
+                return fitting[order.index(max(order))], found
+        raise SpecError(self._unknown(seen))
+
+    def _is_kernel(self, package: Package) -> bool:
+        return bool(re.fullmatch(rf"linux-image-\d.*-{self.flavour}-{self.arch.debian}", package.name))
+
+    def _fits(self, package: Package) -> bool:
+        components = tuple(re.split(r"[.~+-]", package.version.partition(":")[2] or package.version))
+        return self._is_kernel(package) and components[: len(self.version)] == self.version
+
+    def _unknown(self, seen: Sequence[Package]) -> str:
+        versions = {each.version.rpartition("-")[0] for each in seen if self._is_kernel(each)}
+        ordered = sorted(versions, key=apt.version_key)
+        if not ordered:
+            return f"there is no {self.flavour} kernel for {self.arch} in {', '.join(self.suites) or 'Debian'}"
+        # The neighbours of where it would stand: what somebody mistyped is mostly among them.
+        wanted = apt.version_key(".".join(self.version))
+        place = sum(apt.version_key(each) < wanted for each in ordered)
+        nearest = ordered[max(0, place - 3) : place + 3]
+        return f"Debian has no kernel {'.'.join(self.version)} for {self.arch}: the nearest are {', '.join(nearest)}"
+
+
+@dataclass(frozen=True)
+class DebSpec(BootSpec):
+    """A kernel package file."""
+
+    path: Path
+
+    def resolve(self, cache: Cache, archive: Archive) -> Kernel:
+        """See :meth:`BootSpec.resolve`."""
+        debs = list(_with_neighbours(self.path))
+        digests = [sha256(path) for path in debs]
+        tree = cache.tree("kernels", "deb " + " ".join(digests), lambda target: _unpack(debs, target))
+        fields = deb.control(self.path)
+        provenance = Provenance("deb", fields.get("Package", str(self.path)), fields.get("Version", ""), digests[0])
+        return _from_unpacked(self, tree, provenance)
+
+
+def parse_debian(text: str, wanted: Architecture | None) -> DebianSpec:
+    """Understand ``debian:VERSION`` and ``debian:SUITE``.
+
+    :raises SpecError: if it names no kernel, or one for another architecture.
+    """
+    rest = text.removeprefix("debian:") or "stable"
+    chosen = wanted or arch.host()
+    label = as_label(f"debian:{rest}-{chosen}")
+    if re.fullmatch(r"\d+(\.\d+)*", rest):
+        return DebianSpec(text, label, chosen, tuple(rest.split(".")), ())
+    if rest[0].isdigit():
+        raise SpecError(f"{text!r} is no kernel version: give numbers such as debian:6.12 or debian:6.12.117")
+    return DebianSpec(text, label, chosen, (), apt.suites(rest))
+
+
+def parse_deb(text: str, path: Path, wanted: Architecture | None) -> DebSpec:
+    """Understand the path of a kernel package.
+
+    :raises SpecError: if it names no kernel, or one for another architecture.
+    """
+    fields = deb.control(path)
+    name, built_for = fields.get("Package", ""), fields.get("Architecture", "")
+    if not re.match(r"linux-(image|binary)-", name):
+        raise SpecError(f"{text} is no kernel package but {name}: give a linux-image-… or linux-binary-… package")
+    found = next((each for each in ARCHITECTURES if each.debian == built_for), None)
+    if found is None:
+        raise SpecError(f"{text} is a kernel for {built_for}, which is not supported")
+    check_arch(text, found, wanted)
+    release = re.sub(r"^linux-(image|binary)-", "", name)
+    return DebSpec(text, as_label(f"{release}-{found}"), found, path.resolve())
+
+
+def _closure(image: Package, others: Sequence[Package]) -> tuple[list[Package], tuple[str, ...]]:
+    """The packages a kernel is spread over, and the names of those that its suite no longer lists.
+
+    Until 6.18 everything is in one package (its linux-base-… holds nothing we need); then the image, the modules, and
+    the config are each in their own.
+    """
+    known = {(each.name, each.version): each for each in others if each.suite == image.suite}
+    found = {image.name: image}
+    missing: dict[str, None] = {}
+    queue = [image]
+    while queue:
+        for name, version in re.findall(r"(linux-(?:binary|modules|base)-\d\S*) \(= ([^)]+)\)", queue.pop(0).depends):
+            package = known.get((name, version))
+            if package is None:
+                missing[name] = None
+            elif name not in found:
+                found[name] = package
+                queue.append(package)
+    split = any(name.startswith("linux-modules-") for name in (*found, *missing))
+    return list(found.values()), tuple(missing) if split else ()
+
+
+def _with_neighbours(path: Path) -> Iterator[Path]:
+    """A package file, and those it depends on if they lie beside it."""
+    yield path
+    release = re.sub(r"^linux-(image|binary)-", "", deb.control(path).get("Package", ""))
+    for part in ("binary", "modules", "base"):
+        for other in sorted(path.parent.glob(f"linux-{part}-{release}_*.deb")):
+            if other != path:
+                yield other
+                break
+
+
+def _from_unpacked(spec: BootSpec, tree: Path, provenance: Provenance) -> Kernel:
+    image = tree / "image"
+    if not image.exists():
+        raise SpecError(f"{provenance.package} holds no kernel image: give the linux-image-… package that does")
+    directories = list((tree / "lib/modules").glob("*"))
+    modules = ModuleTree.of(directories[0]) if directories else None
+    release = directories[0].name if directories else image_format.read(image).release or provenance.version
+    config = read_config(tree / "config")
+    check_config(spec, config)
+    return Kernel(
+        spec=spec,
+        arch=spec.arch,
+        release=release,
+        image=checked(spec, image),
+        config=config,
+        modules=modules,
+        vmlinux=None,
+        provenance=provenance,
+    )
+
+
+def _unpack(debs: Sequence[Path], target: Path) -> None:
+    """Lay out what we need of kernel packages: ``image``, ``config``, ``System.map``, ``lib/modules/<release>``."""
+    for path in debs:
+        for member, content in deb.members(path):
+            place = _place(PurePosixPath(member.name))
+            if place and content:
+                _write(target / place, content)
+
+
+def _place(name: PurePosixPath) -> str | None:
+    parts = name.parts
+    if not parts or ".." in parts or name.is_absolute():
+        return None
+    if parts[0] == "boot" and len(parts) == 2:
+        for prefix, place in (("vmlinuz-", "image"), ("vmlinux-", "image"), ("config-", "config")):
+            if parts[1].startswith(prefix):
+                return place
+        return "System.map" if parts[1].startswith("System.map-") else None
+    inside = re.fullmatch(r"(?:usr/)?(lib/modules/[^/]+)/(.+)", str(name))
+    if not inside or inside[2].startswith("dtb/"):
+        return None
+    return {"vmlinuz": "image", "config": "config", "System.map": "System.map"}.get(
+        inside[2], f"{inside[1]}/{inside[2]}"
+    )
+
+
+def _write(path: Path, content: IO[bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        shutil.copyfileobj(content, file)

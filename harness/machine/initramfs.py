@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The archives that make up a guest's initramfs: userland, agent, kernel modules, configuration.
+
+The kernel accepts several cpio archives one after the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from harness.debian.apt import Archive
+from harness.host.cache import Cache
+from harness.kernels import modules
+from harness.kernels.kernel import Kernel
+from harness.kernels.modules import Module
+from harness.machine import cpio, payload, userland
+
+
+def initramfs(kernel: Kernel, cache: Cache, archive: Archive) -> Path:
+    """The initramfs for a kernel, from the cache if it is there.
+
+    :raises FetchError: if the userland cannot be had.
+    """
+    layers = [
+        payload.agent_layer(),
+        modules_layer(modules.select(kernel.modules, kernel.config)),
+        config_layer(kernel.config),
+    ]
+    base = userland.fetched(kernel, cache, archive)
+    parts = (cache.digest(base), *(hashlib.sha256(layer).hexdigest() for layer in layers))
+    key = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
+    return cache.file("initrds", key, lambda path: _write(path, base.read_bytes() + b"".join(layers)))
+
+
+def modules_layer(modules: Iterable[Module]) -> bytes:
+    """Kernel modules, named so that init loads them in this order."""
+    return cpio.archive(
+        cpio.file(f"modules/{number:02}-{module.name}.ko", module.data) for number, module in enumerate(modules)
+    )
+
+
+def config_layer(config: Mapping[str, str]) -> bytes:
+    """The kernel's configuration, for tests that skip by option; in the form of a .config file.
+
+    Without one there is only the directory: tests must not take "unknown" for "off".
+    """
+    text = "".join(f"CONFIG_{name}={value}\n" for name, value in sorted(config.items()))
+    entries = [cpio.file("etc/harness/config", text.encode())] if config else []
+    return cpio.archive([cpio.directory("etc/harness"), *entries])
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0
+"""From a kernel to a machine that can boot it: fetch, assemble the initramfs, choose the accelerator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.debian.apt import Archive
+from harness.host.cache import Cache, Progress
+from harness.kernels import image_format
+from harness.kernels.kernel import BootSpec, Kernel
+from harness.machine import accelerator, qemu
+from harness.machine.initramfs import initramfs
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user may choose about machines."""
+
+    #: added to the kernel's command line
+    append: str = ""
+    #: MiB of guest memory
+    memory: int = 640
+    #: virtual CPUs
+    cpus: int = 1
+    #: guests' clocks count instructions
+    icount: bool = False
+    #: base URI of a Debian mirror; empty takes the host's own
+    debian_mirror: str = ""
+
+
+def provision(spec: BootSpec, options: Options, progress: Progress) -> tuple[Kernel, qemu.Machine]:
+    """Fetch and assemble everything needed to boot ``spec``; quick when it is cached.
+
+    :raises SpecError: if there is no such kernel.
+    :raises FetchError: if something cannot be had.
+    :raises HostError: if this host lacks a program, or space.
+    """
+    cache = Cache(progress=progress)
+    archive = Archive(cache, options.debian_mirror, progress)
+    kernel = spec.resolve(cache, archive)
+    machine = qemu.Machine(
+        arch=kernel.arch,
+        accelerator=accelerator.choose(kernel.arch, icount=options.icount),
+        kernel=kernel.image,
+        initrd=initramfs(kernel, cache, archive),
+        page_size=image_format.page_size(kernel.image),
+        append=options.append,
+        memory=options.memory,
+        cpus=options.cpus,
+        icount=options.icount,
+    )
+    return kernel, machine

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The markers of guest tests, as pytest registers them on the host and in guests."""
+
+from __future__ import annotations
+
+MARKERS = (
+    "shared_guest: this test leaves nothing behind, so that its guest may run the next such test",
+    "guest_timeout(seconds): how long the test may take with hardware virtualisation; scaled for emulation",
+    "icount: counts instructions, and is left out without --icount",
+    "finding(name, match, first, fixed): fails, saying match, because kernels from first until fixed misbehave",
+)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Prints the answer to the question, from what ``guest_tests/test_question.py`` recorded; ``--answer`` turns it on."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytest
+
+from harness.report import compare
+
+#: The property under which the tests record what they saw.
+PROPERTY = "question"
+
+#: What a record of each step holds; a walk that is not possible says so.
+_SHAPES: dict[str, tuple[dict[str, type], ...]] = {
+    "unmerge": ({"unmerged": bool, "from": int, "to": int, "pfn": list},),
+    "walk": (
+        {"probe": str, "missing": str},
+        {"probe": str, "found": int, "places": int, "lost": list, "inconclusive": str, "evidence": str},
+    ),
+}
+
+
+def records(reports: Iterable[pytest.TestReport], label: str) -> list[dict[str, Any]]:
+    """What was recorded on one kernel."""
+    return [
+        value
+        for report in reports
+        if report.when == "call" or (report.when == "setup" and not report.passed)
+        if dict(report.user_properties).get(compare.PROPERTY) == label
+        for name, value in report.user_properties
+        if name == PROPERTY and isinstance(value, dict) and _well_formed(value)
+    ]
+
+
+def _well_formed(record: dict[str, Any]) -> bool:
+    """Whether a record is one: like all of a report it was written by the guest."""
+    return any(
+        all(isinstance(record.get(name), kind) for name, kind in shape.items())
+        for shape in _SHAPES.get(str(record.get("step")), ())
+    )
+
+
+def answer(kernel: str, seen: Sequence[dict[str, Any]], again: str) -> list[str]:
+    """The answer for one kernel, as lines.
+
+    :param kernel: release and provenance.
+    :param seen: from :func:`records`.
+    :param again: the command that reproduces it.
+    """
+    lines = [f"Kernel {kernel}", ""]
+    lines += _unmerged([each for each in seen if each.get("step") == "unmerge"])
+    lines += ["", *_walks([each for each in seen if each.get("step") == "walk"])]
+    lines += [
+        "",
+        "These pages were present when they moved, and no other process had them. Two cases are not so well: pages",
+        "moved while swapped out (ksm-swapcache-move), and pages that a child inherited from a process which moved its",
+        "own away (ksm-forked-forgotten). Both are among the findings in the README, with the tests that show them.",
+    ]
+    return [*lines, "", "See it again:", f"  {again}"]
+
+
+def _unmerged(seen: Sequence[dict[str, Any]]) -> list[str]:
+    question = "1. Does a move un-merge KSM pages first?"
+    if not seen:
+        return [f"{question}  No answer: the test did not get that far."]
+    one = seen[0]
+    before, after = (f"{pfn:#x}" if isinstance(pfn, int) else "none" for pfn in one["pfn"])
+    verdict = "Yes." if one["unmerged"] else "NO: it stayed merged."
+    detail = f"KSM page at {one['from']:#x}, PFN {before}; moved to {one['to']:#x} it has PFN {after}"
+    return [f"{question}  {verdict}", f"   {detail} and is {'a page of its own' if one['unmerged'] else 'still KSM'}."]
+
+
+def _walks(seen: Sequence[dict[str, Any]]) -> list[str]:
+    question = "2. After KSM merged them again at the new place, does every reverse walk find every mapping?"
+    told = [each for each in seen if "found" in each and not each["inconclusive"]]
+    whole = [each for each in told if not each["lost"]]
+    if not told:
+        verdict = "No answer: no walk could be forced."
+    elif len(whole) == len(told):
+        verdict = f"Yes: all {len(told)} kinds of walk that can be forced here found all mappings."
+    else:
+        verdict = f"NO: {len(told) - len(whole)} of {len(told)} kinds of walk lost a mapping."
+    rows = [("walk", "found", "evidence")]
+    for each in seen:
+        if "missing" in each:
+            rows.append((each["probe"], "-", each["missing"]))
+        elif each["inconclusive"]:
+            rows.append((each["probe"], "?", each["inconclusive"]))
+        else:
+            rows.append((each["probe"], f"{each['found']} of {each['places']}", each["evidence"]))
+    width = max(len(row[0]) for row in rows)
+    lines = [question, f"   {verdict}", ""]
+    for name, found, evidence in rows:
+        head = f"   {name:{width}}  {found:7}  "
+        lines += textwrap.wrap(evidence, 118, initial_indent=head, subsequent_indent=" " * len(head)) or [head]
+    return lines

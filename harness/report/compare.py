@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Compares the kernels of one run: what each makes of every test, next to the first kernel of its architecture.
+
+What counts is what a kernel did, not what was expected of it: a finding that shows is broken whether or not
+``--expect-findings`` made a failure of it. The words are those of :class:`harness.judging.verdict.Verdict`, which
+tell trouble of ours from the kernel's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import pytest
+
+from harness.arch import Architecture
+from harness.judging import console, verdict
+from harness.judging.verdict import Verdict
+
+#: The property of every report that holds its kernel's label. A test id alone is ambiguous: ``[linux-x86_64-2]`` is
+#: either the second kernel called so, or the first with a parameter of 2.
+PROPERTY = "label"
+
+#: The property by which a test says what the kernel lacks, and that its passing means no more than that.
+LACKS = "lacks"
+
+
+class Outcome(StrEnum):
+    """What became of a test on one kernel."""
+
+    PASSED = "passed"
+    #: passed, as it does on a kernel without the ability that it is about
+    LACKING = "lacking"
+    FAILED = "failed"
+    #: in set-up or teardown
+    ERROR = "error"
+    #: failed, as --expect-findings or the test expected
+    XFAILED = "xfailed"
+    SKIPPED = "skipped"
+    #: the harness broke
+    MISS = "MISS"
+    #: it was not run: deselected, or the run was cut short
+    NONE = "no result"
+
+
+class Change(StrEnum):
+    """What a kernel changes about a test, as seen from the baseline."""
+
+    FIXED = "fixed"
+    REGRESSED = "regressed"
+    NEW = "new ability"
+    SAME = "same"
+    NOT_COMPARED = "not compared"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One test on one kernel."""
+
+    outcome: Outcome
+    #: why it did not pass: one line, escaped
+    message: str = ""
+
+
+_NOT_RUN = Result(Outcome.NONE)
+
+_OUTCOMES = {
+    Verdict.FAIL: Outcome.FAILED,
+    Verdict.ERROR: Outcome.ERROR,
+    Verdict.PASS: Outcome.PASSED,
+    Verdict.SKIP: Outcome.SKIPPED,
+}
+
+
+class _Kind(StrEnum):
+    WORKS = "works"
+    BROKEN = "broken"
+    ABSENT = "absent"
+
+
+_KINDS = {
+    Outcome.PASSED: _Kind.WORKS,
+    Outcome.FAILED: _Kind.BROKEN,
+    Outcome.ERROR: _Kind.BROKEN,  # of set-up, but by the same test that did not err on the other kernel
+    Outcome.XFAILED: _Kind.BROKEN,
+    Outcome.SKIPPED: _Kind.ABSENT,
+    Outcome.LACKING: _Kind.ABSENT,
+}
+
+#: By kind on the baseline and on the other kernel, with what a reader should be told. All that is worse, or can no
+#: longer be told from worse, is a regression: a failure that is skipped now is not fixed, and an ability that came
+#: broken must not hide among those that work.
+_CHANGES = {
+    (_Kind.BROKEN, _Kind.WORKS): (Change.FIXED, ""),
+    (_Kind.WORKS, _Kind.BROKEN): (Change.REGRESSED, ""),
+    (_Kind.WORKS, _Kind.ABSENT): (Change.REGRESSED, "no longer runs"),
+    (_Kind.BROKEN, _Kind.ABSENT): (Change.REGRESSED, "no longer runs"),
+    (_Kind.ABSENT, _Kind.BROKEN): (Change.REGRESSED, "new, but broken"),
+    (_Kind.ABSENT, _Kind.WORKS): (Change.NEW, ""),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One test on a pair of kernels."""
+
+    #: its id without the kernel's label
+    test: str
+    baseline: Result
+    other: Result
+
+    @property
+    def module(self) -> str:
+        """The file it is in."""
+        return self.test.partition("::")[0]
+
+    @property
+    def _judged(self) -> tuple[Change, str]:
+        before, after = _KINDS.get(self.baseline.outcome), _KINDS.get(self.other.outcome)
+        if before is None or after is None:
+            return Change.NOT_COMPARED, ""
+        return _CHANGES.get((before, after), (Change.SAME, ""))
+
+    @property
+    def change(self) -> Change:
+        """Its class."""
+        return self._judged[0]
+
+    @property
+    def why(self) -> str:
+        """What is to be said of it: the new trouble, or else the old."""
+        return ": ".join(filter(None, (self._judged[1], self.other.message or self.baseline.message)))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line for the terminal, with pytest's markup."""
+
+    text: str
+    markup: Mapping[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Section:
+    """What is to be said of one kernel."""
+
+    title: str
+    lines: Sequence[Line]
+
+
+#: What stands out, and first what a line is coloured by if it has several.
+_MARKUP = {
+    Change.REGRESSED: {"red": True},
+    Change.FIXED: {"green": True},
+    Change.NEW: {"green": True},
+    Change.NOT_COMPARED: {"yellow": True},
+}
+
+
+def sections(
+    reports: Sequence[pytest.TestReport], kernels: Mapping[str, Architecture | None], width: int, *, verbose: bool
+) -> list[Section]:
+    """Each kernel compared with its baseline, the first of its architecture; nothing for kernels that ran no test.
+
+    :param reports: of the whole run, with :data:`PROPERTY`; from xdist's workers as well.
+    :param kernels: architecture by label, in the order of the command line; None is one that is not known.
+    :param width: the terminal's, in columns.
+    :param verbose: list every test, not only those that were fixed or regressed.
+    """
+    seen = {label: results(reports, label) for label in kernels}
+    baselines: dict[Architecture, str] = {}
+    said = []
+    for label, arch in kernels.items():
+        if arch is None:
+            if len(kernels) > 1 and seen[label]:
+                why = "its architecture is not known: give --arch, so that it is compared with others of the same"
+                said.append(Section(f"{label} compared with nothing", [Line(why)]))
+            continue
+        baseline = baselines.setdefault(arch, label)
+        if label != baseline and (rows := compare(seen[baseline], seen[label])):
+            said.append(Section(f"{label} compared with {baseline}", lines(rows, width, verbose=verbose)))
+    return said
+
+
+def results(reports: Iterable[pytest.TestReport], label: str) -> dict[str, Result]:
+    """What became of each test on one kernel, by the test's id without the kernel's label."""
+    phases: defaultdict[str, list[pytest.TestReport]] = defaultdict(list)
+    for report in reports:
+        # dict() takes the last of each name, which is ours: a guest may have recorded properties called the same.
+        if dict(report.user_properties).get(PROPERTY) == label:
+            phases[_without_label(report, label)].append(report)
+    return {test: _result(each) for test, each in phases.items()}
+
+
+def compare(baseline: Mapping[str, Result], other: Mapping[str, Result]) -> list[Row]:
+    """One row for each test that ran on either kernel, in the order of their ids."""
+    tests = sorted(baseline.keys() | other.keys())
+    return [Row(test, baseline.get(test, _NOT_RUN), other.get(test, _NOT_RUN)) for test in tests]
+
+
+def lines(rows: Sequence[Row], width: int, *, verbose: bool) -> list[Line]:
+    """A table by module, and the tests that were fixed or regressed by name; all of them if ``verbose``."""
+    told = [each for each in Change if verbose or each in (Change.FIXED, Change.REGRESSED)]
+    return [*_table(rows, width), *(line for change in told for line in _list(rows, change, width))]
+
+
+def _without_label(report: pytest.TestReport, label: str) -> str:
+    """A test's id without the kernel's label, which is the first of its parameters."""
+    head, _, parameters = report.nodeid.partition("::")[2].partition("[")
+    own = parameters.removesuffix("]").removeprefix(label).removeprefix("-")
+    # The id of a file named on the command line is empty outside of pytest's root directory; the location's is not.
+    return f"{report.location[0]}::{head}[{own}]" if own else f"{report.location[0]}::{head}"
+
+
+_PHASES = ("setup", "call", "teardown")
+
+
+def _result(reports: Sequence[pytest.TestReport]) -> Result:
+    """From the reports of one test, which come in no order."""
+    # A verdict is given before known.expect(), which makes a failure of a finding that is gone.
+    outcome = _OUTCOMES.get(Verdict(str(dict(reports[0].user_properties)[verdict.PROPERTY])), Outcome.MISS)
+    if any(report.skipped and hasattr(report, "wasxfail") for report in reports):
+        outcome = Outcome.XFAILED
+    if outcome is Outcome.PASSED:
+        lacking = any(LACKS in dict(report.user_properties) for report in reports)
+        return Result(Outcome.LACKING if lacking else outcome)
+    ordered = sorted(reports, key=lambda report: (not report.failed, _PHASES.index(str(report.when))))
+    return Result(outcome, next((_message(report) for report in ordered if not report.passed), ""))
+
+
+def _message(report: pytest.TestReport) -> str:
+    """The first line of what a report says."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if isinstance(report.longrepr, tuple):
+        text = report.longrepr[2].removeprefix("Skipped: ")
+    else:
+        text = crash.message if crash else report.longreprtext
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    return console.escape(" ".join(first.split()))
+
+
+def _table(rows: Sequence[Row], width: int) -> Iterator[Line]:
+    counts: defaultdict[str, Counter[Change]] = defaultdict(Counter)
+    for row in rows:
+        counts[row.module][row.change] += 1
+    total = sum(counts.values(), Counter[Change]())
+    directory = os.path.commonpath([os.path.dirname(name) for name in counts])
+    named = {name.removeprefix(directory).lstrip("/"): each for name, each in counts.items()} | {"all": total}
+    cells = "".join(f"  {each}" for each in Change)
+    column = min(max(map(len, named)), max(12, width - len(cells)))
+    yield Line(f"{'':{column}}{cells}")
+    for name, each in named.items():
+        shown = name if len(name) <= column else f"…{name[1 - column :]}"
+        cells = "".join(f"  {each[change] or '-':>{len(change)}}" for change in Change)
+        yield Line(f"{shown:{column}}{cells}", next((_MARKUP[change] for change in _MARKUP if each[change]), {}))
+
+
+def _list(rows: Sequence[Row], change: Change, width: int) -> Iterator[Line]:
+    listed = [(f"{row.baseline.outcome} -> {row.other.outcome}", row) for row in rows if row.change is change]
+    if listed:
+        yield Line("")
+        yield Line(f"{change}:", _MARKUP.get(change, {}))
+    column = max((len(outcomes) for outcomes, _ in listed), default=0)
+    for outcomes, row in listed:
+        yield Line(f"  {outcomes:{column}}  {row.test}")
+        if row.why:
+            yield Line(_clipped(f"      {row.why}", width))
+
+
+def _clipped(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: max(width, 20) - 1]}…"

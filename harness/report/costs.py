@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Prints what moves cost, from what ``guest_tests/test_costs.py`` recorded; ``--icount`` turns it on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from harness.arch import Architecture
+from harness.judging import console
+from harness.report import compare
+
+#: The property under which the tests record what they counted.
+PROPERTY = "cost"
+
+#: What flags are called in the table; also their order.
+_FLAGS = {0: "plain", 8: "RELOCATE", 16: "MUST"}
+
+#: More than a guest can execute; what it claims beyond that is no figure.
+_MOST = 1 << 53
+
+#: Most characters of a word from a guest.
+_WORD = 32
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What was moved: a row of the table."""
+
+    #: what it is made of
+    kind: str
+    #: in bytes
+    size: int
+    #: what its addresses are multiples of
+    alignment: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}, {_size(self.size)}, {self.alignment}"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one kind of move costs, in instructions of the guest."""
+
+    memory: Memory
+    #: with which of mremap()'s relocation flags: 0, 8 or 16
+    flags: int
+    #: the error, if this kernel knows no such flag; then the rest means nothing
+    missing: str = ""
+    #: pages present
+    pages: int = 1
+    #: of the cheapest move
+    instructions: int = 0
+    #: of the median move
+    median: int = 0
+
+    @property
+    def per_page(self) -> float:
+        """Instructions for each page present."""
+        return self.instructions / self.pages
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What is to be known of the instrument."""
+
+    #: instructions in a tick
+    resolution: int
+    #: instructions of a system call that does nothing, which have been taken off
+    overhead: int
+    #: share of interrupts in a long run, in millionths
+    interrupts: int
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one kernel's moves cost with one flag."""
+
+    #: the kernel's label
+    kernel: str
+    flags: int
+    costs: Mapping[Memory, Cost]
+
+
+def records(reports: Iterable[pytest.TestReport], label: str) -> list[Cost | Clock]:
+    """What was recorded on one kernel, leaving out what is no record: it was written by the guest."""
+    found = (
+        _parsed(value)
+        for report in reports
+        if report.when == "call"
+        if dict(report.user_properties).get(compare.PROPERTY) == label
+        for name, value in report.user_properties
+        if name == PROPERTY
+    )
+    return [each for each in found if each is not None]
+
+
+def _parsed(record: object) -> Cost | Clock | None:
+    if not isinstance(record, dict):
+        return None
+    try:
+        if record["step"] == "clock":
+            return Clock(*(_number(record, name) for name in ("resolution", "overhead", "interrupts")))
+        memory = Memory(_word(record, "kind"), _number(record, "size"), _word(record, "alignment"))
+        flags = _number(record, "flags")
+        if record["step"] != "move" or flags not in _FLAGS:
+            return None
+        if "missing" in record:
+            return Cost(memory, flags, missing=_word(record, "missing"))
+        pages, instructions, median = (_number(record, name) for name in ("pages", "instructions", "median"))
+        return Cost(memory, flags, "", pages, instructions, median) if pages else None
+    except (KeyError, ValueError):
+        return None
+
+
+def _number(record: dict[str, Any], name: str) -> int:
+    value = record[name]
+    if type(value) is not int or not 0 <= value < _MOST:
+        raise ValueError(name)
+    return value
+
+
+def _word(record: dict[str, Any], name: str) -> str:
+    value = record[name]
+    if not isinstance(value, str) or not 0 < len(value) <= _WORD or "\n" in value or "\t" in value:
+        raise ValueError(name)
+    return console.escape(value)
+
+
+def sections(
+    reports: Sequence[pytest.TestReport], kernels: Mapping[str, Architecture | None]
+) -> Iterator[tuple[str, list[str]]]:
+    """Titles and lines for the terminal, one section for each architecture of which anything was recorded.
+
+    :param kernels: labels of the run's kernels, in its order; the first of an architecture is what others are
+        compared with.
+    """
+    for arch in dict.fromkeys(kernels.values()):
+        seen = {label: records(reports, label) for label, each in kernels.items() if each is arch}
+        if any(seen.values()):
+            yield f"What does a move cost on {arch}?", table(seen)
+
+
+def table(seen: Mapping[str, Sequence[Cost | Clock]]) -> list[str]:
+    """What moves cost on kernels of one architecture, as lines.
+
+    :param seen: from :func:`records`, by label.
+    """
+    columns = [
+        Column(label, flags, {cost.memory: cost for cost in costs if cost.flags == flags})
+        for label, records in seen.items()
+        if (costs := [each for each in records if isinstance(each, Cost)])
+        for flags in _FLAGS
+        if any(cost.flags == flags for cost in costs)
+    ]
+    shown = [column for column in columns if any(not cost.missing for cost in column.costs.values())]
+    lines = []
+    if shown:
+        base = shown[0]
+        lines += [f"Instructions for each page, and how many times those of a plain move on {base.kernel}.", ""]
+        lines += _grid(shown, base if base.flags == 0 else None)
+        lines += ["", *_spread(shown)]
+    for column in columns:
+        if column not in shown:
+            errors = sorted({cost.missing for cost in column.costs.values()})
+            lines.append(f"{column.kernel} knows no flag {column.flags} ({_FLAGS[column.flags]}): {', '.join(errors)}.")
+    for label, records in seen.items():
+        lines += [_about(label, each) for each in records if isinstance(each, Clock)]
+    return lines
+
+
+def _grid(columns: Sequence[Column], base: Column | None) -> list[str]:
+    memories = _memories(columns)
+    cells = [
+        ["memory", *(memory.kind for memory in memories)],
+        ["aligned to", *(memory.alignment for memory in memories)],
+        ["size", *(_size(memory.size) for memory in memories)],
+        *([_FLAGS[column.flags], *(_cell(column, base, memory) for memory in memories)] for column in columns),
+    ]
+    widths = [max(map(len, texts)) for texts in cells]
+    kernels = ["", "", "", *(column.kernel for column in columns)]
+    top = []
+    for kernel, group in itertools.groupby(range(len(cells)), key=kernels.__getitem__):
+        places = list(group)
+        # A kernel stands above its columns, the first of which makes room for it.
+        room = sum(widths[place] for place in places) + 2 * (len(places) - 1)
+        widths[places[0]] += max(0, len(kernel) - room)
+        top.append(kernel.rjust(room))
+    return ["  ".join(top), *("  ".join(_justified(row, widths)) for row in zip(*cells, strict=True))]
+
+
+def _justified(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """Words to the left, figures to the right."""
+    words = [text.ljust(width) for text, width in zip(row[:2], widths[:2], strict=True)]
+    return words + [text.rjust(width) for text, width in zip(row[2:], widths[2:], strict=True)]
+
+
+def _memories(columns: Sequence[Column]) -> list[Memory]:
+    """The rows, in the order of the tests even where a kernel lacks some of them."""
+    found = list(dict.fromkeys(memory for column in columns for memory in column.costs))
+    kinds = list(dict.fromkeys(memory.kind for memory in found))
+    alignments = list(dict.fromkeys(memory.alignment for memory in found))
+    return sorted(found, key=lambda each: (kinds.index(each.kind), alignments.index(each.alignment), each.size))
+
+
+def _cell(column: Column, base: Column | None, memory: Memory) -> str:
+    cost = column.costs.get(memory)
+    if cost is None:
+        return "-"
+    if cost.missing:
+        return cost.missing
+    plain = base.costs.get(memory) if base is not None else None
+    text = _rounded(cost.per_page)
+    return f"{text} {'x' + _rounded(cost.per_page / plain.per_page):>6}" if plain and plain.instructions else text
+
+
+def _spread(columns: Sequence[Column]) -> list[str]:
+    """How far the figures are from the usual."""
+    costs = [cost for column in columns for cost in column.costs.values() if cost.instructions]
+    if not costs:
+        return []
+    far = max(costs, key=lambda cost: cost.median / cost.instructions)
+    return [
+        "Each is the cheapest of several moves. The median is at most "
+        f"{far.median / far.instructions - 1:.0%} above it ({far.memory})."
+    ]
+
+
+def _about(label: str, clock: Clock) -> str:
+    exact = "exactly" if clock.resolution == 1 else f"in steps of {clock.resolution}"
+    return (
+        f"{label}: instructions are counted {exact}; {clock.overhead} of a call that is refused at once are taken off; "
+        f"interrupts add {clock.interrupts / 10_000:.1f} % in the long run."
+    )
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def _size(size: int) -> str:
+    return next(
+        (f"{size >> shift} {unit}" for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")) if size >> shift),
+        f"{size} B",
+    )
