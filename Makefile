@@ -16,9 +16,10 @@ run: setup $(built) ## boot a kernel and print the answer; KERNEL=debian:7.3 ARC
 
 test: lint types unit guest pair ## every gate
 
-lint: setup ## style, and the formatter's opinion
+lint: setup ## style, formatting, and which room may import from which
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-cache
 
 types: setup ## mypy, strict
 	$(BIN)/mypy

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
-from harness.report import compare
 from harness.report.answer import PROPERTY, answer, records
+from harness.report.results import Facts, Outcome, Result
 
 UNMERGE = {"step": "unmerge", "unmerged": True, "from": 0x1000, "to": 0x2000, "pfn": [0x10, 0x20]}
 
@@ -69,31 +69,26 @@ def test_long_evidence_is_wrapped_below_itself() -> None:
     assert all(len(line) <= 118 for line in said.splitlines())
 
 
-def report(
-    kernel: str, when: Literal["setup", "call", "teardown"], outcome: Literal["passed", "skipped"], **properties: Any
-) -> pytest.TestReport:
-    properties[compare.PROPERTY] = kernel
-    return pytest.TestReport(
-        f"test_a[{kernel}]", ("a.py", 1, "a"), {}, outcome, None, when, user_properties=properties.items()
-    )
+def result(kernel: str, **recorded: Any) -> Result:
+    """What a test that recorded these properties leaves."""
+    return Result(Facts(label=kernel, test="a.py::test_a"), Outcome.PASSED, "", list(recorded.items()))
 
 
-def test_records_are_those_of_one_kernel_and_each_is_taken_once() -> None:
+def test_records_are_those_of_one_kernel() -> None:
     seen = [
-        report("debian:6.12-x86_64", "call", "passed", **{PROPERTY: walk()}),
-        report("debian:6.12-x86_64", "teardown", "passed", **{PROPERTY: walk()}),
-        report("debian:6.12-x86_64", "setup", "skipped", **{PROPERTY: MISSING}),
-        report("debian:7.3-x86_64", "call", "passed", **{PROPERTY: walk("other")}),
-        report("debian:6.12-x86_64", "call", "passed", other="not ours"),
-        report("debian:6.12-x86_64", "call", "passed", **{PROPERTY: "not a record"}),
+        result("debian:6.12-x86_64", **{PROPERTY: walk()}),
+        result("debian:6.12-x86_64", **{PROPERTY: MISSING}),
+        result("debian:7.3-x86_64", **{PROPERTY: walk("other")}),
+        result("debian:6.12-x86_64", other="not ours"),
+        result("debian:6.12-x86_64", **{PROPERTY: "not a record"}),
     ]
     assert records(seen, "debian:6.12-x86_64") == [walk(), MISSING]
 
 
 def test_a_kernel_whose_name_another_begins_with_keeps_its_own_records() -> None:
     seen = [
-        report("debian:6.12", "call", "passed", **{PROPERTY: walk("mine")}),
-        report("debian:6.12-2", "call", "passed", **{PROPERTY: walk("other")}),
+        result("debian:6.12", **{PROPERTY: walk("mine")}),
+        result("debian:6.12-2", **{PROPERTY: walk("other")}),
     ]
     assert [each["probe"] for each in records(seen, "debian:6.12")] == ["mine"]
 
@@ -103,4 +98,4 @@ def test_a_kernel_whose_name_another_begins_with_keeps_its_own_records() -> None
 )
 def test_what_is_no_record_is_left_out(junk: dict[str, Any]) -> None:
     """They were written by the guest, like everything in a report."""
-    assert records([report("k", "call", "passed", **{PROPERTY: junk})], "k") == []
+    assert records([result("k", **{PROPERTY: junk})], "k") == []

@@ -6,14 +6,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
 from harness.arch import ARM64, X86_64, host
 from harness.machine import accelerator
-from harness.report import compare
 from harness.report.costs import PROPERTY, Clock, Cost, Memory, records, sections, table
+from harness.report.results import Facts, Outcome, Result
 
 CLOCK = {"step": "clock", "resolution": 1, "overhead": 400, "interrupts": 6100}
 
@@ -28,18 +28,13 @@ def missing(flags: int) -> dict[str, Any]:
     return told | {"missing": "EINVAL"}
 
 
-def report(
-    label: str,
-    *values: object,
-    when: Literal["setup", "call", "teardown"] = "call",
-    outcome: Literal["passed", "skipped"] = "passed",
-) -> pytest.TestReport:
-    properties = [(compare.PROPERTY, label), *((PROPERTY, value) for value in values)]
-    return pytest.TestReport("test_a", ("a.py", 1, "a"), {}, outcome, None, when, user_properties=properties)
+def result(label: str, *values: object) -> Result:
+    """What a test that recorded these values leaves."""
+    return Result(Facts(label=label, test="a.py::test_a"), Outcome.PASSED, "", [(PROPERTY, each) for each in values])
 
 
 def lines(**kernels: list[dict[str, Any]]) -> list[str]:
-    return table({label: records([report(label, *values)], label) for label, values in kernels.items()})
+    return table({label: records([result(label, *values)], label) for label, values in kernels.items()})
 
 
 def test_a_cell_is_the_cost_of_a_page_and_how_many_times_the_first_kernels_plain_move() -> None:
@@ -104,22 +99,21 @@ def test_the_instrument_is_described() -> None:
 
 def test_architectures_are_not_compared() -> None:
     kernels = {"a-x86": X86_64, "a-arm": ARM64, "b-x86": X86_64}
-    said = dict(sections([report(label, move()) for label in kernels], kernels))
+    said = dict(sections([result(label, move()) for label in kernels], kernels))
     assert list(said) == ["What does a move cost on x86_64?", "What does a move cost on arm64?"]
     assert "b-x86" in said["What does a move cost on x86_64?"][2]
     assert "b-x86" not in "\n".join(said["What does a move cost on arm64?"])
 
 
 def test_silence_is_no_table() -> None:
-    assert list(sections([report("old")], {"old": X86_64})) == []
+    assert list(sections([result("old")], {"old": X86_64})) == []
 
 
-def test_records_are_those_of_one_kernel_and_each_is_taken_once() -> None:
+def test_records_are_those_of_one_kernel() -> None:
     seen = [
-        report("old", CLOCK, move()),
-        report("old", move(), when="teardown"),
-        report("older", move(7)),
-        report("old", missing(8), outcome="skipped"),
+        result("old", CLOCK, move()),
+        result("older", move(7)),
+        result("old", missing(8)),
     ]
     memory = Memory("small pages", 1 << 20, "page")
     assert records(seen, "old") == [
@@ -152,7 +146,7 @@ def test_records_are_those_of_one_kernel_and_each_is_taken_once() -> None:
     ids=str,
 )
 def test_what_is_no_record_is_left_out(junk: object) -> None:
-    assert records([report("k", junk)], "k") == []
+    assert records([result("k", junk)], "k") == []
 
 
 def test_a_guest_cannot_speak_to_the_terminal() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from harness.errors import GuestLost, LostCondition, ProtocolError
-from harness.judging import verdict as judge_module
 from harness.judging.verdict import Observation, Verdict, judge, missed
 
 WARN = 1 << 9
@@ -33,6 +32,11 @@ def phases(call: dict[str, Any]) -> list[dict[str, Any]]:
     return [report("setup"), call, report("teardown")]
 
 
+def reports_of(item: pytest.Item, seen: Observation) -> list[pytest.TestReport]:
+    """The reports of the phases."""
+    return judge(item, seen).reports
+
+
 PASSED = phases(report("call"))
 FAILED = phases(report("call", "failed", "assert 1 == 2"))
 SKIPPED = [report("setup", "skipped", ["test_a.py", 3, "Skipped: no CONFIG_KSM"]), report("teardown")]
@@ -46,13 +50,7 @@ def observation(
     taint: tuple[int, int] = (0, 0),
 ) -> Observation:
     trouble = None if lost is None else GuestLost(lost, "it is gone")
-    return Observation(reports, trouble, console, taint, [("evidence", "of it")], [("kernel", "6.12")])
-
-
-def verdict(reports: list[pytest.TestReport]) -> str:
-    """The one verdict that all phases carry."""
-    (word,) = {value for each in reports for name, value in each.user_properties if name == "verdict"}
-    return word
+    return Observation(reports, trouble, console, taint, [("evidence", "of it")])
 
 
 @pytest.mark.parametrize(
@@ -74,35 +72,30 @@ def verdict(reports: list[pytest.TestReport]) -> str:
         (observation(PASSED[:2], lost=LostCondition.QEMU_DIED), Verdict.MISS),
     ],
 )
-def test_every_phase_carries_the_verdict_and_the_facts(item: pytest.Item, seen: Observation, word: Verdict) -> None:
-    reports = judge(item, seen)
-    assert verdict(reports) == word
+def test_the_verdict_follows_from_all_that_was_seen(item: pytest.Item, seen: Observation, word: Verdict) -> None:
+    judgement = judge(item, seen)
+    reports = judgement.reports
+    assert judgement.verdict == word
     assert [each.when for each in reports] in (["setup", "call", "teardown"], ["setup", "teardown"])
-    assert all(("kernel", "6.12") in each.user_properties for each in reports)
     assert any(each.failed for each in reports) == (word in (Verdict.FAIL, Verdict.ERROR, Verdict.MISS))
     assert all(each.nodeid == item.nodeid for each in reports)
 
 
-def test_a_test_that_records_a_verdict_of_its_own_does_not_forge_ours(item: pytest.Item) -> None:
-    forger = [phase | {"user_properties": [["verdict", "MISS"]]} for phase in PASSED]
-    assert judge_module.verdict(judge(item, observation(forger))) == Verdict.PASS
-
-
 def test_evidence_comes_with_what_failed_and_with_nothing_else(item: pytest.Item) -> None:
-    for reports in (judge(item, observation(FAILED)), judge(item, observation(PASSED))):
+    for reports in (reports_of(item, observation(FAILED)), reports_of(item, observation(PASSED))):
         assert all((("evidence", "of it") in each.sections) == each.failed for each in reports)
 
 
 def test_an_expected_failure_does_not_excuse_the_kernel(item: pytest.Item) -> None:
     expected = phases(report("call", "skipped", "assert 0", wasxfail="reason: known"))
-    assert [each.outcome for each in judge(item, observation(expected))] == ["passed", "skipped", "passed"]
-    _, call, _ = judge(item, observation(expected, console=SPLAT))
+    assert [each.outcome for each in reports_of(item, observation(expected))] == ["passed", "skipped", "passed"]
+    _, call, _ = reports_of(item, observation(expected, console=SPLAT))
     assert call.failed
     assert not hasattr(call, "wasxfail")
 
 
 def test_a_test_that_skipped_and_broke_the_kernel_is_counted_once_as_failed(item: pytest.Item) -> None:
-    reports = judge(item, observation(SKIPPED, console=SPLAT))
+    reports = reports_of(item, observation(SKIPPED, console=SPLAT))
     assert [(each.when, each.outcome) for each in reports] == [
         ("setup", "passed"),
         ("call", "failed"),
@@ -111,26 +104,27 @@ def test_a_test_that_skipped_and_broke_the_kernel_is_counted_once_as_failed(item
 
 
 def test_the_kernels_complaint_comes_first_and_the_tests_own_words_stay(item: pytest.Item) -> None:
-    _, call, _ = judge(item, observation(FAILED, console=SPLAT))
+    _, call, _ = reports_of(item, observation(FAILED, console=SPLAT))
     assert call.longreprtext.startswith("the kernel complained during this test: Bad page state")
     assert "assert 1 == 2" in call.longreprtext
 
 
 def test_a_skip_keeps_the_guests_reason(item: pytest.Item) -> None:
-    setup, _ = judge(item, observation(SKIPPED))
+    setup, _ = reports_of(item, observation(SKIPPED))
     assert setup.longrepr == ("test_a.py", 3, "Skipped: no CONFIG_KSM")
 
 
 def test_what_was_missed_is_an_error_that_says_it_is_ours(item: pytest.Item) -> None:
-    setup, teardown = missed(item, "QEMU is not installed", facts=[("kernel", "6.12")])
+    judgement = missed(item, "QEMU is not installed")
+    setup, teardown = judgement.reports
     assert (setup.when, setup.outcome, teardown.outcome) == ("setup", "failed", "passed")
     assert setup.longreprtext == "infrastructure: QEMU is not installed"
-    assert verdict([setup, teardown]) == Verdict.MISS
+    assert judgement.verdict == Verdict.MISS
 
 
 def test_the_guests_paths_are_shown_as_ours(item: pytest.Item) -> None:
     text = "/harness/tests/guest_tests/test_a.py:3: AssertionError"
-    _, call, _ = judge(item, observation(phases(report("call", "failed", text))))
+    _, call, _ = reports_of(item, observation(phases(report("call", "failed", text))))
     assert call.longreprtext == "guest_tests/test_a.py:3: AssertionError"
 
 
@@ -159,12 +153,12 @@ def test_an_unharmed_guest_may_run_another_test() -> None:
     ids=lambda reports: "-".join(each["when"] for each in reports) or "nothing",
 )
 def test_silence_and_disorder_are_never_success(item: pytest.Item, reports: list[dict[str, Any]]) -> None:
-    assert verdict(judge(item, observation(reports))) == Verdict.MISS
+    assert judge(item, observation(reports)).verdict == Verdict.MISS
 
 
 def test_an_impossible_taint_is_no_verdict_about_the_kernel(item: pytest.Item) -> None:
-    assert verdict(judge(item, observation(PASSED, taint=(0, 1 << 4000)))) == Verdict.MISS
-    assert verdict(judge(item, observation(PASSED, taint=(0, -1)))) == Verdict.MISS
+    assert judge(item, observation(PASSED, taint=(0, 1 << 4000))).verdict == Verdict.MISS
+    assert judge(item, observation(PASSED, taint=(0, -1))).verdict == Verdict.MISS
 
 
 @pytest.mark.parametrize(
@@ -190,16 +184,16 @@ def test_an_impossible_taint_is_no_verdict_about_the_kernel(item: pytest.Item) -
 )
 def test_what_is_no_report_is_our_trouble(item: pytest.Item, change: dict[str, Any]) -> None:
     seen = observation(phases(report("call") | change))
-    reports = judge(item, seen)
-    assert verdict(reports) == Verdict.MISS
-    assert reports[0].longreprtext.startswith("infrastructure: the agent sent something that is not a report")
+    judgement = judge(item, seen)
+    assert judgement.verdict == Verdict.MISS
+    assert judgement.reports[0].longreprtext.startswith("infrastructure: the agent sent something that is not a report")
 
 
 def test_a_missing_field_is_our_trouble(item: pytest.Item) -> None:
     for name in ("outcome", "when", "longrepr", "sections", "user_properties", "duration", "start", "stop"):
         broken = report("call")
         del broken[name]
-        assert verdict(judge(item, observation(phases(broken)))) == Verdict.MISS, name
+        assert judge(item, observation(phases(broken))).verdict == Verdict.MISS, name
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -231,7 +225,7 @@ def traceback(item: pytest.Item) -> dict[str, Any]:
 
 
 def test_a_real_traceback_survives_the_way(item: pytest.Item, traceback: dict[str, Any]) -> None:
-    _, call, _ = judge(item, observation(phases(traceback)))
+    _, call, _ = reports_of(item, observation(phases(traceback)))
     assert "KeyError: 'cause'" in call.longreprtext
     assert "ValueError: inner" in call.longreprtext
 
@@ -242,9 +236,9 @@ def test_a_traceback_with_any_part_replaced_is_shown_or_refused_and_never_obeyed
 ) -> None:
     """Whatever pytest's reporters do with a failure must work on every report that was let through."""
     for path in leaves(traceback["longrepr"], ("longrepr",)):
-        reports = judge(item, observation(phases(replaced(traceback, path, by))))
-        assert verdict(reports) in (Verdict.FAIL, Verdict.MISS), path
-        for each in reports:
+        judgement = judge(item, observation(phases(replaced(traceback, path, by))))
+        assert judgement.verdict in (Verdict.FAIL, Verdict.MISS), path
+        for each in judgement.reports:
             assert "\x1b" not in each.longreprtext
             crash = getattr(each.longrepr, "reprcrash", None)
             assert crash is None or str(crash).partition(":")[0]
@@ -257,14 +251,14 @@ def test_a_deeply_nested_report_is_refused(item: pytest.Item) -> None:
     for _ in range(900):
         nested = [nested]
     seen = observation(phases(report("call", user_properties=[["deep", nested]])))
-    assert verdict(judge(item, seen)) in (Verdict.MISS, Verdict.PASS)
+    assert judge(item, seen).verdict in (Verdict.MISS, Verdict.PASS)
 
 
 def test_guest_text_is_escaped_wherever_it_goes(item: pytest.Item) -> None:
     evil = "\x1b]0;owned\x07\u202e\x00"
     call = report("call", "failed", evil, sections=[[evil, evil]], user_properties=[[evil, evil]], wasxfail=evil)
     skipped = [report("setup", "skipped", [evil, 1, evil]), report("teardown")]
-    for reports in (judge(item, observation(phases(call))), judge(item, observation(skipped))):
+    for reports in (reports_of(item, observation(phases(call))), reports_of(item, observation(skipped))):
         for each in reports:
             shown = [each.longreprtext, str(each.longrepr), str(each.sections), str(each.user_properties)]
             shown.append(str(getattr(each, "wasxfail", "")))
@@ -273,7 +267,46 @@ def test_guest_text_is_escaped_wherever_it_goes(item: pytest.Item) -> None:
 
 def test_a_protocol_error_during_a_test_is_no_verdict_about_the_kernel(item: pytest.Item) -> None:
     seen = Observation([], ProtocolError("gibberish"), SPLAT, (0, WARN), [("evidence", "of it")])
-    setup, _ = judge(item, seen)
-    assert verdict([setup]) == Verdict.MISS
+    judgement = judge(item, seen)
+    setup, _ = judgement.reports
+    assert judgement.verdict == Verdict.MISS
     assert setup.longreprtext == "infrastructure: gibberish"
     assert ("evidence", "of it") in setup.sections
+
+
+def part(outcome: str, longrepr: Any = None, **more: Any) -> dict[str, Any]:
+    """What an agent sends for one subtest."""
+    told = report("call", outcome, longrepr) | {"_report_type": "SubTestReport"}
+    return told | {"_subtest.context": {"msg": "part", "kwargs": {"number": "1"}}} | more
+
+
+def test_subtests_are_reports_of_their_own_and_a_failed_one_fails_its_test(item: pytest.Item) -> None:
+    sent = [report("setup"), part("passed"), part("failed", "assert 1 == 2"), *PASSED[1:]]
+    judgement = judge(item, observation(sent))
+    assert judgement.verdict == Verdict.FAIL
+    assert [each.outcome for each in judgement.subtests] == ["passed", "failed"]
+    assert [each.when for each in judgement.reports] == ["setup", "call", "teardown"]
+    assert judgement.reports[1].longreprtext == "contains 1 failed subtest"
+    assert judge(item, observation([report("setup"), part("passed"), *PASSED[1:]])).verdict == Verdict.PASS
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"_subtest.context": None},
+        {"_subtest.context": {"msg": "part"}},
+        {"_subtest.context": {"msg": "part", "kwargs": 7}},
+        {"when": "setup"},
+    ],
+)
+def test_what_is_no_subtest_is_a_harness_error(item: pytest.Item, damage: dict[str, Any]) -> None:
+    sent = [report("setup"), part("passed", **damage), *PASSED[1:]]
+    assert judge(item, observation(sent)).verdict == Verdict.MISS
+
+
+def test_the_name_of_a_subtest_is_escaped(item: pytest.Item) -> None:
+    context = {"msg": "\x1b[2J", "kwargs": {"\x1b": "\x1b"}}
+    (subtest,) = judge(
+        item, observation([report("setup"), part("passed", **{"_subtest.context": context}), *PASSED[1:]])
+    ).subtests
+    assert "\x1b" not in f"{subtest.context}"

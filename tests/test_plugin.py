@@ -6,22 +6,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
-from harness import arch, paths
+from harness import paths
 from harness.arch import ARM64, X86_64
-from harness.host.cache import silent
-from harness.kernels import grammar
-from harness.machine import provision
-from harness.pytest_plugin.runner import Runner, kernel_label
+from harness.report import results
 from tests.lab import Lab
 
 HEAVY = (
     "qemu.qmp",
     "paramiko",
     "zstandard",
-    "harness.pytest_plugin.runner",
+    "harness.pytest_plugin.session",
     "harness.kernels.grammar",
     "harness.machine.vm",
 )
@@ -115,22 +113,26 @@ def test_the_guest_knows_a_test_by_its_place_below_the_guest_tests(
     request: pytest.FixtureRequest, parameter: str
 ) -> None:
     """Whatever pytest's root directory is on the host."""
-    spec = grammar.parse("debian:6.12", arch.host())
-    directory = paths.PROJECT / "tests"
-    runner = Runner(
-        spec,
-        provision.Options(),
-        directory,
-        isolation="test",
-        cold=False,
-        keep=False,
-        pytest_args=[],
-        markers=[],
-        progress=silent,
-    )
     name = "test_the_guest_knows_a_test_by_its_place_below_the_guest_tests"
-    assert runner._guest_nodeid(request.node) == f"tests/test_plugin.py::{name}[{parameter}]"
-    assert kernel_label(request.node) == ""
+    assert results.test_id(request.node, str(paths.PROJECT)) == f"tests/test_plugin.py::{name}[{parameter}]"
+    assert results.kernel_label(request.node) == ""
+
+
+@pytest.mark.parametrize(
+    "label", ["debian:6.12-x86_64", "a/b+fix.mbx:64k-arm64", "v6.12~rc1-x86_64", "x[0]", "with-2", "ssh-::1-22"]
+)
+@pytest.mark.parametrize("parameters", ["", "2", "a-b", "-1", "with [brackets]", "two::colons", "x]", "debian:6.12"])
+def test_a_test_is_known_by_its_id_without_the_label_whatever_is_in_either(label: str, parameters: str) -> None:
+    class Item:
+        nodeid = f"guest_tests/test_a.py::Test::test_a[{label}-{parameters}]" if parameters else f"::test_a[{label}]"
+        path = Path("/anywhere/guest_tests/test_a.py")
+
+        class callspec:
+            params: ClassVar = {results.KERNEL_PARAMETER: label}
+
+    item: Any = Item()
+    own = f"Test::test_a[{parameters}]" if parameters else "test_a"
+    assert results.test_id(item, "/anywhere") == f"guest_tests/test_a.py::{own}"
 
 
 def test_every_option_explains_itself() -> None:

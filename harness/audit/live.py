@@ -21,8 +21,8 @@ from harness.debian.apt import Archive
 from harness.errors import HarnessError
 from harness.host.cache import Cache, Progress
 from harness.kernels.kernel import Kernel
-from harness.machine.provision import Options
 from harness.machine.vm import Vm
+from harness.options import MachineOptions
 
 #: findings and pages that are told to the guest, and address ranges that it may ask for
 _MOST_TOLD = 200
@@ -113,13 +113,13 @@ class Auditor:
         with dump.memory_of(vm, deadline) as image:
             return walk.audit(image, self._layout, pids=pids, keep=walk.pages_between(ranges))
 
-    def answer(self, vm: object, request: protocol.Audit, deadline: Deadline) -> protocol.Audited:
+    def answer(self, vm: Vm | None, request: protocol.Audit, deadline: Deadline) -> protocol.Audited:
         """Serve the agent.
 
         It may send ``label`` (text), ``pids`` (whom to audit, all if empty), and ``pages``: address ranges, each as
         process, start, end, whose pages it wants to be told.
         """
-        if not isinstance(vm, Vm) or isinstance(self._layout, str):
+        if vm is None or isinstance(self._layout, str):
             why = self._layout if isinstance(self._layout, str) else "this machine's memory cannot be read from outside"
             return protocol.Audited({"unavailable": why})
         try:
@@ -138,7 +138,7 @@ class Auditor:
         )
 
 
-def auditor(kernel: Kernel, options: Options, progress: Progress) -> Auditor:
+def auditor(kernel: Kernel, options: MachineOptions, progress: Progress) -> Auditor:
     """What audits guests of a kernel; fetches its debug information if need be."""
     try:
         archive = Archive(Cache(progress=progress), options.debian_mirror, progress)

@@ -8,10 +8,13 @@ command it ran.
 from __future__ import annotations
 
 import argparse
+import atexit
 import sys
 from collections.abc import Sequence
 
+from harness import options
 from harness.errors import HarnessError, UsageError
+from harness.host.terminal import ProgressLine
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,9 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     :param argv: arguments without the program's name; None takes the process's own.
     """
     parser = _parser()
-    options = parser.parse_args(argv)
+    chosen = parser.parse_args(argv)
     try:
-        return _COMMANDS[options.command_name](options)
+        return _COMMANDS[chosen.command_name](chosen)
     except UsageError as error:
         print(f"harness: {error}", file=sys.stderr)
         return 2
@@ -48,46 +51,42 @@ def _parser() -> argparse.ArgumentParser:
         description="Opens a shell in a fresh guest with the tests unpacked, or runs COMMAND there.",
         epilog="One word of COMMAND is a line for the guest's shell; several arrive as they are.",
     )
-    shell.add_argument("--kernel", required=True, metavar="SPEC", help="debian:VERSION, a build tree, an image, a .deb")
-    shell.add_argument("--arch", metavar="ARCH", help="x86_64 or arm64, where the kernel leaves it open")
-    shell.add_argument("--append", default="", metavar="PARAMS", help="more for the kernel's command line")
-    shell.add_argument("--guest-memory", type=int, default=640, metavar="MIB", help="default: 640")
-    shell.add_argument("--guest-cpus", type=int, default=1, metavar="N", help="default: 1")
-    shell.add_argument("--debian-mirror", default="", metavar="URI", help="default: the one the host's apt uses")
+    options.KERNEL.declare(shell.add_argument, action="store", required=True)
+    options.ARCH.declare(shell.add_argument, action="store", default=None)
+    for option in options.MACHINE:
+        option.declare(shell.add_argument)
     shell.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="to run instead of a shell")
     return parser
 
 
-def _doctor(_options: argparse.Namespace) -> int:
+def _doctor(_chosen: argparse.Namespace) -> int:
     from harness.commands import doctor
 
     return doctor.main()
 
 
-def _shell(options: argparse.Namespace) -> int:
+def _shell(chosen: argparse.Namespace) -> int:
     from harness import arch
     from harness.commands import shell
     from harness.kernels import grammar, kernel
-    from harness.machine.provision import Options
 
-    spec = grammar.parse(options.kernel, arch.find(options.arch) if options.arch else None)
+    spec = grammar.parse(chosen.kernel, arch.find(chosen.arch) if chosen.arch else None)
     if isinstance(spec, kernel.SshSpec):
-        raise UsageError(f"{spec} is no machine of ours: log in with: ssh -p {spec.port} {spec.user}@{spec.host}")
-    command = options.command[1:] if options.command[:1] == ["--"] else options.command
-    about = Options(options.append, options.guest_memory, options.guest_cpus, options.debian_mirror)
-    return shell.shell(spec, about, command, _progress)
+        raise UsageError(f"{spec} is no virtual machine: log in with: ssh -p {spec.port} {spec.user}@{spec.host}")
+    command = chosen.command[1:] if chosen.command[:1] == ["--"] else chosen.command
+    return shell.shell(spec, options.MachineOptions.of(vars(chosen)), command, _progress())
 
 
-def _audit(options: argparse.Namespace) -> int:
+def _audit(chosen: argparse.Namespace) -> int:
     from harness.commands import audit
 
-    return audit.run(options, _progress)
+    return audit.run(chosen, _progress())
 
 
-def _progress(message: str) -> None:
-    """Tell a person, and nobody else, what takes so long."""
-    if sys.stderr.isatty():
-        print(f"harness: {message}", file=sys.stderr)
+def _progress() -> ProgressLine:
+    line = ProgressLine.on(sys.stderr)
+    atexit.register(line.clear)
+    return line
 
 
 _COMMANDS = {"audit": _audit, "doctor": _doctor, "shell": _shell}

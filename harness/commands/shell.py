@@ -11,18 +11,18 @@ from harness.errors import UsageError
 from harness.guests import ssh
 from harness.guests.fleet import Fleet
 from harness.guests.guest import Guest
-from harness.host.cache import Progress
-from harness.host.terminal import colourful
+from harness.host.terminal import ProgressLine, colourful
 from harness.kernels.kernel import BootSpec, Kernel
 from harness.machine import payload, provision
 from harness.machine.qemu import Machine
 from harness.markers import MARKERS
+from harness.options import MachineOptions
 
 #: As pytest's plug-in gives them when nothing else is asked for, so that both share one template.
 PYTEST_ARGS = ("guest_tests", "--tb=auto")
 
 
-def shell(spec: BootSpec, options: provision.Options, command: Sequence[str], progress: Progress) -> int:
+def shell(spec: BootSpec, options: MachineOptions, command: Sequence[str], progress: ProgressLine) -> int:
     """``harness shell``: a fresh guest, a shell or one command in it, and its exit status.
 
     :param command: one word is a line for the guest's shell; several are quoted, and arrive as they are.
@@ -40,24 +40,25 @@ def shell(spec: BootSpec, options: provision.Options, command: Sequence[str], pr
         progress("starting the SSH server in the guest")
         transport = ssh.connect(guest)
         try:
+            progress.clear()
             if not line:
                 sys.stderr.write(banner(kernel, machine, guest, fleet.origin))
-            return ssh.run(transport, line, guest.vm.check)
+            return ssh.run(transport, line, guest.carrier.check)
         finally:
             transport.close()
     finally:
-        guest.vm.close()
+        guest.close()
         fleet.close()
 
 
 def banner(kernel: Kernel, machine: Machine, guest: Guest, origin: str) -> str:
     """What to know on arrival."""
-    vm = ssh.machine_of(guest)
+    assert guest.vm is not None
     rows = (
         ("kernel", f"{kernel.release}, {kernel.arch}, {machine.memory} MiB, {machine.accelerator.name}, {origin}"),
         ("tests", "python3 -m pytest guest_tests/test_library.py -k page"),
-        ("console", str(vm.console)),
-        ("monitor", f"socat -,echo=0,icanon=0 UNIX-CONNECT:{vm.directory / 'monitor'}"),
+        ("console", str(guest.vm.console)),
+        ("monitor", f"socat -,echo=0,icanon=0 UNIX-CONNECT:{guest.vm.directory / 'monitor'}"),
         ("leave", "exit, or Ctrl-D: the guest ends, and all that is in it"),
     )
     bold, dim, plain = ("\033[1m", "\033[2m", "\033[0m") if colourful(sys.stderr) else ("", "", "")

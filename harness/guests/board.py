@@ -280,6 +280,11 @@ class Board:
             while self._far_heartbeat.recv(64):
                 self._session.order("abort")
 
+    @property
+    def virtual(self) -> None:
+        """A board is no virtual machine."""
+        return None
+
     def console_bytes(self) -> bytes:
         """The kernel's log as far as the board lets us read it, and what the agent wrote to stderr."""
         return self._session.console_bytes()

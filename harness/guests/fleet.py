@@ -107,13 +107,12 @@ class Fleet:
 
     def facts(self, guest: Guest) -> list[str]:
         """What a report says of the machine a guest ran on."""
-        vm = guest.vm
-        assert isinstance(vm, Vm)
+        assert guest.vm is not None
         accelerator = self.machine.accelerator
         return [
             f"guest:   {self.origin}, {accelerator.name} ({accelerator.reason})",
-            f"QEMU:    {_qemu_version(vm.child.argv[0])}",
-            f"command: {vm.child.command}",
+            f"QEMU:    {_qemu_version(guest.vm.child.argv[0])}",
+            f"command: {guest.vm.child.command}",
         ]
 
     def start_ahead(self) -> None:

@@ -18,6 +18,7 @@ from harness.agent import protocol
 from harness.deadline import Deadline
 from harness.errors import BootError, DeadlineExceeded, GuestLost, LostCondition, ProtocolError
 from harness.judging import console
+from harness.machine.vm import Vm
 
 _M = TypeVar("_M", bound=protocol.Message)
 
@@ -27,8 +28,8 @@ _TICK = 0.1
 #: Audits between two reports of a test; more than it could need, and an end to a guest that asks for ever.
 _MOST_AUDITS = 10_000
 
-#: Messages that one test may cost; pytest has three phases, and a plug-in might add to them.
-_MOST_REPORTS = 64
+#: Reports that one test may send: one for each of pytest's three phases, and one for each subtest.
+_MOST_REPORTS = 1024
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,10 @@ class Process(Protocol):
 
 
 class Carrier(Protocol):
-    """What Guest needs of a machine: a virtual one, or a board."""
+    """What Guest needs of a machine: a virtual one, or a board.
+
+    A virtual machine can do more: it has memory to audit, a monitor, and a wire for a shell.
+    """
 
     #: to the agent
     agent: socket.socket
@@ -68,6 +72,10 @@ class Carrier(Protocol):
     @property
     def child(self) -> Process:
         """What carries the agent."""
+
+    @property
+    def virtual(self) -> Vm | None:
+        """The virtual machine; None if this is a real one."""
 
     def check(self) -> None:
         """Raise GuestLost if it cannot go on."""
@@ -82,18 +90,31 @@ class Carrier(Protocol):
 class Guest:
     """A machine whose agent we talk to.
 
-    :param vm: connected; may still be stopped.
+    :param carrier: connected; may still be stopped.
     :param patience: scaled by the machine's speed.
     """
 
-    def __init__(self, vm: Carrier, patience: Patience) -> None:
-        self.vm = vm
+    def __init__(self, carrier: Carrier, patience: Patience) -> None:
+        self.carrier = carrier
         self.patience = patience
         self.ready: protocol.Ready | None = None
         self._decoder = protocol.Decoder()
         self._inbox: list[protocol.Message] = []
         self._last_beat = time.monotonic()
         self._console_offset = 0
+
+    @property
+    def vm(self) -> Vm | None:
+        """The virtual machine it runs in; None if it is a board."""
+        return self.carrier.virtual
+
+    def console_bytes(self) -> bytes:
+        """The kernel's log so far."""
+        return self.carrier.console_bytes()
+
+    def close(self) -> None:
+        """End the guest."""
+        self.carrier.close()
 
     def hello(self, deadline: Deadline) -> protocol.Ready:
         """Wait for the agent, give it our clock and fresh randomness, and learn who it is.
@@ -146,9 +167,9 @@ class Guest:
         """Make the agent print to the console where its Python code is. The guest ends with it."""
         deadline = Deadline.after(self.patience.silence)
         with contextlib.suppress(OSError, GuestLost):
-            self.vm.heartbeat.send(b"q")
+            self.carrier.heartbeat.send(b"q")
             while not deadline.passed:
-                self.vm.check()
+                self.carrier.check()
                 time.sleep(_TICK)
 
     def start_shell(self, authorized_key: str, deadline: Deadline) -> None:
@@ -158,21 +179,21 @@ class Guest:
 
     def _send(self, message: protocol.Message, deadline: Deadline) -> None:
         data = memoryview(protocol.encode(message))
-        self.vm.agent.setblocking(False)
+        self.carrier.agent.setblocking(False)
         while data:
             try:
-                data = data[self.vm.agent.send(data) :]
+                data = data[self.carrier.agent.send(data) :]
             except BlockingIOError:
                 deadline.check("the guest to read what we send")
-                self.vm.check()
-                select.select([], [self.vm.agent], [], _TICK)
+                self.carrier.check()
+                select.select([], [self.carrier.agent], [], _TICK)
             except OSError as error:
                 self._gone(error)
 
     def _gone(self, error: OSError | None) -> None:
         # QEMU closes its sockets a moment before it can be reaped.
-        self.vm.child.wait(Deadline.after(2))
-        self.vm.check()
+        self.carrier.child.wait(Deadline.after(2))
+        self.carrier.check()
         raise GuestLost(LostCondition.QEMU_DIED, f"QEMU closed the agent's wire: {error or 'end of file'}")
 
     def _expect(self, wanted: type[_M], deadline: Deadline, *, watch_heartbeat: bool = True) -> _M:
@@ -182,13 +203,13 @@ class Guest:
         self._last_beat = time.monotonic()
         while not self._inbox:
             deadline.check("the agent")
-            readable, _, _ = select.select([self.vm.agent, self.vm.heartbeat], [], [], _TICK)
-            if self.vm.heartbeat in readable and self._drain(self.vm.heartbeat.fileno()):
+            readable, _, _ = select.select([self.carrier.agent, self.carrier.heartbeat], [], [], _TICK)
+            if self.carrier.heartbeat in readable and self._drain(self.carrier.heartbeat.fileno()):
                 self._last_beat = time.monotonic()
-            if self.vm.agent in readable:
+            if self.carrier.agent in readable:
                 self._receive()
                 continue  # what a guest said before it died is heard first
-            self.vm.check()
+            self.carrier.check()
             silent = time.monotonic() - self._last_beat
             if watch_heartbeat and silent > self.patience.silence:
                 message = f"no heartbeat for {silent:.0f} s: nothing is scheduled in the guest"
@@ -197,7 +218,7 @@ class Guest:
 
     def _receive(self) -> None:
         try:
-            data = self.vm.agent.recv(1 << 16)
+            data = self.carrier.agent.recv(1 << 16)
         except BlockingIOError:
             return
         except OSError as error:
@@ -218,7 +239,7 @@ class Guest:
             return False
 
     def _never_reached(self, why: str) -> str:
-        text = console.decode(self.vm.console_bytes())
+        text = console.decode(self.carrier.console_bytes())
         complaints = console.splats(text)
         first = f"; {complaints[0].title}" if complaints else "" if text else "; the console is empty"
         shown = complaints[0].text if complaints else "\n".join(text[-2000:].splitlines()[-12:])

@@ -23,9 +23,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from harness.deadline import Deadline
-from harness.errors import BootError
+from harness.errors import BootError, UsageError
 from harness.guests.guest import Guest
-from harness.machine.vm import Vm
 
 #: How often we look whether the guest lives and the window has another size, in seconds.
 _TICK = 0.25
@@ -39,12 +38,15 @@ def connect(guest: Guest) -> paramiko.Transport:
     """Log in to a guest.
 
     :raises BootError: if its SSH server does not answer.
+    :raises UsageError: if it is no virtual machine.
     """
+    if guest.vm is None:
+        raise UsageError("a board has an SSH server of its own: log in there with ssh")
     deadline = Deadline.after(guest.patience.answer)
     private = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
     key = paramiko.Ed25519Key.from_private_key(io.StringIO(private.decode()))
     guest.start_shell(f"{key.get_name()} {key.get_base64()}", deadline)
-    transport = paramiko.Transport(machine_of(guest).shell)
+    transport = paramiko.Transport(guest.vm.shell)
     # Key exchange is slow in an emulated guest; paramiko's own limits are for networks.
     transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = deadline.remaining
     try:
@@ -56,12 +58,6 @@ def connect(guest: Guest) -> paramiko.Transport:
         guest.vm.check()
         raise BootError(f"the guest's SSH server does not answer: {error or type(error).__name__}") from error
     return transport
-
-
-def machine_of(guest: Guest) -> Vm:
-    """The virtual machine of a guest that is known to be one."""
-    assert isinstance(guest.vm, Vm)
-    return guest.vm
 
 
 def run(transport: paramiko.Transport, command: str, alive: Callable[[], None]) -> int:

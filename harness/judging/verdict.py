@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Turns what a guest said and what was seen of it into pytest reports.
+"""Turns what a guest reported of a test, and what was seen of the guest, into one judgement.
 
-A test's own verdict is not the last word: a kernel that complains on the console, taints itself, or dies during a
-test fails that test, whatever the test thinks. Trouble of ours is never a verdict about the kernel: it is reported as
-an error in set-up, and named with KCIDB's words (a ``verdict`` property on every report).
+The test's own outcome is not enough: a kernel that complains on the console, taints itself or dies during a test fails
+that test. Harness errors are never reported as kernel failures: they become an error in set-up, with the verdict MISS.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -26,15 +25,14 @@ _GUEST_TESTS = re.compile(r"(/harness|/tmp/mremap-board-\w+)/tests/")
 #: What a report of the agent may hold; anything else in it is dropped.
 _FIELDS = ("outcome", "longrepr", "when", "sections", "duration", "start", "stop", "user_properties", "wasxfail")
 
+#: What marks the report of a subtest, and what it holds besides (_pytest/subtests.py, pytest 9).
+_SUBTEST_TYPE, _SUBTEST = ("_report_type", "SubTestReport"), "_subtest.context"
+
 _OUTCOMES = ("passed", "failed", "skipped")
 _PHASES = ("setup", "call", "teardown")
 
 #: Ways to lose a guest that say nothing about its kernel.
 _OURS = (LostCondition.QEMU_DIED, LostCondition.CONNECTION_LOST)
-
-
-#: The property of every report that holds the verdict.
-PROPERTY = "verdict"
 
 
 class Verdict(StrEnum):
@@ -66,56 +64,73 @@ class Observation:
     taint: tuple[int, int]
     #: report sections to add when the test did not pass
     evidence: Sequence[tuple[str, str]]
-    #: properties of every report: which kernel it is about, in what kind of guest
-    facts: Sequence[tuple[str, str]] = ()
 
     @property
     def unharmed(self) -> bool:
-        """Whether nothing but the test's own verdict speaks against this guest: it may run another test."""
+        """Whether this guest may run another test: it was not lost, did not complain, and has no new taint."""
         return self.lost is None and not console.splats(self.console) and self.taint[0] == self.taint[1]
 
 
-def judge(item: pytest.Item, seen: Observation) -> list[pytest.TestReport]:
-    """The final reports for one test."""
+@dataclass
+class Judgement:
+    """What a test means for its kernel, with the reports that say so."""
+
+    verdict: Verdict
+    #: for set-up, call and teardown, in this order; without the call if set-up did not pass
+    reports: list[pytest.TestReport]
+    #: one for each of the test's subtests that pytest reports by itself
+    subtests: list[pytest.TestReport] = field(default_factory=list)
+
+    @property
+    def all_reports(self) -> list[pytest.TestReport]:
+        """Those of the phases and of the subtests."""
+        return [*self.subtests, *self.reports]
+
+    @property
+    def failed(self) -> bool:
+        """Whether any phase failed."""
+        return any(report.failed for report in self.reports)
+
+
+def judge(item: pytest.Item, seen: Observation) -> Judgement:
+    """The judgement of one test."""
     if seen.lost is not None and not (isinstance(seen.lost, GuestLost) and seen.lost.condition not in _OURS):
-        return missed(item, str(seen.lost), seen.evidence, seen.facts)
+        return missed(item, str(seen.lost), seen.evidence)
     try:
-        reports = [_restore(item, data) for data in seen.reports]
+        restored = [_restore(item, data) for data in seen.reports]
+        subtests = [report for report in restored if _is_subtest(report)]
+        reports = [report for report in restored if not _is_subtest(report)]
         _check_phases(reports, complete=seen.lost is None)
         complaints = _complaints(seen)
     except ProtocolError as error:
-        return missed(item, str(error), seen.evidence, seen.facts)
+        return missed(item, str(error), seen.evidence)
     if complaints:
         _fail(item, reports, "\n\n".join(complaints))
+    _fail_for_subtests(reports, sum(each.failed for each in subtests))
     for report in reports:
         if report.failed:
             report.sections.extend(seen.evidence)
-    return _labelled(reports, _verdict(reports, bool(complaints)), seen.facts)
+    return Judgement(_verdict(reports, bool(complaints)), reports, subtests)
 
 
-def missed(
-    item: pytest.Item, why: str, evidence: Sequence[tuple[str, str]] = (), facts: Sequence[tuple[str, str]] = ()
-) -> list[pytest.TestReport]:
-    """Reports for a test that could not be run, or whose result was lost, through no fault of the kernel's."""
+def missed(item: pytest.Item, why: str, evidence: Sequence[tuple[str, str]] = ()) -> Judgement:
+    """The judgement of a test that could not be run, or whose result was lost, because of a harness error."""
     report = _made(item, "setup", "failed", f"infrastructure: {why}")
     report.sections.extend(evidence)
-    return _labelled([report, _made(item, "teardown", "passed", None)], Verdict.MISS, facts)
+    return Judgement(Verdict.MISS, [report, _made(item, "teardown", "passed", None)])
 
 
-def _labelled(
-    reports: list[pytest.TestReport], verdict: Verdict, facts: Sequence[tuple[str, str]]
-) -> list[pytest.TestReport]:
-    # On every phase: which one a reporter takes them from is its own affair (JUnit's takes the last).
+def _is_subtest(report: pytest.TestReport) -> bool:
+    """Whether pytest made this report for a part of a test (the ``subtests`` fixture, pytest 9)."""
+    return hasattr(report, "context")
+
+
+def _fail_for_subtests(reports: Sequence[pytest.TestReport], failed: int) -> None:
+    """A test with failed subtests fails, as on pytest's own terminal."""
     for report in reports:
-        report.user_properties += [*facts, (PROPERTY, str(verdict))]
-    return reports
-
-
-def verdict(reports: Sequence[pytest.TestReport]) -> str:
-    """The verdict that the reports of one test carry."""
-    # The last of that name is ours: a test may have recorded one too.
-    given = (dict(report.user_properties).get(PROPERTY) for report in reports)
-    return next((str(value) for value in given if value is not None), "")
+        if failed and report.when == "call" and report.passed:
+            report.outcome = "failed"
+            report.longrepr = f"contains {failed} failed subtest{'s' if failed > 1 else ''}"
 
 
 def _complaints(seen: Observation) -> list[str]:
@@ -182,8 +197,11 @@ def _restore(item: pytest.Item, data: dict[str, Any]) -> pytest.TestReport:
         clean = {name: _clean(data[name]) for name in _FIELDS if name in data}
         clean |= {"nodeid": item.nodeid, "location": item.location, "keywords": {item.name: 1}}
         clean |= {name: _finite(clean[name]) for name in ("duration", "start", "stop")}
-        clean["$report_type"] = "TestReport"
-        if clean["outcome"] not in _OUTCOMES or clean["when"] not in _PHASES:
+        if data.get(_SUBTEST_TYPE[0]) == _SUBTEST_TYPE[1]:
+            clean |= {_SUBTEST_TYPE[0]: _SUBTEST_TYPE[1], _SUBTEST: _subtest(data[_SUBTEST])}
+        else:
+            clean["$report_type"] = "TestReport"
+        if clean["outcome"] not in _OUTCOMES or clean["when"] not in (_PHASES if _SUBTEST not in clean else ("call",)):
             raise ValueError("unknown outcome or phase")
         if isinstance(clean["longrepr"], list):
             path, line, reason = clean["longrepr"]
@@ -202,6 +220,15 @@ def _restore(item: pytest.Item, data: dict[str, Any]) -> pytest.TestReport:
     except Exception as error:  # pytest trusts its own format, and trips over anything else in its own ways
         raise ProtocolError(f"the agent sent something that is not a report: {str(error)[:200]!r}") from error
     return report
+
+
+def _subtest(data: Any) -> dict[str, Any]:
+    """What a subtest's report says of its place in the test."""
+    message, values = data["msg"], data["kwargs"]
+    return {
+        "msg": None if message is None else _clean(str(message)),
+        "kwargs": {_clean(str(name)): _clean(str(value)) for name, value in values.items()},
+    }
 
 
 def _finite(value: Any) -> float:

@@ -3,33 +3,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from harness.debian.apt import Archive
 from harness.host.cache import Cache, Progress
 from harness.kernels import image_format
 from harness.kernels.kernel import BootSpec, Kernel
 from harness.machine import accelerator, qemu
 from harness.machine.initramfs import initramfs
+from harness.options import MachineOptions
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the user may choose about machines."""
-
-    #: added to the kernel's command line
-    append: str = ""
-    #: MiB of guest memory
-    memory: int = 640
-    #: virtual CPUs
-    cpus: int = 1
-    #: guests' clocks count instructions
-    icount: bool = False
-    #: base URI of a Debian mirror; empty takes the host's own
-    debian_mirror: str = ""
-
-
-def provision(spec: BootSpec, options: Options, progress: Progress) -> tuple[Kernel, qemu.Machine]:
+def provision(spec: BootSpec, options: MachineOptions, progress: Progress) -> tuple[Kernel, qemu.Machine]:
     """Fetch and assemble everything needed to boot ``spec``; quick when it is cached.
 
     :raises SpecError: if there is no such kernel.

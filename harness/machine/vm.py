@@ -59,6 +59,11 @@ class Vm:
         self._qmp: Qmp | None = None
         self._seen: list[dict[str, Any]] = []
 
+    @property
+    def virtual(self) -> Vm:
+        """This machine; a board has none."""
+        return self
+
     def connect(self, deadline: Deadline) -> None:
         """Wait until QEMU answers; the machine is still stopped.
 

@@ -21,17 +21,33 @@ from harness.guests.guest import Guest
 from harness.judging import console
 from harness.machine.qmp import QmpFailed
 from harness.machine.vm import Vm
-from harness.pytest_plugin.runner import Runner
+from harness.pytest_plugin.target import Target
+from harness.pytest_plugin.testrun import Ran
 
 #: For QEMU's answers; the guest has no part in them.
 _QEMU_SECONDS = 5.0
 
 
-def check(config: pytest.Config) -> None:
-    """Refuse where nobody sits who could use the guest.
+class Keep:
+    """The plug-in.
 
-    :raises pytest.UsageError: in that case.
+    :raises pytest.UsageError: where nobody sits who could use the guest.
     """
+
+    def __init__(self, config: pytest.Config) -> None:
+        _check(config)
+        self._config = config
+
+    def pytest_guest_test_finished(self, item: pytest.Item, target: Target, ran: Ran) -> None:
+        """Wait for the person, if the guest was kept."""
+        if ran.kept is None:
+            return
+        failures = [report.longreprtext for report in ran.judgement.reports if report.failed]
+        _wait(target, ran.kept, "\n".join(failures), self._config)
+        item.session.shouldfail = "--keep stops at the first test that fails"
+
+
+def _check(config: pytest.Config) -> None:
     if config.getoption("numprocesses", default=None) or hasattr(config, "workerinput"):
         raise pytest.UsageError("--keep waits for a person at this terminal: it does not go with -n")
     with _own_terminal(config):
@@ -39,16 +55,16 @@ def check(config: pytest.Config) -> None:
             raise pytest.UsageError("--keep waits for a person: it needs a terminal, and this run has none")
 
 
-def wait(runner: Runner, guest: Guest, failure: str, config: pytest.Config) -> None:
+def _wait(target: Target, guest: Guest, failure: str, config: pytest.Config) -> None:
     """Say what happened and how to attach; return when the person is done.
 
     :param failure: what the test said.
     """
     vm = guest.vm
-    if not isinstance(vm, Vm):
+    if vm is None:
         return  # a board stays anyway
     with _own_terminal(config):
-        print(f"\n{failure}\n\n" + "\n".join(_ways(runner, vm)))
+        print(f"\n{failure}\n\n" + "\n".join(_ways(target, vm)))
         transport: paramiko.Transport | None = None
         while _asked("\n[s] and Enter for a shell in the guest, Enter alone to end it: ") == "s":
             try:
@@ -61,7 +77,7 @@ def wait(runner: Runner, guest: Guest, failure: str, config: pytest.Config) -> N
             transport.close()
 
 
-def _ways(runner: Runner, vm: Vm) -> Iterator[str]:
+def _ways(target: Target, vm: Vm) -> Iterator[str]:
     """Lines that say how to attach."""
     yield f"This guest is kept (QEMU is process {vm.child.pid}):"
     yield f"  console  {vm.console}"
@@ -79,9 +95,9 @@ def _ways(runner: Runner, vm: Vm) -> Iterator[str]:
         answer = vm.qmp.execute(
             "human-monitor-command", deadline, command_line=f"gdbserver unix:{gdb},server=on,wait=off"
         )
-        kernel, machine = runner.provisioned
-        program = "gdb" if machine.accelerator.name == "kvm" else "gdb-multiarch"
-        yield f"  gdb      {program} {kernel.vmlinux or ''} -ex 'target remote {gdb}'".replace("  -ex", " -ex")
+        program = "gdb" if vm.machine.accelerator.name == "kvm" else "gdb-multiarch"
+        vmlinux = target.kernel.vmlinux if target.kernel else None
+        yield f"  gdb      {program} {vmlinux or ''} -ex 'target remote {gdb}'".replace("  -ex", " -ex")
         if not gdb.exists():
             yield f"           (QEMU said: {console.escape(str(answer)).strip()})"
     except (QmpFailed, HarnessError) as error:

@@ -7,9 +7,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import pytest
-
-from harness.report import compare
+from harness.report.results import Result
 
 #: The property under which the tests record what they saw.
 PROPERTY = "question"
@@ -24,14 +22,13 @@ _SHAPES: dict[str, tuple[dict[str, type], ...]] = {
 }
 
 
-def records(reports: Iterable[pytest.TestReport], label: str) -> list[dict[str, Any]]:
+def records(results: Iterable[Result], label: str) -> list[dict[str, Any]]:
     """What was recorded on one kernel."""
     return [
         value
-        for report in reports
-        if report.when == "call" or (report.when == "setup" and not report.passed)
-        if dict(report.user_properties).get(compare.PROPERTY) == label
-        for name, value in report.user_properties
+        for result in results
+        if result.facts.label == label
+        for name, value in result.records
         if name == PROPERTY and isinstance(value, dict) and _well_formed(value)
     ]
 

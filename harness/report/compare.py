@@ -10,40 +10,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-import pytest
-
 from harness.arch import Architecture
-from harness.judging import console, verdict
-from harness.judging.verdict import Verdict
-
-#: The property of every report that holds its kernel's label. A test id alone is ambiguous: ``[linux-x86_64-2]`` is
-#: either the second kernel called so, or the first with a parameter of 2.
-PROPERTY = "label"
-
-#: The property by which a test says what the kernel lacks, and that its passing means no more than that.
-LACKS = "lacks"
-
-
-class Outcome(StrEnum):
-    """What became of a test on one kernel."""
-
-    PASSED = "passed"
-    #: passed, as it does on a kernel without the ability that it is about
-    LACKING = "lacking"
-    FAILED = "failed"
-    #: in set-up or teardown
-    ERROR = "error"
-    #: failed, as --expect-findings or the test expected
-    XFAILED = "xfailed"
-    SKIPPED = "skipped"
-    #: the harness broke
-    MISS = "MISS"
-    #: it was not run: deselected, or the run was cut short
-    NONE = "no result"
+from harness.report.results import Facts, Outcome, Result
 
 
 class Change(StrEnum):
@@ -56,23 +28,8 @@ class Change(StrEnum):
     NOT_COMPARED = "not compared"
 
 
-@dataclass(frozen=True)
-class Result:
-    """One test on one kernel."""
-
-    outcome: Outcome
-    #: why it did not pass: one line, escaped
-    message: str = ""
-
-
-_NOT_RUN = Result(Outcome.NONE)
-
-_OUTCOMES = {
-    Verdict.FAIL: Outcome.FAILED,
-    Verdict.ERROR: Outcome.ERROR,
-    Verdict.PASS: Outcome.PASSED,
-    Verdict.SKIP: Outcome.SKIPPED,
-}
+#: Stands for a test that was not run on a kernel.
+_NOT_RUN = Result(Facts(label="", test=""), Outcome.NONE)
 
 
 class _Kind(StrEnum):
@@ -161,16 +118,16 @@ _MARKUP = {
 
 
 def sections(
-    reports: Sequence[pytest.TestReport], kernels: Mapping[str, Architecture | None], width: int, *, verbose: bool
+    results: Sequence[Result], kernels: Mapping[str, Architecture | None], width: int, *, verbose: bool
 ) -> list[Section]:
     """Each kernel compared with its baseline, the first of its architecture; nothing for kernels that ran no test.
 
-    :param reports: of the whole run, with :data:`PROPERTY`; from xdist's workers as well.
+    :param results: of the whole run.
     :param kernels: architecture by label, in the order of the command line; None is one that is not known.
     :param width: the terminal's, in columns.
     :param verbose: list every test, not only those that were fixed or regressed.
     """
-    seen = {label: results(reports, label) for label in kernels}
+    seen = {label: {each.facts.test: each for each in results if each.facts.label == label} for label in kernels}
     baselines: dict[Architecture, str] = {}
     said = []
     for label, arch in kernels.items():
@@ -185,16 +142,6 @@ def sections(
     return said
 
 
-def results(reports: Iterable[pytest.TestReport], label: str) -> dict[str, Result]:
-    """What became of each test on one kernel, by the test's id without the kernel's label."""
-    phases: defaultdict[str, list[pytest.TestReport]] = defaultdict(list)
-    for report in reports:
-        # dict() takes the last of each name, which is ours: a guest may have recorded properties called the same.
-        if dict(report.user_properties).get(PROPERTY) == label:
-            phases[_without_label(report, label)].append(report)
-    return {test: _result(each) for test, each in phases.items()}
-
-
 def compare(baseline: Mapping[str, Result], other: Mapping[str, Result]) -> list[Row]:
     """One row for each test that ran on either kernel, in the order of their ids."""
     tests = sorted(baseline.keys() | other.keys())
@@ -205,41 +152,6 @@ def lines(rows: Sequence[Row], width: int, *, verbose: bool) -> list[Line]:
     """A table by module, and the tests that were fixed or regressed by name; all of them if ``verbose``."""
     told = [each for each in Change if verbose or each in (Change.FIXED, Change.REGRESSED)]
     return [*_table(rows, width), *(line for change in told for line in _list(rows, change, width))]
-
-
-def _without_label(report: pytest.TestReport, label: str) -> str:
-    """A test's id without the kernel's label, which is the first of its parameters."""
-    head, _, parameters = report.nodeid.partition("::")[2].partition("[")
-    own = parameters.removesuffix("]").removeprefix(label).removeprefix("-")
-    # The id of a file named on the command line is empty outside of pytest's root directory; the location's is not.
-    return f"{report.location[0]}::{head}[{own}]" if own else f"{report.location[0]}::{head}"
-
-
-_PHASES = ("setup", "call", "teardown")
-
-
-def _result(reports: Sequence[pytest.TestReport]) -> Result:
-    """From the reports of one test, which come in no order."""
-    # A verdict is given before known.expect(), which makes a failure of a finding that is gone.
-    outcome = _OUTCOMES.get(Verdict(str(dict(reports[0].user_properties)[verdict.PROPERTY])), Outcome.MISS)
-    if any(report.skipped and hasattr(report, "wasxfail") for report in reports):
-        outcome = Outcome.XFAILED
-    if outcome is Outcome.PASSED:
-        lacking = any(LACKS in dict(report.user_properties) for report in reports)
-        return Result(Outcome.LACKING if lacking else outcome)
-    ordered = sorted(reports, key=lambda report: (not report.failed, _PHASES.index(str(report.when))))
-    return Result(outcome, next((_message(report) for report in ordered if not report.passed), ""))
-
-
-def _message(report: pytest.TestReport) -> str:
-    """The first line of what a report says."""
-    crash = getattr(report.longrepr, "reprcrash", None)
-    if isinstance(report.longrepr, tuple):
-        text = report.longrepr[2].removeprefix("Skipped: ")
-    else:
-        text = crash.message if crash else report.longreprtext
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    return console.escape(" ".join(first.split()))
 
 
 def _table(rows: Sequence[Row], width: int) -> Iterator[Line]:

@@ -8,11 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
-
 from harness.arch import Architecture
 from harness.judging import console
-from harness.report import compare
+from harness.report.results import Result
 
 #: The property under which the tests record what they counted.
 PROPERTY = "cost"
@@ -86,14 +84,13 @@ class Column:
     costs: Mapping[Memory, Cost]
 
 
-def records(reports: Iterable[pytest.TestReport], label: str) -> list[Cost | Clock]:
+def records(results: Iterable[Result], label: str) -> list[Cost | Clock]:
     """What was recorded on one kernel, leaving out what is no record: it was written by the guest."""
     found = (
         _parsed(value)
-        for report in reports
-        if report.when == "call"
-        if dict(report.user_properties).get(compare.PROPERTY) == label
-        for name, value in report.user_properties
+        for result in results
+        if result.facts.label == label
+        for name, value in result.records
         if name == PROPERTY
     )
     return [each for each in found if each is not None]
@@ -131,16 +128,14 @@ def _word(record: dict[str, Any], name: str) -> str:
     return console.escape(value)
 
 
-def sections(
-    reports: Sequence[pytest.TestReport], kernels: Mapping[str, Architecture | None]
-) -> Iterator[tuple[str, list[str]]]:
+def sections(results: Sequence[Result], kernels: Mapping[str, Architecture | None]) -> Iterator[tuple[str, list[str]]]:
     """Titles and lines for the terminal, one section for each architecture of which anything was recorded.
 
     :param kernels: labels of the run's kernels, in its order; the first of an architecture is what others are
         compared with.
     """
     for arch in dict.fromkeys(kernels.values()):
-        seen = {label: records(reports, label) for label, each in kernels.items() if each is arch}
+        seen = {label: records(results, label) for label, each in kernels.items() if each is arch}
         if any(seen.values()):
             yield f"What does a move cost on {arch}?", table(seen)
 

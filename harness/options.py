@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Every option that names a kernel or shapes a guest, declared once for the pytest plug-in and for the commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option of the command line, in the terms that argparse and pytest share."""
+
+    #: with its dashes
+    name: str
+    help: str
+    #: what stands for the value in the help; empty for a switch
+    metavar: str = ""
+    #: turns the value's text into a value
+    type: Callable[[str], Any] = str
+    default: Any = ""
+    #: the values allowed; empty for any
+    choices: tuple[str, ...] = ()
+    #: may be given several times; the values make a list
+    repeatable: bool = False
+
+    def declare(self, add: Callable[..., Any], **more: Any) -> None:
+        """Declare it.
+
+        :param add: ``addoption`` of a pytest option group, or ``add_argument`` of an argparse parser.
+        :param more: arguments for ``add`` that replace those of the table.
+        """
+        if self.repeatable:
+            settings: dict[str, Any] = {"action": "append", "default": [], "metavar": self.metavar}
+        elif self.choices:
+            settings = {"choices": self.choices, "default": self.default}
+        elif self.metavar:
+            settings = {"type": self.type, "default": self.default, "metavar": self.metavar}
+        else:
+            settings = {"action": "store_true"}
+        add(self.name, **{**settings, "help": self.help, **more})
+
+
+KERNEL = Option(
+    name="--kernel",
+    metavar="SPEC",
+    repeatable=True,
+    help="a kernel to run the guest tests on: debian:VERSION, debian:SUITE, a build tree, an image, a .deb, "
+    "ssh://USER@HOST, or one to build: git:PATH@REVISION, or a variant such as relocate-anon; +PATCHES and :PRESET "
+    "may follow. Repeat it to compare kernels.",
+)
+BUILD = Option(name="--build", help="build each source tree that --kernel names, in the cache")
+PRESET = Option(
+    name="--preset",
+    metavar="PRESET",
+    repeatable=True,
+    help="configure the kernels that are built with this preset: fast, debug, kasan, dwarf, or a page size such as "
+    "64k. Repeat it, or join several with colons.",
+)
+ARCH = Option(
+    name="--arch", metavar="ARCH", repeatable=True, help="x86_64 or arm64, where the kernel leaves the choice open"
+)
+APPEND = Option(name="--append", metavar="PARAMS", help="parameters to add to the kernel's command line")
+ISOLATE = Option(
+    name="--isolate",
+    choices=("test", "module", "kernel"),
+    default="test",
+    help="what gets a fresh guest of its own (default: every test that is not marked shared_guest)",
+)
+EXPECT_FINDINGS = Option(
+    name="--expect-findings",
+    help="expect tests marked as findings to fail, and fail them if they pass; for continuous integration",
+)
+COLD = Option(name="--cold", help="boot every guest instead of cloning a booted one")
+KEEP = Option(name="--keep", help="stop at the first test that fails, and keep its guest for inspection")
+GUEST_MEMORY = Option(
+    name="--guest-memory", metavar="MIB", type=int, default=640, help="memory of a guest in MiB (default: 640)"
+)
+GUEST_CPUS = Option(name="--guest-cpus", metavar="N", type=int, default=1, help="virtual CPUs of a guest (default: 1)")
+ICOUNT = Option(
+    name="--icount",
+    help="let the guests' clocks count instructions, which needs emulation, for guest_tests/test_costs.py; end with "
+    "the table of costs",
+)
+ANSWER = Option(name="--answer", help="end with the answer of guest_tests/test_question.py in words")
+AUDIT = Option(
+    name="--audit",
+    choices=("off", "end", "each-move"),
+    default="off",
+    help="audit the guest's whole reverse map from its memory: at the end of each test that moved memory and after "
+    "every failure, or after each move too (fetches the debug information of Debian kernels, 350 MB, once)",
+)
+DEBIAN_MIRROR = Option(
+    name="--debian-mirror",
+    metavar="URI",
+    help="where Debian's packages come from (default: the mirror in the host's own apt configuration)",
+)
+
+#: What the pytest plug-in takes, in the order of its help.
+OPTIONS = (
+    KERNEL,
+    BUILD,
+    PRESET,
+    ARCH,
+    APPEND,
+    ISOLATE,
+    EXPECT_FINDINGS,
+    COLD,
+    KEEP,
+    GUEST_MEMORY,
+    GUEST_CPUS,
+    ICOUNT,
+    ANSWER,
+    AUDIT,
+    DEBIAN_MIRROR,
+)
+
+#: Those that shape a machine: see :class:`MachineOptions`.
+MACHINE = (APPEND, GUEST_MEMORY, GUEST_CPUS, DEBIAN_MIRROR)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """What the user may choose about virtual machines."""
+
+    #: parameters added to the kernel's command line
+    append: str = ""
+    #: guest memory in MiB
+    memory: int = 640
+    #: number of virtual CPUs
+    cpus: int = 1
+    #: whether the guests' clocks count instructions
+    icount: bool = False
+    #: base URI of a Debian mirror; empty for the host's own
+    debian_mirror: str = ""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> MachineOptions:
+        """From parsed options, by their names; those that a command does not have keep their defaults."""
+        return cls(
+            append=values["append"],
+            memory=values["guest_memory"],
+            cpus=values["guest_cpus"],
+            icount=values.get("icount", False),
+            debian_mirror=values["debian_mirror"],
+        )

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The features of a run that only read its results, each a plug-in of its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.judging import findings
+from harness.pytest_plugin.session import GuestTests
+from harness.pytest_plugin.target import Target
+from harness.pytest_plugin.testrun import Ran
+
+
+class ExpectedFindings:
+    """``--expect-findings``: a test that is marked as a finding must fail."""
+
+    def pytest_guest_test_judged(self, item: pytest.Item, target: Target, ran: Ran) -> None:
+        """Change the reports of a test that is a finding on this kernel."""
+        findings.expect(item, ran.judgement.reports, target.kernel.release if target.kernel else "")
+
+
+class Comparison:
+    """With several kernels: each compared with the first of its architecture."""
+
+    def __init__(self, guests: GuestTests, config: pytest.Config) -> None:
+        self._guests = guests
+        self._config = config
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Write a section for each kernel that is compared."""
+        from harness.report import compare
+
+        kernels = {label: target.arch for label, target in self._guests.targets.items()}
+        width, verbose = self._config.get_terminal_writer().fullwidth, self._config.getoption("verbose") > 0
+        seen = self._guests.results(terminalreporter)
+        for section in compare.sections(seen, kernels, width, verbose=verbose):
+            terminalreporter.section(section.title)
+            for each in section.lines:
+                terminalreporter.write_line(each.text, **each.markup)
+
+
+class Costs:
+    """``--icount``: the table of what moves cost."""
+
+    def __init__(self, guests: GuestTests) -> None:
+        self._guests = guests
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Write a section for each architecture."""
+        from harness.report import costs
+
+        kernels = {label: target.arch for label, target in self._guests.targets.items()}
+        for title, lines in costs.sections(self._guests.results(terminalreporter), kernels):
+            terminalreporter.section(title)
+            for line in lines:
+                terminalreporter.write_line(line)
+
+
+class Answer:
+    """``--answer``: the answer to the project's question, in words."""
+
+    def __init__(self, guests: GuestTests) -> None:
+        self._guests = guests
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Write a section for each kernel that is known."""
+        from harness.report import answer
+
+        seen = self._guests.results(terminalreporter)
+        for target in self._guests.targets.values():
+            if target.kernel is None or target.machine is None:
+                continue
+            again = f"{target.again} guest_tests/test_question.py --answer"
+            about = f"{target.kernel.release} ({target.kernel.arch}, {target.machine.accelerator.name})"
+            terminalreporter.section("Does mremap() break KSM's reverse map?")
+            for line in answer.answer(about, answer.records(seen, target.label), again):
+                terminalreporter.write_line(line)

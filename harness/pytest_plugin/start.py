@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Starts a run with ``--kernel``: understands the options, and registers what they ask for as plug-ins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness import arch
+from harness.arch import Architecture
+from harness.build.naming import Building
+from harness.errors import UsageError
+from harness.kernels import grammar
+from harness.kernels.kernel import BootSpec, SshSpec
+from harness.options import MachineOptions
+from harness.pytest_plugin import target
+from harness.pytest_plugin.features import Answer, Comparison, Costs, ExpectedFindings
+from harness.pytest_plugin.progress import TerminalProgress
+from harness.pytest_plugin.session import GuestTests
+from harness.pytest_plugin.testrun import Policy
+
+
+def start(config: pytest.Config, tests: Path) -> None:
+    """Register the plug-ins of this run.
+
+    :param tests: the directory of guest tests.
+    :raises pytest.UsageError: if the options make no sense.
+    """
+    _refuse_debugger(config)
+    if config.getoption("keep"):
+        from harness.pytest_plugin.keep import Keep
+
+        config.pluginmanager.register(Keep(config), "harness-keep")
+    progress = TerminalProgress(config)
+    try:
+        targets = target.targets(_specs(config), MachineOptions.of(vars(config.option)), progress)
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from error
+    policy = Policy(
+        isolation=config.getoption("isolate"),
+        cold=config.getoption("cold"),
+        keep=config.getoption("keep"),
+        audit=config.getoption("audit"),
+    )
+    guests = GuestTests(targets, tests, _guest_args(config, tests), policy, progress)
+    config.pluginmanager.register(guests, "harness-guests")
+    features = {
+        "harness-findings": ExpectedFindings() if config.getoption("expect_findings") else None,
+        "harness-comparison": Comparison(guests, config),
+        "harness-costs": Costs(guests) if config.getoption("icount") else None,
+        "harness-answer": Answer(guests) if config.getoption("answer") else None,
+    }
+    for name, feature in features.items():
+        if feature is not None:
+            config.pluginmanager.register(feature, name)
+
+
+def _refuse_debugger(config: pytest.Config) -> None:
+    for option in ("usepdb", "trace"):
+        if config.getoption(option, default=False):
+            name = {"usepdb": "--pdb"}.get(option, f"--{option}")
+            raise pytest.UsageError(
+                f"{name} cannot stop inside a guest: use --keep to keep the guest of a failing test, or harness shell"
+            )
+
+
+def _specs(config: pytest.Config) -> list[BootSpec | SshSpec]:
+    presets = tuple(word for each in config.getoption("preset") for word in each.split(":") if word)
+    building = Building(config.getoption("build"), presets)
+    wanted: list[Architecture | None] = [arch.find(name) for name in config.getoption("arch")]
+    return [spec for each in wanted or [None] for spec in grammar.parse_all(config.getoption("kernel"), each, building)]
+
+
+def _guest_args(config: pytest.Config, tests: Path) -> list[str]:
+    """The options that shape what the guest's pytest reports."""
+    args = [tests.name, f"--tb={config.getoption('tbstyle')}"]
+    if config.getoption("showlocals", default=False):
+        args.append("--showlocals")
+    if config.getoption("audit") != "off":
+        args.append(f"--audit={config.getoption('audit')}")
+    if config.getoption("icount"):
+        args.append("--icount")
+    return args + ["-v"] * max(0, config.getoption("verbose"))
