@@ -59,9 +59,9 @@ def test_a_long_name_makes_its_column_wider() -> None:
 
 def test_flags_that_a_kernel_does_not_know_are_told_in_words() -> None:
     said = lines(old=[move(), missing(8), missing(16)], new=[move(), move(flags=8)])
-    assert "old knows no flag 8 (RELOCATE): EINVAL." in said
-    assert "old knows no flag 16 (MUST): EINVAL." in said
-    assert not any(line.startswith("new knows") for line in said)
+    assert "old does not know flag 8 (RELOCATE): EINVAL." in said
+    assert "old does not know flag 16 (MUST): EINVAL." in said
+    assert not any(line.startswith("new does not know") for line in said)
     (row,) = [line for line in said if line.startswith("small pages")]
     assert "EINVAL" not in row
 
@@ -91,8 +91,8 @@ def test_how_far_a_move_is_from_the_cheapest_is_told() -> None:
 
 def test_the_instrument_is_described() -> None:
     assert lines(old=[CLOCK]) == [
-        "old: instructions are counted exactly; 400 of a call that is refused at once are taken off; "
-        "interrupts add 0.6 % in the long run."
+        "old: instructions are counted exactly. The 400 instructions of a call that is refused at once are subtracted. "
+        "Interrupts add 0.6 % in the long run."
     ]
     assert "in steps of 16" in lines(old=[CLOCK | {"resolution": 16}])[0]
 

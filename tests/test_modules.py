@@ -82,12 +82,14 @@ def test_the_order_does_not_depend_on_the_file_system(tmp_path: Path) -> None:
 
 def test_a_kernel_without_virtio_console_is_refused(tmp_path: Path) -> None:
     modules = tree(tmp_path, {"virtio_pci.ko": ko()})
-    with pytest.raises(SpecError, match="no virtio console, so no test can reach it: set CONFIG_VIRTIO_CONSOLE=y"):
+    with pytest.raises(
+        SpecError, match="no virtio console, so the agent cannot talk to the host: set CONFIG_VIRTIO_CONSOLE=y"
+    ):
         select(modules, {"KSM": "y"})
 
 
 def test_a_kernel_whose_vital_modules_are_elsewhere_is_refused() -> None:
-    with pytest.raises(SpecError, match=r"as a module, but its modules are not at hand.*CONFIG_VIRTIO_PCI=y"):
+    with pytest.raises(SpecError, match=r"as a module, but its modules are not available.*CONFIG_VIRTIO_PCI=y"):
         select(None, {"VIRTIO_PCI": "m", "VIRTIO_CONSOLE": "m"})
 
 

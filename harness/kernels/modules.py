@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
 """Chooses the kernel modules a guest needs, in the order in which they load.
 
-The guest has no kmod: it hands plain ``.ko`` bytes to ``init_module(2)`` one after the other. Dependencies are read
-from the modules themselves (section ``.modinfo``), because ``modules.dep`` is made by ``depmod`` at installation, and
-packages and build trees come without.
+The guest has no kmod. It passes uncompressed ``.ko`` files to ``init_module(2)`` one after the other. Dependencies are
+read from the modules themselves (section ``.modinfo``), because packages and build trees have no ``modules.dep``:
+``depmod`` writes it when a kernel is installed.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from harness.host.compression import DamagedError, decompress
 
 @dataclass(frozen=True)
 class Wanted:
-    """A module that guests are given if the kernel has it."""
+    """A module that guests get if the kernel has it."""
 
-    #: with underscores, as ``lsmod`` shows it
+    #: the name with underscores, as ``lsmod`` shows it
     name: str
-    #: the option that builds it, without its prefix
+    #: the option that builds it, without ``CONFIG_``
     option: str
-    #: completes "this kernel has no …" where nothing works without it, else None
+    #: what the kernel lacks without this module, for the error message; None if guests work without it
     vital: str | None = None
 
 
-#: In the order in which they are loaded, after what they depend on. Absent ones are passed over unless vital.
+#: The modules in load order. Dependencies of each are loaded before it. It is an error if a vital one is missing.
 WANTED = (
-    Wanted("virtio_pci", "VIRTIO_PCI", "virtio over PCI"),  # the bus of every device below
-    Wanted("virtio_console", "VIRTIO_CONSOLE", "virtio console"),  # the agent's channel
-    Wanted("virtio_rng", "HW_RANDOM_VIRTIO"),  # CPython dies without random numbers
-    Wanted("qemu_fw_cfg", "FW_CFG_SYSFS"),  # writes vmcoreinfo, which dumps are read by
-    Wanted("pvpanic", "PVPANIC"),  # core of the next two, which tell the host of a panic
+    Wanted("virtio_pci", "VIRTIO_PCI", "virtio over PCI"),  # the bus of all virtio devices below
+    Wanted("virtio_console", "VIRTIO_CONSOLE", "virtio console"),  # the agent talks to the host through it
+    Wanted("virtio_rng", "HW_RANDOM_VIRTIO"),  # CPython cannot start without random numbers
+    Wanted("qemu_fw_cfg", "FW_CFG_SYSFS"),  # gives QEMU the vmcoreinfo that is needed to read dumps
+    Wanted("pvpanic", "PVPANIC"),  # the common part of the next two, which report a panic to the host
     Wanted("pvpanic_pci", "PVPANIC_PCI"),
-    Wanted("pvpanic_mmio", "PVPANIC_MMIO"),  # also drives the ISA device on x86
-    Wanted("lzo_rle", "CRYPTO_LZO"),  # zram's default compressor before 6.12, by way of the crypto API
-    Wanted("lz4", "CRYPTO_LZ4"),  # zram with lz4 before 6.12
+    Wanted("pvpanic_mmio", "PVPANIC_MMIO"),  # also the driver of the ISA device on x86
+    Wanted("lzo_rle", "CRYPTO_LZO"),  # zram's default compressor before 6.12, used through the crypto API
+    Wanted("lz4", "CRYPTO_LZ4"),  # for zram with lz4 before 6.12
     Wanted("zram", "ZRAM"),  # swap in memory
-    Wanted("hwpoison_inject", "HWPOISON_INJECT"),  # poisons and unpoisons by PFN
+    Wanted("hwpoison_inject", "HWPOISON_INJECT"),  # poisons and unpoisons a page frame
 )
 
 
@@ -51,17 +51,17 @@ class Module:
     """A module ready for ``init_module(2)``."""
 
     name: str
-    #: uncompressed
+    #: the uncompressed ELF file
     data: bytes
 
 
 @dataclass(frozen=True)
 class ModuleTree:
-    """The modules of one kernel, wherever they lie.
+    """The modules of one kernel.
 
     :param directory: ``lib/modules/<release>``, or a build tree.
-    :param files: each module's file by name (underscores).
-    :param builtin: names of what would be modules but is in the image, from ``modules.builtin``.
+    :param files: the file of each module, by the module's name with underscores.
+    :param builtin: names of modules that are built into the image, from ``modules.builtin``.
     """
 
     directory: Path
@@ -73,7 +73,7 @@ class ModuleTree:
         """The modules below ``lib/modules/<release>``, or those that a build tree's ``modules.order`` lists."""
         order = directory / "modules.order"
         if (directory / "Kbuild").exists() or (directory / "include/config/kernel.release").exists():
-            # Listed as .o from 6.3 and as .ko before; walking the whole tree would take seconds.
+            # modules.order lists .o files since 6.3, and .ko files before. Walking the whole tree would take seconds.
             listed = order.read_text().split() if order.exists() else []
             paths = [directory / Path(line).with_suffix(".ko") for line in listed]
         else:
@@ -82,13 +82,13 @@ class ModuleTree:
 
 
 def select(tree: ModuleTree | None, config: Mapping[str, str], wanted: Sequence[Wanted] = WANTED) -> list[Module]:
-    """The wanted modules and all they depend on, each after what it depends on.
+    """Choose the wanted modules and everything they depend on. Each module comes after its dependencies.
 
-    What is built in, or does not exist, is left out. The same input gives the same list.
+    Modules that are built in or do not exist are left out. The same input gives the same list.
 
-    :param tree: None for a kernel whose modules are not at hand.
-    :param config: the kernel's options, see :class:`harness.kernels.grammar.Kernel`; empty if unknown.
-    :raises SpecError: if the kernel lacks something vital, or a module cannot be read.
+    :param tree: the kernel's modules; None if they are not available.
+    :param config: the kernel's options, see :class:`harness.kernels.kernel.Kernel`; empty if unknown.
+    :raises SpecError: if the kernel lacks a vital module, or a module cannot be read.
     """
     chosen: dict[str, Module] = {}
     for want in wanted:
@@ -105,15 +105,15 @@ def _lacking(want: Wanted, what: str, is_module: bool) -> str:
     option = f"CONFIG_{want.option}"
     if is_module:
         return (
-            f"this kernel has {what} as a module, but its modules are not at hand: "
+            f"this kernel has {what} as a module, but its modules are not available: "
             f"build them (make modules), or set {option}=y"
         )
-    return f"this kernel has no {what}, so no test can reach it: set {option}=y (or =m) and build it again"
+    return f"this kernel has no {what}, so the agent cannot talk to the host: set {option}=y (or =m) and build it again"
 
 
 def _add(tree: ModuleTree, name: str, chosen: dict[str, Module], above: frozenset[str]) -> None:
     if name in chosen or name in above or name not in tree.files:
-        return  # had already; a cycle of soft dependencies; built in, or not there at all: the guest will tell
+        return  # already chosen, a cycle of soft dependencies, built in, or missing: then insmod fails in the guest
     data = load(tree.files[name])
     info = modinfo(data)
     needs = [need for line in info.get("depends", []) for need in line.split(",") if need]
@@ -125,9 +125,9 @@ def _add(tree: ModuleTree, name: str, chosen: dict[str, Module], above: frozense
 
 
 def load(path: Path) -> bytes:
-    """The bytes of a module file, uncompressed.
+    """Read a module file and decompress it.
 
-    :raises SpecError: if it is not there, damaged, or no module.
+    :raises SpecError: if the file does not exist, is damaged, or is not a module.
     """
     try:
         data = path.read_bytes()
@@ -138,7 +138,9 @@ def load(path: Path) -> bytes:
     except DamagedError as error:
         raise SpecError(f"the module {path} is damaged: {error}") from None
     if data[:4] != b"\x7fELF":
-        raise SpecError(f"{path} is no kernel module: it is not an ELF file")
+        raise SpecError(
+            f"{path} is not a kernel module, because it is not an ELF file: build the modules (make modules)"
+        )
     return data
 
 
@@ -146,10 +148,10 @@ _SUFFIXES = {".gz": "gzip", ".xz": "xz", ".zst": "zstd"}
 
 
 def modinfo(data: bytes) -> dict[str, list[str]]:
-    """The ``key=value`` strings of a module's section ``.modinfo`` (include/linux/module.h), in order.
+    """Read the ``key=value`` strings of a module's section ``.modinfo`` (include/linux/module.h), in order.
 
     :param data: an uncompressed 64-bit little-endian ELF file.
-    :raises SpecError: if it is none.
+    :raises SpecError: if ``data`` is not such a file.
     """
     try:
         table = struct.unpack_from("<Q", data, 0x28)[0]
@@ -164,7 +166,9 @@ def modinfo(data: bytes) -> dict[str, list[str]]:
         else:
             return {}
     except (struct.error, IndexError):
-        raise SpecError("a kernel module is damaged: its ELF section headers are not where they should be") from None
+        raise SpecError(
+            "a kernel module is damaged, its ELF section headers cannot be read: build the modules (make modules)"
+        ) from None
     found: dict[str, list[str]] = {}
     for entry in section.decode("utf-8", "replace").split("\0"):
         key, equals, value = entry.partition("=")

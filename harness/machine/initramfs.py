@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The archives that make up a guest's initramfs: userland, agent, kernel modules, configuration.
+"""Puts a guest's initramfs together: userland, agent, kernel modules, configuration.
 
-The kernel accepts several cpio archives one after the other.
+Each part is a cpio archive. The kernel accepts several archives one after the other.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from harness.machine import cpio, payload, userland
 
 
 def initramfs(kernel: Kernel, cache: Cache, archive: Archive) -> Path:
-    """The initramfs for a kernel, from the cache if it is there.
+    """Make the initramfs of a kernel, or take it from the cache.
 
-    :raises FetchError: if the userland cannot be had.
+    :returns: the path of the file in the cache.
+    :raises FetchError: if a package of the userland cannot be fetched.
     """
     layers = [
         payload.agent_layer(),
@@ -35,16 +36,16 @@ def initramfs(kernel: Kernel, cache: Cache, archive: Archive) -> Path:
 
 
 def modules_layer(modules: Iterable[Module]) -> bytes:
-    """Kernel modules, named so that init loads them in this order."""
+    """Pack kernel modules. ``images/init`` loads them in the order of their names, so the names are numbered."""
     return cpio.archive(
         cpio.file(f"modules/{number:02}-{module.name}.ko", module.data) for number, module in enumerate(modules)
     )
 
 
 def config_layer(config: Mapping[str, str]) -> bytes:
-    """The kernel's configuration, for tests that skip by option; in the form of a .config file.
+    """Pack the kernel's configuration as a .config file. Tests that need an option read it.
 
-    Without one there is only the directory: tests must not take "unknown" for "off".
+    If the configuration is unknown there is no file, so that tests do not take an unknown option for one that is off.
     """
     text = "".join(f"CONFIG_{name}={value}\n" for name, value in sorted(config.items()))
     entries = [cpio.file("etc/harness/config", text.encode())] if config else []

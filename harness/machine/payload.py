@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What of ours travels into a guest: the agent with pytest, and the tests."""
+"""Packs what the harness puts into a guest: the agent with pytest, and the tests."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import harness
 from harness import paths
 from harness.machine import cpio
 
-#: What the agent needs from the host's environment: pure Python, and the same version on both sides, so that a
-#: report written by the one is understood by the other.
+#: The Python packages that the agent takes from the host's environment. They are pure Python. Both sides have the same
+#: version, so that the host understands the reports that the guest writes.
 SHARED_DISTRIBUTIONS = ("pytest", "pluggy", "iniconfig", "packaging", "pygments")
 
 
-#: pytest imports pygments to colour tracebacks; of its hundreds of lexers and styles it needs these few.
+#: Files of pygments that are left out. pytest colours tracebacks with it and needs few of its lexers and styles.
 _PYGMENTS_EXTRAS = re.compile(r"pygments/(lexers|formatters|styles)/(?!__init__|_mapping|python|diff|terminal)")
 
 
 def _agent_files() -> Iterator[tuple[str, bytes]]:
-    """The agent and pytest: what must be on PYTHONPATH in a guest."""
+    """Names and contents of the files that must be on PYTHONPATH in a guest: the agent and pytest."""
     package = Path(harness.__file__).parent
     yield "harness/__init__.py", (package / "__init__.py").read_bytes()
     for path in sorted((package / "agent").glob("*.py")):
@@ -39,13 +39,13 @@ def _agent_files() -> Iterator[tuple[str, bytes]]:
 
 @cache
 def agent_layer() -> bytes:
-    """The agent and pytest for the initramfs, under /harness."""
+    """Pack the agent and pytest as a cpio archive for the initramfs. They are in /harness in the guest."""
     return cpio.archive(cpio.file(f"harness/{name}", data) for name, data in _agent_files())
 
 
 @cache
 def agent_tar() -> bytes:
-    """The same for a machine that is no VM, as a compressed tar archive."""
+    """Pack the agent and pytest as a compressed tar archive for a board."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz", compresslevel=6) as tar:
         for name, data in _agent_files():
@@ -53,19 +53,19 @@ def agent_tar() -> bytes:
     return out.getvalue()
 
 
-#: What pytest.ini says in the guest. The host's own configuration is about the host.
+#: The pytest.ini of the guest. The host's own configuration does not apply there.
 PYTEST_INI = "[pytest]\naddopts = --strict-markers\npythonpath = .\nmarkers =\n"
 
 
-#: The library for guest tests. It goes along with tests that live elsewhere.
+#: The library for guest tests. It is also packed with tests from another directory.
 LIBRARY = paths.PROJECT / "guest_tests"
 
 
 def tests_archive(directory: Path, markers: Iterable[str]) -> bytes:
-    """The guest's tests as a tar archive that depends on nothing but their contents.
+    """Pack the guest's tests as a tar archive. The same files always give the same bytes.
 
-    :param directory: holds the tests; lands under its own name.
-    :param markers: the registered markers, for pytest's strict mode.
+    :param directory: the directory of the tests. It keeps its name in the archive.
+    :param markers: the markers to register, because the guest's pytest runs with --strict-markers.
     """
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
@@ -78,7 +78,7 @@ def tests_archive(directory: Path, markers: Iterable[str]) -> bytes:
 
 
 def _sources(directory: Path) -> dict[str, Path]:
-    """The Python files below a directory, by their names in the archive."""
+    """The Python files below a directory, by name in the archive."""
     return {str(Path(directory.name) / path.relative_to(directory)): path for path in directory.rglob("*.py")}
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Builds QEMU's command line from typed values.
+"""Builds QEMU's command line from a description of the machine.
 
-The same machine description gives the same devices in the same order, which is what lets a clone take over a
-template's device state.
+The same description always gives the same devices in the same order. A clone can load the device state of a template
+only because of that.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from harness.arch import Architecture
 from harness.host.process import find_program
 from harness.machine.accelerator import Accelerator
 
-#: A migration test needs a second NUMA node to migrate to.
+#: The number of NUMA nodes. Tests of migration need a second node to migrate to.
 NODES = 2
 
-#: The virtio-serial ports, in order; each is a file of this name under /dev/virtio-ports in the guest.
+#: The names of the virtio-serial ports, in the order of the devices.
 PORTS = ("harness.agent", "harness.heartbeat", "harness.shell")
 
 #: Kernel parameters for every guest.
 PARAMS = (
     "quiet",
-    "loglevel=5",  # warnings and our own markers reach the console; each character costs time under emulation
-    "panic=-1",  # reboot at once, which -no-reboot turns into an end that is noticed
-    "printk.devkmsg=on",  # no rate limit: a lost marker would attribute a splat to the wrong test
+    "loglevel=5",  # warnings and the markers of tests reach the console; every character costs time under emulation
+    "panic=-1",  # reboot at once; because of -no-reboot, QEMU then ends, and the host notices
+    "printk.devkmsg=on",  # no rate limit: without a marker, a splat would be attributed to the wrong test
     "log_buf_len=1M",
     "rdinit=/init",
 )
@@ -34,7 +34,7 @@ PARAMS = (
 
 @dataclass(frozen=True)
 class Machine:
-    """Everything about a virtual machine that its guest can see."""
+    """A virtual machine: everything that its guest can see."""
 
     arch: Architecture
     accelerator: Accelerator
@@ -42,15 +42,15 @@ class Machine:
     kernel: Path
     #: the initramfs
     initrd: Path
-    #: of the kernel, in bytes
+    #: the kernel's page size in bytes
     page_size: int = 4096
-    #: added to the kernel's command line, after our own parameters
+    #: parameters added to the kernel's command line, after those of the harness
     append: str = ""
-    #: MiB of RAM in all, shared evenly by the NUMA nodes
+    #: the guest's memory in MiB, divided evenly between the NUMA nodes
     memory: int = 640
-    #: virtual CPUs; a second one costs time under TCG and helps only races
+    #: the number of virtual CPUs; a second one costs time under TCG, and only tests of races need it
     cpus: int = 1
-    #: the guest's clock counts the instructions it executes, one a nanosecond; TCG only
+    #: whether the guest's clock advances one nanosecond for each instruction; TCG only
     icount: bool = False
 
     @property
@@ -64,9 +64,10 @@ class Machine:
 
 @dataclass(frozen=True)
 class Ram:
-    """Guest memory in files, one per NUMA node.
+    """Guest memory in files.
 
-    :param shared: True while a template is being made, False for clones, which get their own copy of what they write.
+    :param files: one file for each NUMA node.
+    :param shared: True while a template is being made. False for a clone, which gets a private copy of what it writes.
     """
 
     files: tuple[Path, ...]
@@ -75,23 +76,23 @@ class Ram:
 
 @dataclass(frozen=True)
 class Wiring:
-    """How the outside reaches the machine."""
+    """The connections between QEMU and the harness."""
 
     #: the file that receives the serial console
     console: Path
-    #: a socket for people, e.g. ``socat - UNIX-CONNECT:…``; None for none
+    #: the path of a socket with QEMU's monitor, for a person with ``socat``; None for no monitor
     monitor: Path | None
-    #: our end's peer of the machine-protocol socket pair: a descriptor QEMU inherits
+    #: the descriptor that QEMU inherits for its machine protocol: one end of a socket pair
     qmp_fd: int
-    #: the same for each of PORTS
+    #: the descriptors that QEMU inherits for the ports, in the order of PORTS
     port_fds: tuple[int, ...]
 
 
 def arguments(machine: Machine, wiring: Wiring, *, ram: Ram | None = None, incoming: bool = False) -> list[str]:
-    """QEMU's command line.
+    """Build QEMU's command line.
 
-    :param ram: memory in files; None for ordinary memory.
-    :param incoming: wait for a migration instead of booting.
+    :param ram: the files that hold guest memory; None for anonymous memory.
+    :param incoming: whether to wait for a migration instead of booting.
     :raises HostError: if QEMU is not installed.
     """
     arch, accelerator = machine.arch, machine.accelerator
@@ -100,10 +101,10 @@ def arguments(machine: Machine, wiring: Wiring, *, ram: Ram | None = None, incom
     argv += ["-S", "-no-reboot", "-action", "panic=pause,reboot=shutdown"]
     argv += ["-machine", arch.kvm_machine if kvm else arch.tcg_machine, "-accel", accelerator.name]
     if machine.icount:
-        # An idle guest's clock follows ours. With sleep=off it would run ahead to the next timer at once: a processor
-        # busy with idling, and a heartbeat without end.
+        # With sleep=on the clock of an idle guest follows the host's clock. With sleep=off it would jump to the next
+        # timer at once: an idle guest would keep a host CPU busy, and send heartbeats without a pause.
         argv += ["-icount", "shift=0,sleep=on"]
-    # A socket per CPU: one socket across both nodes is a topology the scheduler warns about at boot.
+    # One socket for each CPU. A socket that spans both nodes makes the scheduler warn about the topology at boot.
     argv += ["-smp", f"{machine.cpus},sockets={machine.cpus}", "-m", f"{machine.memory}M"]
     argv += ["-cpu", "host" if kvm else arch.tcg_cpu_16k if machine.page_size == 16384 else arch.tcg_cpu]
     argv += _memory(machine, ram)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Prints what moves cost, from what ``guest_tests/test_costs.py`` recorded; ``--icount`` turns it on."""
+"""Prints what moves cost. ``guest_tests/test_costs.py`` records the counts, and ``--icount`` turns the table on."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from harness.arch import Architecture
 from harness.judging import console
 from harness.report.results import Result
 
-#: The property under which the tests record what they counted.
+#: The report property in which the tests record what they counted.
 PROPERTY = "cost"
 
-#: What flags are called in the table; also their order.
+#: The names of the flags in the table, in the order of the columns.
 _FLAGS = {0: "plain", 8: "RELOCATE", 16: "MUST"}
 
-#: More than a guest can execute; what it claims beyond that is no figure.
+#: The limit for numbers from a guest. No guest executes that many instructions, so a larger number is not a count.
 _MOST = 1 << 53
 
-#: Most characters of a word from a guest.
+#: The limit for words from a guest, in characters.
 _WORD = 32
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What was moved: a row of the table."""
+    """The memory that was moved: a row of the table."""
 
-    #: what it is made of
+    #: what the memory consists of, such as "small pages"
     kind: str
-    #: in bytes
+    #: its size in bytes
     size: int
-    #: what its addresses are multiples of
+    #: the alignment of both addresses, such as "PMD"
     alignment: str
 
     def __str__(self) -> str:
@@ -42,41 +42,41 @@ class Memory:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one kind of move costs, in instructions of the guest."""
+    """The cost of one kind of move, in instructions of the guest."""
 
     memory: Memory
-    #: with which of mremap()'s relocation flags: 0, 8 or 16
+    #: the relocation flag given to mremap(): 0, 8 or 16
     flags: int
-    #: the error, if this kernel knows no such flag; then the rest means nothing
+    #: the error, if the kernel does not know the flag; the values below are meaningless then
     missing: str = ""
-    #: pages present
+    #: the number of pages present
     pages: int = 1
-    #: of the cheapest move
+    #: the instructions of the cheapest move
     instructions: int = 0
-    #: of the median move
+    #: the instructions of the median move
     median: int = 0
 
     @property
     def per_page(self) -> float:
-        """Instructions for each page present."""
+        """The instructions for each page present."""
         return self.instructions / self.pages
 
 
 @dataclass(frozen=True)
 class Clock:
-    """What is to be known of the instrument."""
+    """How exactly instructions are counted."""
 
-    #: instructions in a tick
+    #: the instructions in one tick of the clock
     resolution: int
-    #: instructions of a system call that does nothing, which have been taken off
+    #: the instructions of a system call that does nothing; they are subtracted from each count
     overhead: int
-    #: share of interrupts in a long run, in millionths
+    #: the share of interrupts in a long run, in millionths
     interrupts: int
 
 
 @dataclass(frozen=True)
 class Column:
-    """What one kernel's moves cost with one flag."""
+    """The costs of one kernel's moves with one flag."""
 
     #: the kernel's label
     kernel: str
@@ -85,7 +85,7 @@ class Column:
 
 
 def records(results: Iterable[Result], label: str) -> list[Cost | Clock]:
-    """What was recorded on one kernel, leaving out what is no record: it was written by the guest."""
+    """The costs recorded on one kernel. The guest wrote them, so whatever is not a valid record is left out."""
     found = (
         _parsed(value)
         for result in results
@@ -129,10 +129,10 @@ def _word(record: dict[str, Any], name: str) -> str:
 
 
 def sections(results: Sequence[Result], kernels: Mapping[str, Architecture | None]) -> Iterator[tuple[str, list[str]]]:
-    """Titles and lines for the terminal, one section for each architecture of which anything was recorded.
+    """Titles and lines for the terminal: one section for each architecture for which costs were recorded.
 
-    :param kernels: labels of the run's kernels, in its order; the first of an architecture is what others are
-        compared with.
+    :param kernels: the architecture of each kernel of the run, by label, in the order of the command line. Kernels
+        are compared with the first one of their architecture.
     """
     for arch in dict.fromkeys(kernels.values()):
         seen = {label: records(results, label) for label, each in kernels.items() if each is arch}
@@ -141,9 +141,9 @@ def sections(results: Sequence[Result], kernels: Mapping[str, Architecture | Non
 
 
 def table(seen: Mapping[str, Sequence[Cost | Clock]]) -> list[str]:
-    """What moves cost on kernels of one architecture, as lines.
+    """The table of costs for the kernels of one architecture, as lines.
 
-    :param seen: from :func:`records`, by label.
+    :param seen: the result of :func:`records` for each kernel, by label.
     """
     columns = [
         Column(label, flags, {cost.memory: cost for cost in costs if cost.flags == flags})
@@ -156,13 +156,15 @@ def table(seen: Mapping[str, Sequence[Cost | Clock]]) -> list[str]:
     lines = []
     if shown:
         base = shown[0]
-        lines += [f"Instructions for each page, and how many times those of a plain move on {base.kernel}.", ""]
+        lines += [f"Instructions for each page, and their ratio to a plain move on {base.kernel}.", ""]
         lines += _grid(shown, base if base.flags == 0 else None)
         lines += ["", *_spread(shown)]
     for column in columns:
         if column not in shown:
             errors = sorted({cost.missing for cost in column.costs.values()})
-            lines.append(f"{column.kernel} knows no flag {column.flags} ({_FLAGS[column.flags]}): {', '.join(errors)}.")
+            lines.append(
+                f"{column.kernel} does not know flag {column.flags} ({_FLAGS[column.flags]}): {', '.join(errors)}."
+            )
     for label, records in seen.items():
         lines += [_about(label, each) for each in records if isinstance(each, Clock)]
     return lines
@@ -181,7 +183,7 @@ def _grid(columns: Sequence[Column], base: Column | None) -> list[str]:
     top = []
     for kernel, group in itertools.groupby(range(len(cells)), key=kernels.__getitem__):
         places = list(group)
-        # A kernel stands above its columns, the first of which makes room for it.
+        # The kernel's name is above its columns. The first of them is widened if the name needs more room.
         room = sum(widths[place] for place in places) + 2 * (len(places) - 1)
         widths[places[0]] += max(0, len(kernel) - room)
         top.append(kernel.rjust(room))
@@ -189,13 +191,13 @@ def _grid(columns: Sequence[Column], base: Column | None) -> list[str]:
 
 
 def _justified(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """Words to the left, figures to the right."""
+    """Align words to the left and figures to the right."""
     words = [text.ljust(width) for text, width in zip(row[:2], widths[:2], strict=True)]
     return words + [text.rjust(width) for text, width in zip(row[2:], widths[2:], strict=True)]
 
 
 def _memories(columns: Sequence[Column]) -> list[Memory]:
-    """The rows, in the order of the tests even where a kernel lacks some of them."""
+    """The rows in the order of the tests, also if a kernel has no value for some of them."""
     found = list(dict.fromkeys(memory for column in columns for memory in column.costs))
     kinds = list(dict.fromkeys(memory.kind for memory in found))
     alignments = list(dict.fromkeys(memory.alignment for memory in found))
@@ -214,13 +216,13 @@ def _cell(column: Column, base: Column | None, memory: Memory) -> str:
 
 
 def _spread(columns: Sequence[Column]) -> list[str]:
-    """How far the figures are from the usual."""
+    """A line that says how far the medians are above the figures."""
     costs = [cost for column in columns for cost in column.costs.values() if cost.instructions]
     if not costs:
         return []
     far = max(costs, key=lambda cost: cost.median / cost.instructions)
     return [
-        "Each is the cheapest of several moves. The median is at most "
+        "Each figure is that of the cheapest of several moves. The median is at most "
         f"{far.median / far.instructions - 1:.0%} above it ({far.memory})."
     ]
 
@@ -228,8 +230,8 @@ def _spread(columns: Sequence[Column]) -> list[str]:
 def _about(label: str, clock: Clock) -> str:
     exact = "exactly" if clock.resolution == 1 else f"in steps of {clock.resolution}"
     return (
-        f"{label}: instructions are counted {exact}; {clock.overhead} of a call that is refused at once are taken off; "
-        f"interrupts add {clock.interrupts / 10_000:.1f} % in the long run."
+        f"{label}: instructions are counted {exact}. The {clock.overhead} instructions of a call that is refused at "
+        f"once are subtracted. Interrupts add {clock.interrupts / 10_000:.1f} % in the long run."
     )
 
 
