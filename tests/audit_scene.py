@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A scene for the audit, in a real guest, and small dumps of it for tests that need no guest.
+"""Sets up memory in a real guest for tests of the audit, and makes small dumps of it for tests without a guest.
 
-``python -m tests.audit_scene SPEC ARCH VMLINUX`` makes the dumps below ``tests/audit_dumps`` anew. They hold only the
-memory that an audit looks at (page tables and the kernel's structures, no page of any process), in a real ELF dump.
+``python -m tests.audit_scene SPEC ARCH VMLINUX`` makes the dumps in ``tests/audit_dumps`` again. Each is a real ELF
+dump that holds only the memory the audit reads: page tables and the kernel's structures, and no page of any process.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Measures what users wait for, against virtme-ng doing the same on the same kernel in the same run.
+"""Measures how long users wait, next to virtme-ng on the same kernel in the same run.
 
-Run by hand, on a quiet machine: ``.venv/bin/python tests/benchmark.py --kernel=debian:7.3``. It prints
-medians and ratios as a table for the README. It is no test: nothing fails for being slow.
+Run it by hand on a quiet machine: ``.venv/bin/python tests/benchmark.py --kernel=debian:7.3``. It prints medians and
+ranges as the table in ``docs/benchmarks.md``. It is not a test: nothing fails for being slow.
 """
 
 from __future__ import annotations

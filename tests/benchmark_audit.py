@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Measures the audit of a guest's reverse map, in place and from dumps, and its memory.
+"""Measures the time and memory of an audit of a guest, in place and from a dump.
 
-Run by hand, on a quiet machine: ``.venv/bin/python tests/benchmark_audit.py --kernel=unpatched:fast:dwarf``. It prints
-medians as a table for the README. The guest has the scene of ``tests/audit_scene.py`` and a process that fills
-``--pages`` pages on top. The audit knows no peer that does the same; a raw copy of the guest's memory, QEMU's
-``dump-guest-memory``, is what each figure can be compared with.
+Run it by hand on a quiet machine: ``.venv/bin/python tests/benchmark_audit.py --kernel=unpatched:fast:dwarf``. It
+prints medians for ``docs/benchmarks.md``. The guest has the memory of ``tests/audit_scene.py`` and a process that fills
+``--pages`` pages. No other program does the same, so the figures stand next to QEMU's raw ``dump-guest-memory``.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What all tests share: a home of their own for unit tests, and a place to run guest tests for the others."""
+"""Fixtures of all tests: a home directory of their own for unit tests, and a lab that runs guest tests."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Makes small files that are kernels, modules, build trees and packages as far as the host side looks into them."""
+"""Makes small files that look like kernels, modules, build trees and packages to the host side."""
 
 from __future__ import annotations
 

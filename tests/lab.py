@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Runs pytest on guest tests of our own making, as a user would: in a process of its own, judged by what it leaves."""
+"""Runs pytest on guest tests that a test writes, in a process of its own, as a user would, and reads the results."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""An accelerator counts as working when guest code had an effect, and not before."""
+"""An accelerator is accepted only after guest code had an effect."""
 
 from __future__ import annotations
 

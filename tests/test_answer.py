@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The answer says yes only where every walk found every mapping, and no answer where nothing was seen."""
+"""The answer is yes only if every walk found every mapping. If nothing was observed, there is no answer."""
 
 from __future__ import annotations
 

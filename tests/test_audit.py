@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The audit against small dumps of real guests, whole and spoilt: each way of breaking the reverse map must be named.
+"""The audit of small dumps of real guests, intact and damaged. Each damage to the reverse map must be reported.
 
-No broken kernel is at hand for most of these, so the dump is broken instead: in memory, after it was opened.
+The dumps are damaged in memory after they are opened, because there is no broken kernel for most cases.
 """
 
 from __future__ import annotations

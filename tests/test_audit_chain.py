@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Lists of any length are followed; those that come round are noticed soon."""
+"""Lists of any length are followed to their end, and lists that form a loop are detected soon."""
 
 from __future__ import annotations
 

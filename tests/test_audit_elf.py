@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""ELF dumps, written here header by header: segments that overlap, and headers that are nonsense."""
+"""ELF dumps with overlapping segments and invalid headers. The tests write the headers themselves."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Compressed dumps, written here as makedumpfile and QEMU write them, whole, flattened and damaged."""
+"""Compressed dumps as makedumpfile and QEMU write them: intact, flattened and damaged."""
 
 from __future__ import annotations
 

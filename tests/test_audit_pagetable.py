@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Page tables of every page size, built here bit by bit."""
+"""Page tables of every page size. The tests build the entries themselves."""
 
 from __future__ import annotations
 

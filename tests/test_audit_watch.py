@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What has guests audited while their tests run: when, by whom, and that nothing found wrong is forgotten."""
+"""Audits of guests while their tests run: when they happen, which processes they cover, and that no finding is lost."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What can be said of boards without one; the rest is in tests/integration."""
+"""What can be tested of boards without one. The other tests of boards are in tests/integration."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Kernels are built once for each source, series, configuration and compiler; nothing else is written to."""
+"""Kernels are built once for each source, series, configuration and compiler, and no source tree is written to."""
 
 from __future__ import annotations
 

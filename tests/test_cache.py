@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""An entry is made once, appears whole, and is made again when its bytes are no longer what they were."""
+"""A cache entry is made once, appears complete, and is made again if its content has changed."""
 
 from __future__ import annotations
 

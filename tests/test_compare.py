@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Kernels are compared test by test: what is worse stands out, trouble of ours is no verdict. Nothing boots."""
+"""Kernels are compared test by test: regressions stand out, and harness errors are not compared. No test here boots."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The console grammar, against logs that kernels printed and logs written after their sources.
+"""The console grammar on logs that kernels printed, and on logs written after the kernel's sources.
 
-A case is ``console_logs/NAME.log`` with the reports it holds in ``NAME.toml``; ``origin`` there says where it is from.
+A case is ``console_logs/NAME.log``. ``NAME.toml`` lists the reports in it. ``origin`` there says where the log is from.
 """
 
 from __future__ import annotations

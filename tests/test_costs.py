@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The table of costs holds what was counted, and nothing where nothing was; what a guest makes up stays out of it."""
+"""The table of costs shows what was counted. Whatever is not a valid record from a guest is left out."""
 
 from __future__ import annotations
 

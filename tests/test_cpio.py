@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The archives are those the kernel unpacks: GNU's and busybox' ideas of the format agree with ours."""
+"""GNU cpio and busybox can read the archives that the harness writes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A deadline is one moment, however many waits share it."""
+"""A deadline is one moment, also if several waits share it."""
 
 from __future__ import annotations
 

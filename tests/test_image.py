@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The guest's archives hold what the recipe says, and depend on nothing but their contents."""
+"""The guest's archives hold what the recipe says, and the same input gives the same bytes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A test's own verdict is not the last word, trouble of ours is never the kernel's, and reports are not trusted."""
+"""Console, taint and a lost guest override the test's own result. Harness errors are no kernel failures.
+
+Reports from a guest are not trusted.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Fragments merge as the kernel's own script merges them, and a lost option is explained."""
+"""Fragments merge as the kernel's own script merges them, and the reason for a lost option is named."""
 
 from __future__ import annotations
 

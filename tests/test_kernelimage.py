@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Kernel images are known by their bytes, whatever their file is called."""
+"""Kernel images are recognized by their content, not by the name of the file."""
 
 from __future__ import annotations
 

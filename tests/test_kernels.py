@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""``--kernel`` is understood without a network, and each local kind of it resolves to a kernel."""
+"""``--kernel`` is parsed without a network, and each kind of local file or tree resolves to a kernel."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Findings: what --expect-findings makes of tests that fail because a kernel misbehaves."""
+"""Findings: how --expect-findings judges tests that fail because of a kernel bug."""
 
 from __future__ import annotations
 

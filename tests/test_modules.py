@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Modules are chosen with what they depend on, each after it, and handed over uncompressed."""
+"""Modules are chosen together with their dependencies, in load order, and uncompressed."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The plug-in is light where it is not wanted, and pytest stays pytest where it is. Nothing boots here."""
+"""Without ``--kernel`` the plug-in changes nothing. With it, pytest's options work as usual. No test here boots."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Child processes end with us, keep what they said, and never see a terminal's Ctrl-C before we do."""
+"""Child processes end with the harness, keep their output, and do not receive the terminal's Ctrl-C."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The wire is followed exactly, and an agent that does not speak the protocol is found out at once."""
+"""Frames are decoded exactly, and an agent that violates the protocol is detected at once."""
 
 from __future__ import annotations
 

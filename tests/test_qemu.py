@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The command line is made of typed values, the same ones every time, and QEMU itself accepts it."""
+"""The same machine gives the same command line, and QEMU accepts it."""
 
 from __future__ import annotations
 

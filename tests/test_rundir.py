@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Directories of running machines go with their owner, at the latest when the next run comes."""
+"""The directory of a running machine is removed with its owner, or at the latest by the next run."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Patches are read as git and b4 write them."""
+"""Patches are read in the formats that git and b4 write."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Taint bits: their table, their description, and what counts as new."""
+"""Taint bits: the table, the description, and which bits are new."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Templates are found by all that they depend on, given out only whole, and dropped only when nobody clones them."""
+"""A template is found by everything it depends on, used only if complete, and removed only if nobody clones it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A kernel source of six files, whose Makefile does what the builder asks of the real one, in a tenth of a second."""
+"""A kernel source of six files. Its Makefile does what the builder needs of the real one, in a tenth of a second."""
 
 from __future__ import annotations
 

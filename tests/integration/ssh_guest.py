@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A guest of ours in the part of a board: reached by the user's own SSH set-up, with no port open anywhere.
+"""A guest that plays a board. It is reached with the user's own SSH configuration, and no port is open.
 
-The user's ``~/.ssh/config`` names a proxy that connects to a unix socket in a private directory. Behind it this
-process hands each connection to ``nc`` in the guest, over the guest's own shell.
+``~/.ssh/config`` names a proxy that connects to a unix socket in a private directory. This process listens there, and
+connects each client to ``nc`` in the guest through the guest's shell.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A person at a terminal, played by a program."""
+"""Plays a person at a terminal."""
 
 from __future__ import annotations
 

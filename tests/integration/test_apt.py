@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Debian kernels are found, verified, fetched and cached: from an archive made here, and from the real one."""
+"""Debian kernels are found, verified, fetched and cached, from a small archive made here and from the real one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The audit of guests that run: in place and from dumps of each format, and in the middle of tests.
+"""The audit of running guests: in place, from dumps of each format, and in the middle of tests.
 
-It takes the debug information of Debian's kernels, some 350 MB each, fetched once.
+The tests fetch the debug information of Debian's kernels once: some 350 MB for each kernel.
 """
 
 from __future__ import annotations

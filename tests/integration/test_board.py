@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Machines reached by SSH; a guest plays the board."""
+"""Boards: machines reached by SSH. A guest plays the board."""
 
 from __future__ import annotations
 

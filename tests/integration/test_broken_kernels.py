@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Kernels broken on purpose, one promise each: the tests of that promise fail, and the audit says what is wrong.
+"""Kernels with one deliberate bug each: the tests concerned fail, and the audit reports what is wrong.
 
-Each is ``tests/broken_kernels/NAME.patch`` on top of a variant. The variant takes the time of a kernel build, once;
-each of these a minute or two.
+Each kernel is ``tests/broken_kernels/NAME.patch`` on top of a variant. The variant is built once, which takes the time
+of a full kernel build. Each broken kernel takes a minute or two more.
 """
 
 from __future__ import annotations

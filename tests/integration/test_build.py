@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A real source package becomes a kernel, and a change of one file another one.
+"""A real source package is built, and a change of one file gives another kernel.
 
-The configuration is the smallest that holds what is changed, so that this takes minutes. Source, ccache and output
-directories are those of the user's own cache, whose kernels are left alone.
+The configuration is the smallest one that contains the changed file, so that the build takes minutes. Source, ccache
+and output directories are those in the user's cache. Kernels in the cache are not touched.
 """
 
 from __future__ import annotations

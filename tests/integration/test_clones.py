@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Templates are made once however many want them, clones do not touch them, and damage is noticed."""
+"""Each template is made once, also if several runs want it. Clones do not change it, and damage is detected."""
 
 from __future__ import annotations
 

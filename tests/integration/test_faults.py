@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Whatever goes wrong gives one clear line, in time, with the exit status that pytest documents."""
+"""Each kind of failure gives one clear message, in time, with pytest's documented exit status."""
 
 from __future__ import annotations
 

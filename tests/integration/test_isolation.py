@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A fresh guest for every test: nothing that one does to its kernel is there for the next, whatever the order."""
+"""Each test gets a fresh guest: no test sees what another did to its kernel, in any order."""
 
 from __future__ import annotations
 

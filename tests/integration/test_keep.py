@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""``--keep``: a person looks into the guest of a failed test."""
+"""``--keep``: a person inspects the guest of a failed test."""
 
 from __future__ import annotations
 

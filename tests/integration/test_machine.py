@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What a guest looks like from inside, on both architectures, and that it is driven like any pytest run."""
+"""A guest as seen from inside, on both architectures, and runs with pytest's usual options."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""``harness shell``, by hand and in scripts."""
+"""``harness shell``, interactively and in scripts."""
 
 from __future__ import annotations
 
