@@ -3,7 +3,7 @@
 
 Such a test is marked ``finding(name, match=…, fixed=…)`` and fails like any other: that is its verdict on the kernel.
 Continuous integration asks for ``--expect-findings``, which turns the failure into an expected one, and turns a pass
-into a failure, so that a fix is noticed and the README's list stays true.
+into a failure, so that a fix is noticed and the list in ``docs/findings.md`` stays true.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ def expect(item: pytest.Item, reports: Sequence[pytest.TestReport], release: str
     wanted = (match,) if isinstance(match, str) else match
     if call.failed and any(each in _message(call) for each in wanted):
         call.outcome = "skipped"
-        call.wasxfail = f"finding {name}, see the README"
+        call.wasxfail = f"finding {name}, see docs/findings.md"
     elif call.passed:
         call.outcome = "failed"
-        call.longrepr = f"finding {name} does not show on {release}: mark where it was fixed, here and in the README"
+        call.longrepr = (
+            f"finding {name} does not show on {release}: say where it was fixed, in its marker and in docs/findings.md"
+        )
 
 
 def _message(report: pytest.TestReport) -> str:

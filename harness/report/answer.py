@@ -53,9 +53,10 @@ def answer(kernel: str, seen: Sequence[dict[str, Any]], again: str) -> list[str]
     lines += ["", *_walks([each for each in seen if each.get("step") == "walk"])]
     lines += [
         "",
-        "These pages were present when they moved, and no other process had them. Two cases are not so well: pages",
-        "moved while swapped out (ksm-swapcache-move), and pages that a child inherited from a process which moved its",
-        "own away (ksm-forked-forgotten). Both are among the findings in the README, with the tests that show them.",
+        "These pages were present, and mapped by one process only, when they moved. Two other cases do lose pages:",
+        "  ksm-swapcache-move    a KSM page is moved while it is swapped out",
+        "  ksm-forked-forgotten  a process moves its KSM page away after a fork, and its child still maps the page",
+        "docs/findings.md describes both, and the tests that show them.",
     ]
     return [*lines, "", "See it again:", f"  {again}"]
 
