@@ -19,10 +19,9 @@ from harness.machine import cpio, payload, userland
 
 
 def initramfs(kernel: Kernel, cache: Cache, archive: Archive) -> Path:
-    """Make the initramfs of a kernel, or take it from the cache.
+    """The initramfs for a kernel, from the cache if it is there.
 
-    :returns: the path of the file in the cache.
-    :raises FetchError: if a package of the userland cannot be fetched.
+    :raises FetchError: if the userland cannot be had.
     """
     layers = [
         payload.agent_layer(),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Packs what the harness puts into a guest: the agent with pytest, and the tests."""
+"""What of ours travels into a guest: the agent with pytest, and the tests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _agent_files() -> Iterator[tuple[str, bytes]]:
 
 @cache
 def agent_layer() -> bytes:
-    """Pack the agent and pytest as a cpio archive for the initramfs. They are in /harness in the guest."""
+    """The agent and pytest for the initramfs, under /harness."""
     return cpio.archive(cpio.file(f"harness/{name}", data) for name, data in _agent_files())
 
 
@@ -57,15 +57,15 @@ def agent_tar() -> bytes:
 PYTEST_INI = "[pytest]\naddopts = --strict-markers\npythonpath = .\nmarkers =\n"
 
 
-#: The library for guest tests. It is also packed with tests from another directory.
+#: The library for guest tests. It goes along with tests that live elsewhere.
 LIBRARY = paths.PROJECT / "guest_tests"
 
 
 def tests_archive(directory: Path, markers: Iterable[str]) -> bytes:
-    """Pack the guest's tests as a tar archive. The same files always give the same bytes.
+    """The guest's tests as a tar archive that depends on nothing but their contents.
 
-    :param directory: the directory of the tests. It keeps its name in the archive.
-    :param markers: the markers to register, because the guest's pytest runs with --strict-markers.
+    :param directory: holds the tests; lands under its own name.
+    :param markers: the registered markers, for pytest's strict mode.
     """
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
@@ -78,7 +78,7 @@ def tests_archive(directory: Path, markers: Iterable[str]) -> bytes:
 
 
 def _sources(directory: Path) -> dict[str, Path]:
-    """The Python files below a directory, by name in the archive."""
+    """The Python files below a directory, by their names in the archive."""
     return {str(Path(directory.name) / path.relative_to(directory)): path for path in directory.rglob("*.py")}
 
 
