@@ -10,7 +10,7 @@ from guest_tests.mm.mapping import CarveOut
 
 
 @pytest.mark.shared_guest
-@pytest.mark.finding("kpageflags-ksm", match="never merged", fixed="6.18")
+@pytest.mark.finding("kpageflags-ksm", match="never merged")
 def test_a_page_that_was_never_merged_is_not_called_ksm(area: CarveOut) -> None:
     """/proc/kpageflags: KPF_KSM stands for pages of KSM and no others.
 

@@ -22,6 +22,8 @@ from guest_tests.mm.probes import PROBES, Place, Probe
 from guest_tests.mm.proctree import Child
 from guest_tests.mm.syscalls import MADV_MERGEABLE, MREMAP_FIXED, MREMAP_MAYMOVE
 
+pytestmark = pytest.mark.question
+
 Record = Callable[[str, object], None]
 
 #: What a process of the scene keeps mapped; module-level because children build theirs by name.

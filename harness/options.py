@@ -83,7 +83,10 @@ ICOUNT = Option(
     help="let the guests' clocks count instructions, which needs emulation, for guest_tests/test_costs.py; end with "
     "the table of costs",
 )
-ANSWER = Option(name="--answer", help="end with the answer of guest_tests/test_question.py in words")
+ANSWER = Option(
+    name="--answer",
+    help="end with the answer to the project's question in words; runs the tests it needs unless others are named",
+)
 AUDIT = Option(
     name="--audit",
     choices=("off", "end", "each-move"),

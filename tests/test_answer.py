@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from harness.judging.findings import known
 from harness.report.answer import PROPERTY, answer, records
 from harness.report.results import Facts, Outcome, Result
 
@@ -21,8 +23,19 @@ def walk(probe: str = "move_pages", lost: int = 0, inconclusive: str = "") -> di
 MISSING = {"step": "walk", "probe": "damon", "missing": "needs CONFIG_DAMON_PADDR"}
 
 
-def text(*seen: dict[str, Any]) -> str:
-    return "\n".join(answer("6.12 (x86_64, tcg)", seen, "pytest --kernel=debian:6.12"))
+def text(*seen: dict[str, Any], findings: Sequence[Result] = ()) -> str:
+    results = [result("k", question=each) for each in seen]
+    return "\n".join(answer("6.12 (x86_64, tcg)", [*results, *findings], "k", "pytest --kernel=debian:6.12"))
+
+
+def result(kernel: str, **recorded: Any) -> Result:
+    """What a test that recorded these properties leaves."""
+    return Result(Facts(label=kernel, test="a.py::test_a"), Outcome.PASSED, "", list(recorded.items()))
+
+
+def shown(outcome: Outcome, message: str = "", kernel: str = "k", name: str = "ksm-swapcache-move") -> Result:
+    """What a test for a finding leaves."""
+    return Result(Facts(label=kernel, test="a.py::test_a", finding=name), outcome, message)
 
 
 def test_all_walks_that_could_be_forced_found_all() -> None:
@@ -69,9 +82,33 @@ def test_long_evidence_is_wrapped_below_itself() -> None:
     assert all(len(line) <= 118 for line in said.splitlines())
 
 
-def result(kernel: str, **recorded: Any) -> Result:
-    """What a test that recorded these properties leaves."""
-    return Result(Facts(label=kernel, test="a.py::test_a"), Outcome.PASSED, "", list(recorded.items()))
+@pytest.mark.parametrize(
+    ("outcomes", "line", "evidence"),
+    [
+        ([Outcome.XFAILED, Outcome.PASSED, Outcome.SKIPPED], "YES: 1 of 2 tests show it.", "because xfailed"),
+        ([Outcome.XFAILED, Outcome.FAILED], "YES: 1 of 2 tests show it.", "because xfailed"),
+        ([Outcome.PASSED, Outcome.FAILED], "Cannot tell: a test failed in another way.", "because failed"),
+        ([Outcome.MISS], "Cannot tell: a test failed in another way.", "because MISS"),
+        ([Outcome.PASSED, Outcome.PASSED, Outcome.SKIPPED], "No: 2 tests ran, and none shows it.", ""),
+        ([Outcome.PASSED], "No: its test does not show it.", ""),
+        ([Outcome.SKIPPED, Outcome.SKIPPED], "Cannot tell: no test for it can run here.", "because skipped"),
+    ],
+)
+def test_each_finding_is_answered_by_its_own_tests(outcomes: list[Outcome], line: str, evidence: str) -> None:
+    said = text(findings=[shown(each, f"because {each}") for each in outcomes])
+    (row,) = [each for each in said.splitlines() if each.startswith("   ksm-swapcache-move ")]
+    assert row.removeprefix("   ksm-swapcache-move").strip() == line
+    assert [each.strip() for each in said.splitlines() if "because" in each] == ([evidence] if evidence else [])
+
+
+def test_a_finding_is_not_answered_by_another_kernel_or_for_another_finding() -> None:
+    said = text(findings=[shown(Outcome.XFAILED, kernel="other"), shown(Outcome.PASSED, name="ksm-poison-bystander")])
+    assert "YES" not in said
+    assert said.count("Cannot tell: no test for it can run here.") == len(known()) - 1
+
+
+def test_without_a_test_for_any_finding_there_is_no_answer_about_them() -> None:
+    assert "3. Which of the known bugs does this kernel have?  No answer" in text(UNMERGE, walk())
 
 
 def test_records_are_those_of_one_kernel() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from harness.arch import ARM64, X86_64, Architecture
 from harness.judging import findings
+from harness.judging.findings import Expect, Finding, Range
 from harness.judging.verdict import Judgement, Observation, Verdict, judge
 from harness.report import compare, results
 from harness.report.compare import Change, Row, Section
@@ -217,20 +218,29 @@ def test_the_facts_come_back_as_they_went(audits: int | None) -> None:
     assert result.records == []
 
 
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One finding, of x86-64 kernels before 7.3."""
+    bug = Finding("some-name", "A summary.", "A cause.", "An effect.", "-k a", (Range(("x86_64",), "", ("7.3",)),))
+    monkeypatch.setattr(findings, "known", lambda: {"some-name": bug})
+
+
 def finding(request: pytest.FixtureRequest, label: str, verdict: Verdict, release: str) -> list[pytest.TestReport]:
     """The reports of a test that --expect-findings expects to fail before 7.3."""
-    request.node.add_marker(pytest.mark.finding("some-name", match="lost", fixed="7.3"))
+    request.node.add_marker(pytest.mark.finding("some-name", match="lost"))
     reports = ran(label, "test_a", verdict, "a page was lost")
-    findings.expect(request.node, reports, release)
+    findings.expect(request.node, reports, release, "x86_64", Expect.AS_RECORDED)
     return reports
 
 
+@pytest.mark.usefixtures("recorded")
 def test_an_expected_finding_is_broken_until_it_is_gone(request: pytest.FixtureRequest) -> None:
     reports = finding(request, OLD, Verdict.FAIL, "6.12") + finding(request, NEW, Verdict.PASS, "7.3")
     text = compared(reports)
     assert "xfailed -> passed  guest_tests/test_a.py::test_a\n      a page was lost" in text.partition("fixed:")[2]
 
 
+@pytest.mark.usefixtures("recorded")
 def test_a_finding_that_is_gone_is_fixed_although_it_fails_the_run(request: pytest.FixtureRequest) -> None:
     """The list of findings is wrong then, the kernel is not."""
     reports = finding(request, OLD, Verdict.FAIL, "6.12") + finding(request, NEW, Verdict.PASS, "6.13")

@@ -1,49 +1,141 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Findings: tests that fail because a released kernel misbehaves.
+"""Findings: kernel bugs that guest tests show, and what is expected of these tests.
 
-Such a test is marked ``finding(name, match=…, fixed=…)`` and fails like any other: that is its verdict on the kernel.
-Continuous integration asks for ``--expect-findings``, which turns the failure into an expected one, and turns a pass
-into a failure, so that a fix is noticed and the list in ``docs/findings.md`` stays true.
+A test that shows a finding carries the marker ``finding(name, match=…)`` and fails like any other test: that is its
+verdict on the kernel. ``findings.toml`` says what the finding is and which releases have it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import cache
+from pathlib import Path
 
 import pytest
 
+from harness.errors import UsageError
 
-def expect(item: pytest.Item, reports: Sequence[pytest.TestReport], release: str) -> None:
-    """Judge a test that is a finding as one that must fail in its call, for CI.
 
-    Skips stay skips, and a failure that does not say what the finding says (its ``match``, or one of several) stays a
-    failure. Its message counts, not the traceback: that shows the source of other messages too.
+@dataclass(frozen=True)
+class Range:
+    """Releases that have a bug."""
+
+    #: the architectures this is known of
+    arch: tuple[str, ...]
+    #: the first release that has it; empty if the oldest one that was tried has it
+    first: str
+    #: the first release without it in each series that was fixed, mainline's last; empty if none is known
+    fixed: tuple[str, ...]
+
+    def covers(self, release: str, arch: str) -> bool:
+        """Whether a kernel has the bug."""
+        version, fixed = _version(release), [_version(each) for each in self.fixed]
+        # A fix holds for the later releases of its own stable series. The last one holds for every newer series too.
+        is_fixed = any(version >= each and (version[:2] == each[:2] or each == max(fixed)) for each in fixed)
+        return arch in self.arch and _version(self.first) <= version and not is_fixed
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A kernel bug."""
+
+    name: str
+    #: one sentence
+    summary: str
+    #: why it happens
+    cause: str
+    #: what a user notices
+    effect: str
+    #: the arguments of pytest that show it
+    command: str
+    ranges: tuple[Range, ...]
+
+    def expected(self, release: str, arch: str) -> bool:
+        """Whether a kernel is known to have it."""
+        return any(each.covers(release, arch) for each in self.ranges)
+
+
+@cache
+def known() -> Mapping[str, Finding]:
+    """Every finding, by name, in the order of the file."""
+    data = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
+    return {
+        name: Finding(
+            name,
+            summary=_one_line(each["summary"]),
+            cause=_one_line(each["cause"]),
+            effect=_one_line(each["effect"]),
+            command=each["command"],
+            ranges=tuple(Range(tuple(one["arch"]), one["first"], tuple(one["fixed"])) for one in each["range"]),
+        )
+        for name, each in data.items()
+    }
+
+
+def of(item: pytest.Item) -> Finding | None:
+    """The finding that a test shows; None for an ordinary test.
+
+    :raises UsageError: if its marker names no finding.
+    """
+    marker = item.get_closest_marker("finding")
+    if marker is None:
+        return None
+    name = str(marker.args[0])
+    if name not in known():
+        raise UsageError(f"{item.nodeid} is marked with finding {name!r}, which harness/judging/findings.toml lacks")
+    return known()[name]
+
+
+class Expect(Enum):
+    """What is made of a test that shows a finding."""
+
+    #: if it fails, that is expected
+    SHOWS_OR_NOT = auto()
+    #: it must fail on the kernels that are known to have the bug, and is an ordinary test on the others
+    AS_RECORDED = auto()
+
+
+def expect(item: pytest.Item, reports: Sequence[pytest.TestReport], release: str, arch: str, expected: Expect) -> None:
+    """Change the reports of a test that shows a finding: an expected failure counts as skipped.
+
+    A skip stays a skip. A failure stays a failure unless its message says what the finding says: the marker's
+    ``match``, or one of several. The message counts, not the traceback, which shows the source of other messages too.
+
+    :param release: the kernel's release.
+    :param arch: the name of its architecture.
     """
     call = next((report for report in reports if report.when == "call"), None)
-    marker = item.get_closest_marker("finding")
-    if call is None or marker is None or not _concerns(marker, release):
+    finding = of(item)
+    if call is None or finding is None:
         return
-    name, match = str(marker.args[0]), marker.kwargs.get("match", "")
+    has_it = finding.expected(release, arch)
+    if expected is Expect.AS_RECORDED and not has_it:
+        return
+    marker = item.get_closest_marker("finding")
+    match = marker.kwargs.get("match", "") if marker else ""
     wanted = (match,) if isinstance(match, str) else match
     if call.failed and any(each in _message(call) for each in wanted):
         call.outcome = "skipped"
-        call.wasxfail = f"finding {name}, see docs/findings.md"
-    elif call.passed:
+        call.wasxfail = f"finding {finding.name}, see docs/findings.md"
+    elif call.passed and expected is Expect.AS_RECORDED:
         call.outcome = "failed"
         call.longrepr = (
-            f"finding {name} does not show on {release}: say where it was fixed, in its marker and in docs/findings.md"
+            f"finding {finding.name} does not show on {release} ({arch}): say in harness/judging/findings.toml "
+            "where it was fixed"
         )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _message(report: pytest.TestReport) -> str:
     crash = getattr(report.longrepr, "reprcrash", None)
     return report.longreprtext if crash is None else str(crash.message)
-
-
-def _concerns(marker: pytest.Mark, release: str) -> bool:
-    first, fixed = str(marker.kwargs.get("first", "")), str(marker.kwargs.get("fixed", ""))
-    return _version(first) <= _version(release) and (not fixed or _version(release) < _version(fixed))
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -6,17 +6,23 @@ from __future__ import annotations
 import pytest
 
 from harness.judging import findings
+from harness.judging.findings import Expect
 from harness.pytest_plugin.session import GuestTests
 from harness.pytest_plugin.target import Target
 from harness.pytest_plugin.testrun import Ran
 
 
 class ExpectedFindings:
-    """``--expect-findings``: a test that is marked as a finding must fail."""
+    """``--expect-findings`` and ``--answer``: what is made of the tests that show findings."""
+
+    def __init__(self, expected: Expect) -> None:
+        self._expected = expected
 
     def pytest_guest_test_judged(self, item: pytest.Item, target: Target, ran: Ran) -> None:
-        """Change the reports of a test that is a finding on this kernel."""
-        findings.expect(item, ran.judgement.reports, target.kernel.release if target.kernel else "")
+        """Change the reports of a test that shows a finding."""
+        if target.kernel is not None:
+            release, arch = target.kernel.release, str(target.kernel.arch)
+            findings.expect(item, ran.judgement.reports, release, arch, self._expected)
 
 
 class Comparison:
@@ -59,8 +65,17 @@ class Costs:
 class Answer:
     """``--answer``: the answer to the project's question, in words."""
 
-    def __init__(self, guests: GuestTests) -> None:
+    def __init__(self, guests: GuestTests, config: pytest.Config) -> None:
         self._guests = guests
+        self._all = config.args_source is not config.ArgsSource.ARGS
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Run the tests that the answer needs, unless others are named."""
+        needed = [item for item in items if any(item.get_closest_marker(name) for name in ("question", "finding"))]
+        if self._all and len(needed) < len(items):
+            config.hook.pytest_deselected(items=[item for item in items if item not in needed])
+            items[:] = needed
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -71,8 +86,7 @@ class Answer:
         for target in self._guests.targets.values():
             if target.kernel is None or target.machine is None:
                 continue
-            again = f"{target.again} guest_tests/test_question.py --answer"
             about = f"{target.kernel.release} ({target.kernel.arch}, {target.machine.accelerator.name})"
             terminalreporter.section("Does mremap() break KSM's reverse map?")
-            for line in answer.answer(about, answer.records(seen, target.label), again):
+            for line in answer.answer(about, seen, target.label, f"{target.again} --answer"):
                 terminalreporter.write_line(line)

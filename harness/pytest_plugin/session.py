@@ -15,6 +15,7 @@ import pytest
 from _pytest.skipping import xfailed_key
 
 from harness.errors import UsageError
+from harness.judging import findings
 from harness.pytest_plugin.progress import TerminalProgress
 from harness.pytest_plugin.target import Target
 from harness.pytest_plugin.testrun import Policy, Ran, TestRunner
@@ -93,10 +94,14 @@ class GuestTests:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Set up no fixture of a guest test on the host: they belong to the guest."""
+        """Set up no fixture of a guest test on the host: they belong to the guest. Check its marker."""
         for item in items:
             if isinstance(item, pytest.Function) and kernel_label(item):
                 item.fixturenames = []
+                try:
+                    findings.of(item)
+                except UsageError as error:
+                    raise pytest.UsageError(str(error)) from error
 
     # --- the phases of one item --------------------------------------------------------------------------------------
 

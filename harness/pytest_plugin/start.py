@@ -11,6 +11,7 @@ from harness import arch
 from harness.arch import Architecture
 from harness.build.naming import Building
 from harness.errors import UsageError
+from harness.judging.findings import Expect
 from harness.kernels import grammar
 from harness.kernels.kernel import BootSpec, SshSpec
 from harness.options import MachineOptions
@@ -46,14 +47,21 @@ def start(config: pytest.Config, tests: Path) -> None:
     guests = GuestTests(targets, tests, _guest_args(config, tests), policy, progress)
     config.pluginmanager.register(guests, "harness-guests")
     features = {
-        "harness-findings": ExpectedFindings() if config.getoption("expect_findings") else None,
+        "harness-findings": _findings(config),
         "harness-comparison": Comparison(guests, config),
         "harness-costs": Costs(guests) if config.getoption("icount") else None,
-        "harness-answer": Answer(guests) if config.getoption("answer") else None,
+        "harness-answer": Answer(guests, config) if config.getoption("answer") else None,
     }
     for name, feature in features.items():
         if feature is not None:
             config.pluginmanager.register(feature, name)
+
+
+def _findings(config: pytest.Config) -> ExpectedFindings | None:
+    if config.getoption("expect_findings"):
+        return ExpectedFindings(Expect.AS_RECORDED)
+    # The answer asks whether they show.
+    return ExpectedFindings(Expect.SHOWS_OR_NOT) if config.getoption("answer") else None
 
 
 def _refuse_debugger(config: pytest.Config) -> None:

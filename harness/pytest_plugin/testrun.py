@@ -15,7 +15,7 @@ from harness.agent import protocol
 from harness.deadline import Deadline
 from harness.errors import GuestLost, HarnessError, LostCondition, ProtocolError
 from harness.guests.guest import Guest
-from harness.judging import console
+from harness.judging import console, findings
 from harness.judging.verdict import Judgement, Observation, Verdict, judge, missed
 from harness.machine import payload
 from harness.markers import MARKERS
@@ -88,18 +88,18 @@ class TestRunner:
         lease = self._ready if self._ready is not None else self._lease(item)
         self._ready = None
         if isinstance(lease, GuestLost):
-            return Ran(missed(item, str(lease)), self._facts(nodeid))
+            return Ran(missed(item, str(lease)), self._facts(item))
         if isinstance(lease, HarnessError):
             # A kernel that does not boot will not boot for the next test either. The details are told once.
             message = str(lease).partition("\n")[0] if self._told else str(lease)
             self.target.broken, self._told = lease, True
-            return Ran(missed(item, message), self._facts(nodeid))
+            return Ran(missed(item, message), self._facts(item))
         pool, _ = self._open()
         if nodeid not in lease.nodeids:
             why = "".join(f"\n{console.escape(error)}" for error in lease.errors)
             pool.settle(lease, Fate.ENDED if lease.scope is None else Fate.SHARED)
             judgement = missed(item, f"{nodeid} was collected on the host but not in the guest{why}")
-            return Ran(judgement, self._facts(nodeid))
+            return Ran(judgement, self._facts(item))
         following = next_item if next_item is not None and pool.scope(next_item) == lease.scope else None
         if next_item is not None and (following is None or lease.scope is None):
             pool.source.start_ahead()
@@ -113,7 +113,7 @@ class TestRunner:
         else:
             fate = Fate.SHARED
         pool.settle(lease, fate)
-        return Ran(judgement, self._facts(nodeid, audited), lease.guest if fate is Fate.KEPT else None)
+        return Ran(judgement, self._facts(item, audited), lease.guest if fate is Fate.KEPT else None)
 
     def end_guests(self) -> None:
         """End the guests in use, those that were kept included."""
@@ -181,7 +181,7 @@ class TestRunner:
         marker = item.get_closest_marker("guest_timeout")
         return float(marker.args[0]) * source.slowdown if marker else source.patience.test
 
-    def _facts(self, nodeid: str, audited: Audited | None = None) -> Facts:
+    def _facts(self, item: pytest.Item, audited: Audited | None = None) -> Facts:
         kernel, machine = self.target.kernel, self.target.machine
         obstacles: tuple[str, ...] = ()
         if self._opened is not None:
@@ -190,12 +190,13 @@ class TestRunner:
         audited = audited or Audited()
         return Facts(
             label=self.target.label,
-            test=nodeid,
+            test=results.test_id(item, str(self._tests.parent)),
             guest=self._opened[0].source.origin if self._opened else "",
             release=kernel.release if kernel else "",
             arch=str(kernel.arch) if kernel else "",
             accelerator=machine.accelerator.name if machine else "",
             obstacles=obstacles,
+            finding=finding.name if (finding := findings.of(item)) else "",
             audits=audited.count,
             audit_seconds=round(audited.seconds, 3),
             audit_errors=audited.errors,

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Prints the answer to the question, from what ``guest_tests/test_question.py`` recorded; ``--answer`` turns it on."""
+"""Prints the answer to the project's question in words, for ``--answer``.
+
+Every part of it was measured in this run, on the kernel that it is about: by ``guest_tests/test_question.py``, and by
+the tests that show the known findings.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,11 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from harness.report.results import Result
+from harness.judging.findings import known
+from harness.report.results import Outcome, Result
+
+#: Columns that long evidence is wrapped to.
+_WIDTH = 118
 
 #: The property under which the tests record what they saw.
 PROPERTY = "question"
@@ -41,24 +49,61 @@ def _well_formed(record: dict[str, Any]) -> bool:
     )
 
 
-def answer(kernel: str, seen: Sequence[dict[str, Any]], again: str) -> list[str]:
+def answer(kernel: str, results: Sequence[Result], label: str, again: str) -> list[str]:
     """The answer for one kernel, as lines.
 
-    :param kernel: release and provenance.
-    :param seen: from :func:`records`.
+    :param kernel: what to call it: its release, architecture and accelerator.
+    :param results: of the whole run.
+    :param label: the kernel's label.
     :param again: the command that reproduces it.
     """
-    lines = [f"Kernel {kernel}", ""]
-    lines += _unmerged([each for each in seen if each.get("step") == "unmerge"])
-    lines += ["", *_walks([each for each in seen if each.get("step") == "walk"])]
-    lines += [
+    seen = records(results, label)
+    shown = [each for each in results if each.facts.label == label and each.facts.finding]
+    return [
+        f"Kernel {kernel}",
         "",
-        "These pages were present, and mapped by one process only, when they moved. Two other cases do lose pages:",
-        "  ksm-swapcache-move    a KSM page is moved while it is swapped out",
-        "  ksm-forked-forgotten  a process moves its KSM page away after a fork, and its child still maps the page",
-        "docs/findings.md describes both, and the tests that show them.",
+        *_unmerged([each for each in seen if each.get("step") == "unmerge"]),
+        "",
+        *_walks([each for each in seen if each.get("step") == "walk"]),
+        "",
+        *_findings(shown),
+        "",
+        "See it again:",
+        f"  {again}",
     ]
-    return [*lines, "", "See it again:", f"  {again}"]
+
+
+def _findings(seen: Sequence[Result]) -> list[str]:
+    question = "3. Which of the known bugs does this kernel have?"
+    if not seen:
+        return [f"{question}  No answer: no test for any of them ran."]
+    told = [
+        (finding, *_shows([each for each in seen if each.facts.finding == finding.name]))
+        for finding in known().values()
+    ]
+    width = max(len(finding.name) for finding, _, _ in told)
+    lines = [question, ""]
+    for finding, shows, why in told:
+        lines.append(f"   {finding.name:{width}}  {shows}")
+        for text in (finding.summary, why):
+            indent = " " * (width + 5)
+            lines += textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return [*lines, "", "   docs/findings.md gives their causes, and the tests that show them."]
+
+
+def _shows(seen: Sequence[Result]) -> tuple[str, str]:
+    """Whether the tests for one finding show it, and the evidence."""
+    by_outcome = {outcome: [each for each in seen if each.outcome is outcome] for outcome in Outcome}
+    shown, passed = by_outcome[Outcome.XFAILED], by_outcome[Outcome.PASSED]
+    broken = [each for each in seen if each.outcome in (Outcome.FAILED, Outcome.ERROR, Outcome.MISS)]
+    ran = len(shown) + len(passed) + len(broken)
+    if shown:
+        return f"YES: {len(shown)} of {ran} tests show it.", shown[0].message
+    if broken:
+        return "Cannot tell: a test failed in another way.", broken[0].message
+    if passed:
+        return f"No: {ran} tests ran, and none shows it." if ran > 1 else "No: its test does not show it.", ""
+    return "Cannot tell: no test for it can run here.", seen[0].message if seen else ""
 
 
 def _unmerged(seen: Sequence[dict[str, Any]]) -> list[str]:
@@ -94,5 +139,5 @@ def _walks(seen: Sequence[dict[str, Any]]) -> list[str]:
     lines = [question, f"   {verdict}", ""]
     for name, found, evidence in rows:
         head = f"   {name:{width}}  {found:7}  "
-        lines += textwrap.wrap(evidence, 118, initial_indent=head, subsequent_indent=" " * len(head)) or [head]
+        lines += textwrap.wrap(evidence, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head)) or [head]
     return lines

@@ -69,6 +69,8 @@ class Facts:
     accelerator: str = ""
     #: what the harness could not do as asked, in sentences
     obstacles: tuple[str, ...] = ()
+    #: the finding that the test shows; empty for an ordinary test
+    finding: str = ""
     #: audits of the guest's memory, seconds they took, and errors they found; None without --audit
     audits: int | None = None
     audit_seconds: float = 0.0
@@ -81,6 +83,7 @@ _PROPERTIES = {
     "release": "kernel",
     "arch": "arch",
     "accelerator": "accelerator",
+    "finding": "finding",
     "audits": "audits",
     "audit_seconds": "audit seconds",
     "audit_errors": "audit errors",

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Findings: which kernels have them, and what is made of the tests that show them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from harness import paths
+from harness.errors import UsageError
+from harness.judging import findings
+from harness.judging.findings import Expect, Finding, Range
+
+SAYS = "the child got SIGBUS"
+NAME = "some-name"
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One finding, of x86-64 kernels from 6.12 until 7.4."""
+    finding = Finding(NAME, "A summary.", "A cause.", "An effect.", "-k a", (Range(("x86_64",), "6.12", ("7.4",)),))
+    monkeypatch.setattr(findings, "known", lambda: {NAME: finding})
+
+
+def judged(
+    request: pytest.FixtureRequest,
+    outcome: str,
+    text: str | None,
+    release: str = "7.3.4+deb13",
+    arch: str = "x86_64",
+    expected: Expect = Expect.AS_RECORDED,
+) -> pytest.TestReport:
+    """The report of a call that ended with ``outcome``, of a test marked as a finding, after the judgement."""
+    item = request.node
+    item.add_marker(pytest.mark.finding(NAME, match=SAYS))
+    report = pytest.TestReport(item.nodeid, item.location, {}, outcome, text, "call")  # type: ignore[arg-type]
+    findings.expect(item, [report], release, arch, expected)
+    return report
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("expected", list(Expect))
+def test_a_finding_that_shows_is_an_expected_failure(request: pytest.FixtureRequest, expected: Expect) -> None:
+    report = judged(request, "failed", f"AssertionError: {SAYS} for 0x1000", expected=expected)
+    assert report.outcome == "skipped"
+    assert NAME in report.wasxfail
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_finding_that_no_longer_shows_fails_so_that_somebody_notices(request: pytest.FixtureRequest) -> None:
+    report = judged(request, "passed", None)
+    assert report.failed
+    assert "does not show on 7.3.4+deb13" in report.longreprtext
+
+
+@pytest.mark.usefixtures("recorded")
+def test_where_a_finding_is_a_question_it_may_show_on_any_kernel_or_not(request: pytest.FixtureRequest) -> None:
+    assert judged(request, "passed", None, expected=Expect.SHOWS_OR_NOT).passed
+    assert judged(request, "failed", SAYS, "6.1.192", expected=Expect.SHOWS_OR_NOT).outcome == "skipped"
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("expected", list(Expect))
+def test_a_finding_that_fails_for_another_reason_stays_a_failure(
+    request: pytest.FixtureRequest, expected: Expect
+) -> None:
+    report = judged(request, "failed", "guest lost (panic): the kernel panicked", expected=expected)
+    assert report.failed
+    assert report.longreprtext.startswith("guest lost")
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize(("message", "expected"), [(f"{SAYS} for 0x1000", True), ("something else", False)])
+def test_what_the_source_in_a_traceback_says_does_not_count(
+    request: pytest.FixtureRequest, message: str, expected: bool
+) -> None:
+    def fails() -> None:
+        assert not message, message  # the child got SIGBUS, says this line
+
+    with pytest.raises(AssertionError) as caught:
+        fails()
+    item = request.node
+    item.add_marker(pytest.mark.finding(NAME, match=("no such words", SAYS)))
+    longrepr = caught.getrepr(style="long")
+    report = pytest.TestReport(item.nodeid, item.location, {}, "failed", longrepr, "call")
+    assert SAYS in report.longreprtext
+    findings.expect(item, [report], "7.3", "x86_64", Expect.AS_RECORDED)
+    assert report.failed is not expected
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize(
+    ("release", "arch", "shows"),
+    [
+        ("6.11.9", "x86_64", False),
+        ("6.12", "x86_64", True),
+        ("6.12.117+deb13", "x86_64", True),
+        ("6.12.117+deb13", "arm64", False),
+        ("7.4.0-rc1", "x86_64", False),
+    ],
+)
+def test_a_finding_is_expected_from_the_first_kernel_that_has_it_until_the_one_that_fixed_it(
+    request: pytest.FixtureRequest, release: str, arch: str, shows: bool
+) -> None:
+    assert judged(request, "failed", SAYS, release, arch).failed is not shows
+
+
+@pytest.mark.parametrize(
+    ("release", "has_it"),
+    [
+        ("6.1.192", True),
+        ("6.12.53", True),
+        ("6.12.54+deb12", False),
+        ("6.13.1", True),
+        ("6.17.3", True),
+        ("6.17.4", False),
+        ("6.18", False),
+        ("7.3.4", False),
+    ],
+)
+def test_a_fix_may_have_gone_to_several_stable_series(release: str, has_it: bool) -> None:
+    assert Range(("arm64",), "", ("6.12.54", "6.17.4", "6.18")).covers(release, "arm64") is has_it
+
+
+def test_a_test_that_is_no_finding_is_left_alone(request: pytest.FixtureRequest) -> None:
+    report = pytest.TestReport(request.node.nodeid, request.node.location, {}, "failed", "broken", "call")
+    findings.expect(request.node, [report], "7.3", "x86_64", Expect.AS_RECORDED)
+    assert report.failed
+
+
+def test_a_marker_that_names_no_finding_is_told(request: pytest.FixtureRequest) -> None:
+    request.node.add_marker(pytest.mark.finding("no-such-finding"))
+    with pytest.raises(UsageError, match="no-such-finding"):
+        findings.of(request.node)
+
+
+def test_every_finding_is_shown_by_a_test_and_every_marker_names_a_finding() -> None:
+    sources = "".join(path.read_text() for path in Path(paths.PROJECT / "guest_tests").rglob("test_*.py"))
+    named = set(re.findall(r'mark\.finding\(\s*(?:#[^\n]*\n\s*)?"([^"]+)"', sources))
+    assert named == set(findings.known())
+
+
+def test_every_command_of_a_finding_names_a_file_that_is_there() -> None:
+    for finding in findings.known().values():
+        assert (paths.PROJECT / finding.command.split()[0]).is_file(), finding.name
+        assert finding.summary.endswith("."), finding.name
