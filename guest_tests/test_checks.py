@@ -5,17 +5,18 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
-import struct
 
 import pytest
 
-from guest_tests.checks import check_rmap, expect_layout, fails, layout, refused
-from guest_tests.evidence import Evidence, describe
 from guest_tests.mm import pagemap
-from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, carve_out, move
+from guest_tests.mm.mapping import CarveOut, carve_out, move
 from guest_tests.mm.proctree import Child
 from guest_tests.mm.syscalls import PROT_READ
+from guest_tests.support.checks import expect_layout, fails, layout, refused
+from guest_tests.support.evidence import Evidence, describe
+from guest_tests.support.found import assert_found
+from guest_tests.support.holds import Spliced
+from guest_tests.support.observer import Observed
 
 pytestmark = pytest.mark.shared_guest
 
@@ -84,27 +85,21 @@ def test_a_refusal_that_changes_a_byte_is_noticed(area: CarveOut) -> None:
 def test_a_page_that_cannot_follow_is_noticed(area: CarveOut) -> None:
     """A page that a pipe holds a reference to cannot migrate, which looks as if its mapping was not found."""
     mapping = area.map(0, 3).fill()
-    check_rmap(mapping)
-    read_end, write_end = os.pipe()
-    try:
-        vector = struct.pack("=QQ", mapping.page(1), PAGE_SIZE)
-        assert ctypes.CDLL(None).vmsplice(write_end, vector, ctypes.c_size_t(1), 0) == PAGE_SIZE
-        with pytest.raises(AssertionError, match="reverse walk does not find page 1 of the mapping"):
-            check_rmap(mapping)
-    finally:
-        os.close(read_end)
-        os.close(write_end)
-    check_rmap(mapping)
+    assert_found(mapping)
+    refused = pytest.raises(AssertionError, match="reverse walk does not find page 1 of the mapping")
+    with Spliced(mapping.page(1)), refused:
+        assert_found(mapping)
+    assert_found(mapping)
 
 
 def test_there_must_be_something_to_walk_for(area: CarveOut) -> None:
     with pytest.raises(AssertionError, match="nothing to walk for"):
-        check_rmap(area.map(0, 3).touch_read())
+        assert_found(area.map(0, 3).touch_read())
 
 
 def test_evidence_tells_mappings_frames_and_moves() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        evidence = Evidence(patch)
+        evidence = Evidence(Observed(patch))
         with carve_out(10) as area:
             source = area.map(0, 2).fill()
             frame = pagemap.pfn(source.address)
@@ -119,7 +114,7 @@ def test_evidence_tells_mappings_frames_and_moves() -> None:
 
 def test_evidence_outlives_a_carve_out_that_a_failure_closed() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        evidence = Evidence(patch)
+        evidence = Evidence(Observed(patch))
         area = carve_out(4)
         frame = pagemap.pfn(area.map(1, 1).fill().address)
         with pytest.raises(OSError, match="refused"), area:

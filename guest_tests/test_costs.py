@@ -32,8 +32,12 @@ import pytest
 from guest_tests.mm import maps, pagemap, swap, syscalls, vmstat
 from guest_tests.mm.ksm import Ksm
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, map_anonymous
-from guest_tests.mm.syscalls import MADV_MERGEABLE, MADV_PAGEOUT, MAP_NORESERVE, MREMAP_FIXED, MREMAP_MAYMOVE
-from guest_tests.relocation import check_pages, counted, is_large, pmd_size, thp, ways
+from guest_tests.mm.syscalls import MADV_MERGEABLE, MAP_NORESERVE, MREMAP_FIXED, MREMAP_MAYMOVE
+from guest_tests.support.checks import counted
+from guest_tests.support.folios import is_large, pmd_size, thp
+from guest_tests.support.found import assert_found
+from guest_tests.support.moves import ways
+from guest_tests.support.swapping import assert_pages_out
 
 # Moves leave nothing behind, and the figures do not depend on what ran before.
 pytestmark = [pytest.mark.icount, pytest.mark.shared_guest, pytest.mark.guest_timeout(20)]
@@ -276,7 +280,7 @@ def _move_once(counter: Counter, relocate: bool, what: Move, flags: int, neighbo
         assert _words(memory.address, what.pages) == numbers, "the data did not arrive"
         if last:
             few = min(what.pages // 2, 64)
-            check_pages(memory.part(0, few), memory.part(what.pages - few, few))
+            assert_found(memory.part(0, few), memory.part(what.pages - few, few))
     return cost
 
 
@@ -362,17 +366,10 @@ def _is_huge(memory: Mapping) -> None:
 @ways
 def test_swapped_out(counter: Counter, relocate: bool, record_property: Record, flags: int) -> None:
     """Row 70: nothing but swap entries."""
-    what = Move("swapped out", _MB, "page", prepare=_swap_out)
+    what = Move("swapped out", _MB, "page", prepare=assert_pages_out)
     swap.require_swap(what.size >> 10)
     with thp("never"):
         _measure(counter, relocate, record_property, what, flags)
-
-
-def _swap_out(memory: Mapping) -> None:
-    for _ in range(3):
-        memory.madvise(MADV_PAGEOUT)
-    left = sum(entry.present for entry in pagemap.entries(memory.address, memory.pages))
-    assert not left, f"MADV_PAGEOUT leaves {left} of {memory.pages} pages where they are"
 
 
 @ways

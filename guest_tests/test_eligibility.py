@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from guest_tests.checks import State, expect_layout, fails
 from guest_tests.mm import maps, pagemap, syscalls, system, vmstat
 from guest_tests.mm.mapping import PAGE_SIZE, ZERO, CarveOut, Mapping, carve_out, move
 from guest_tests.mm.probes import Place
@@ -32,7 +31,9 @@ from guest_tests.mm.syscalls import (
     PROT_RW,
 )
 from guest_tests.mm.userfault import EVENT_REMAP, FEATURE_EVENT_REMAP, Event, Userfault
-from guest_tests.relocation import check_pages, check_places, counted, lenient_ways, moved, refused_move, ways
+from guest_tests.support.checks import counted, expect_layout, fails
+from guest_tests.support.found import assert_found, assert_found_at
+from guest_tests.support.moves import lenient_ways, move_or_refused, refused_move, unknown_flags, ways
 
 pytestmark = pytest.mark.shared_guest
 
@@ -52,7 +53,7 @@ def _must_not_relocate(relocate: bool, area: CarveOut, mapping: Mapping) -> None
     """In whatever process: "must" is refused, and the kernel still finds every page."""
     with counted(relocate, refused_forked=1, relocated=0, undone=0):
         refused_move(relocate, area, mapping, area.page(_TO))
-    check_pages(mapping, pageout=False)
+    assert_found(mapping, pageout=False)
 
 
 def _relocates(relocate: bool, area: CarveOut, mapping: Mapping, flags: int, *, pageout: bool = True) -> Mapping | None:
@@ -60,10 +61,10 @@ def _relocates(relocate: bool, area: CarveOut, mapping: Mapping, flags: int, *, 
     before = pagemap.pfns(mapping.address, mapping.pages)
     relocated = 1 if flags else 0
     with counted(relocate, relocated=relocated):
-        result = moved(relocate, area, mapping, area.page(_TO), flags)
+        result = move_or_refused(relocate, area, mapping, area.page(_TO), flags)
     if result is not None:
         assert pagemap.pfns(result.address, result.pages) == before, "the move changed page frames"
-        check_pages(result, pageout=pageout)
+        assert_found(result, pageout=pageout)
     return result
 
 
@@ -107,14 +108,14 @@ def test_best_effort_after_fork(relocate: bool, area: CarveOut, flags: int, move
         else:
             here, there = source, result
         for index in range(_PAGES):
-            check_places(Place(here.page(index)), Place(there.page(index), child))
+            assert_found_at(Place(here.page(index)), Place(there.page(index), child))
         # A write must not show on the other side, whoever writes.
         here.write(0, b"written by the parent")
         child.call(there.check)
         child.call(there.write, 1, b"written by the child")
         here.check()
         child.call(there.part(2, 3).check)
-        check_pages(here, pageout=False)
+        assert_found(here, pageout=False)
 
 
 def _in(child: Child, who: str, function: object, *args: object) -> Mapping | None:
@@ -126,7 +127,7 @@ def _in(child: Child, who: str, function: object, *args: object) -> Mapping | No
 
 def _move_best_effort(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> Mapping | None:
     with counted(relocate, relocated=0, refused_forked=1 if flags else 0):
-        result = moved(relocate, area, source, area.page(10), flags)
+        result = move_or_refused(relocate, area, source, area.page(10), flags)
     if result is not None:
         expect_layout(area, [(5, 5), (10, 5)], "forked memory is not relocated, so that it does not merge")
     return result
@@ -195,7 +196,7 @@ def _mapped(area: CarveOut) -> Mapping:
 
 def _move_best_effort_alone(relocate: bool, area: CarveOut, source: Mapping) -> None:
     flags = MREMAP_RELOCATE_ANON if relocate else 0
-    check_pages(move(source, area.page(_TO), flags).check())
+    assert_found(move(source, area.page(_TO), flags).check())
 
 
 @ways
@@ -267,9 +268,9 @@ def test_other_kinds_move_plainly(relocate: bool, area: CarveOut, kind: str, fla
     """Rows 56 and 57, shared-anon and private-file: best effort moves them like any move."""
     with _OTHER_KINDS[kind](area) as source:
         with counted(relocate, refused_vma=1 if flags else 0, relocated=0):
-            result = moved(relocate, area, source, area.page(_TO), flags)
+            result = move_or_refused(relocate, area, source, area.page(_TO), flags)
         if result is not None:
-            check_pages(result, pageout=False)
+            assert_found(result, pageout=False)
 
 
 @pytest.mark.parametrize("kind", _OTHER_KINDS)
@@ -278,7 +279,7 @@ def test_other_kinds_are_refused(relocate: bool, area: CarveOut, kind: str) -> N
     with _OTHER_KINDS[kind](area) as source:
         with counted(relocate, refused_vma=1, relocated=0):
             refused_move(relocate, area, source, area.page(_TO))
-        check_pages(source, pageout=False)
+        assert_found(source, pageout=False)
 
 
 @ways
@@ -304,9 +305,9 @@ def test_hugetlb(relocate: bool, flags: int) -> None:
             refused_move(relocate, area, source, area.page(2 * pages))
             result: Mapping | None = source
         else:
-            result = moved(relocate, area, source, area.page(2 * pages), flags)
+            result = move_or_refused(relocate, area, source, area.page(2 * pages), flags)
         if result is not None:
-            check_pages(result, pageout=False)
+            assert_found(result, pageout=False)
 
 
 @contextmanager
@@ -374,12 +375,12 @@ def test_inaccessible_memory(relocate: bool, area: CarveOut, source: Mapping, fl
     before = pagemap.pfns(source.address, source.pages)
     source.mprotect(PROT_NONE)
     contents, source.contents = source.contents, [None] * source.pages
-    result = moved(relocate, area, source, area.page(_TO), flags)
+    result = move_or_refused(relocate, area, source, area.page(_TO), flags)
     here = source if result is None else result
     assert pagemap.pfns(here.address, here.pages) == before, "the move changed page frames"
     here.mprotect(PROT_RW)
     here.contents = contents
-    check_pages(here.check())
+    assert_found(here.check())
 
 
 @ways
@@ -396,7 +397,7 @@ def test_userfault(relocate: bool, area: CarveOut, source: Mapping, flags: int, 
         if event:
             thread.start()
         try:
-            result = moved(relocate, area, source, area.page(_TO), flags)
+            result = move_or_refused(relocate, area, source, area.page(_TO), flags)
         finally:
             if event:
                 thread.join()
@@ -407,7 +408,7 @@ def test_userfault(relocate: bool, area: CarveOut, source: Mapping, flags: int, 
             assert events == [Event(EVENT_REMAP, arguments)], f"the owner of the memory was told {events}"
         registered = "um" in maps.vma_at(result.address, detailed=True).vm_flags
         assert registered == event, f"after the move the memory is {'' if registered else 'not '}registered"
-    check_pages(result)
+    assert_found(result)
 
 
 def test_userfault_that_stays_behind(relocate: bool, area: CarveOut, source: Mapping) -> None:
@@ -423,15 +424,15 @@ def test_userfault_that_stays_behind(relocate: bool, area: CarveOut, source: Map
     neighbour = area.map(_TO - _PAGES, _PAGES).fill()
     with Userfault(0) as uffd:
         uffd.register(source)
-        result = moved(relocate, area, source, area.page(_TO), MREMAP_MUST_RELOCATE_ANON)
+        result = move_or_refused(relocate, area, source, area.page(_TO), MREMAP_MUST_RELOCATE_ANON)
     if result is not None:
         found = maps.vma_at(result.address)
         expected = (neighbour.address, result.end)
         assert (found.start, found.end) == expected, (
             f"{found} did not merge with its neighbour at {neighbour.address:#x}"
         )
-        check_pages(neighbour)
-    check_pages(source if result is None else result)
+        assert_found(neighbour)
+    assert_found(source if result is None else result)
 
 
 @ways
@@ -451,16 +452,13 @@ def test_guard_pages(relocate: bool, area: CarveOut, flags: int) -> None:
     # Page by page: reading a guard page kills.
     for index in (0, 1, 4, 5):
         source.part(index).check()
-    before = State.of(area)
-    flagged = flags & (MREMAP_RELOCATE_ANON | MREMAP_MUST_RELOCATE_ANON)
-    if flagged and not relocate:
-        fails(errno.EINVAL, lambda: move(source, area.page(_TO), flags), f"a move with flags {flags:#x}")
-        before.expect(area, "a refused move")
+    if flags and not relocate:
+        unknown_flags(source, area.page(_TO), flags, area)
         return
     result = move(source, area.page(_TO), flags).check()
     readable = [touch(address) for address in result.page_addresses]
     assert readable == [True, True, False, False, True, True], f"of the moved pages these can be read: {readable}"
-    check_pages(result.part(0, 2), result.part(4, 2))
+    assert_found(result.part(0, 2), result.part(4, 2))
     Mapping(result.page(2), 2).madvise(syscalls.MADV_GUARD_REMOVE)
     Mapping(result.page(2), 2, [ZERO, ZERO]).check()
 
@@ -473,11 +471,11 @@ def test_a_fixed_destination_is_replaced(relocate: bool, area: CarveOut, source:
     """Row 64, fixed-must-fail: what happens to a destination in use when forked memory is moved onto it."""
     area.map(_TO, _PAGES).fill(seed=1)
     with Child() as child:
-        result = moved(relocate, area, source, area.page(_TO), flags)
+        result = move_or_refused(relocate, area, source, area.page(_TO), flags)
         child.call(source.check)
     if result is not None:
         expect_layout(area, [(_TO, _PAGES)], "the source replaces what was at the destination")
-        check_pages(result)
+        assert_found(result)
 
 
 def test_a_fixed_destination_survives_a_refusal(relocate: bool, area: CarveOut, source: Mapping) -> None:
@@ -487,4 +485,4 @@ def test_a_fixed_destination_survives_a_refusal(relocate: bool, area: CarveOut, 
     with Child():
         refused_move(relocate, area, source, destination.address)
         destination.check()
-    check_pages(source, destination)
+    assert_found(source, destination)

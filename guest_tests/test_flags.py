@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 import pytest
 
-from guest_tests.checks import check_rmap, expect_layout, fails, refused, relocate_or_refused
 from guest_tests.mm import pagemap, syscalls, system
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, map_anonymous, move
 from guest_tests.mm.proctree import Child
@@ -27,6 +26,9 @@ from guest_tests.mm.syscalls import (
     MREMAP_RELOCATE_ANON,
     PROT_READ,
 )
+from guest_tests.support.checks import expect_layout, fails, refused
+from guest_tests.support.found import assert_found
+from guest_tests.support.moves import move_or_refused
 
 pytestmark = pytest.mark.shared_guest
 
@@ -48,16 +50,16 @@ def _mremap(old: int, old_pages: int, new_pages: int, flags: int, new: int = 0) 
 def _moves_or_is_refused(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
     """Move ``source`` to page 20 with relocation flags, and judge the outcome."""
     before = pagemap.pfns(source.address, source.pages)
-    moved = relocate_or_refused(relocate, area, source, area.page(20), flags)
+    moved = move_or_refused(relocate, area, source, area.page(20), flags)
     if moved is not None:
         expect_layout(area, [(20, 5)], "five pages were moved to page 20")
         assert pagemap.pfns(moved.address, moved.pages) == before, "relocation changed the page frames"
-        check_rmap(moved)
+        assert_found(moved)
 
 
 def _stays_or_is_refused(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
     """Ask for nothing but flags: the same length at the same place."""
-    stayed = relocate_or_refused(relocate, area, source, None, flags)
+    stayed = move_or_refused(relocate, area, source, None, flags)
     if stayed is not None:
         assert stayed.address == source.address, f"nothing asked for a move, but it moved to {stayed.address:#x}"
         expect_layout(area, [(0, 5)], "nothing asked for a move")
@@ -320,11 +322,11 @@ def test_every_flag_at_once(relocate: bool, area: CarveOut) -> None:
     """Row 21, 0xf-syzkaller: two pages with all flags but "must"; on a debug kernel an early patch slept under a lock
     here, which the harness sees on the console."""
     source = area.map(0, 2).fill()
-    moved = relocate_or_refused(relocate, area, source, area.page(20), MREMAP_DONTUNMAP | MREMAP_RELOCATE_ANON)
+    moved = move_or_refused(relocate, area, source, area.page(20), MREMAP_DONTUNMAP | MREMAP_RELOCATE_ANON)
     if moved is not None:
         source.check()  # all zero now
         expect_layout(area, [(0, 2), (20, 2)], "MREMAP_DONTUNMAP keeps the source mapped")
-        check_rmap(moved)
+        assert_found(moved)
 
 
 def test_the_c_library_may_refuse_by_itself(
@@ -361,7 +363,7 @@ def test_growing_in_place_relocates_nothing(relocate: bool, area: CarveOut, sour
     """
     area.hole(5, 10)
     before = pagemap.pfns(source.address, 5)
-    grown = relocate_or_refused(relocate, area, source, None, MREMAP_MUST_RELOCATE_ANON, pages=10)
+    grown = move_or_refused(relocate, area, source, None, MREMAP_MUST_RELOCATE_ANON, pages=10)
     if grown is None:
         grown = move(source, None, pages=10).check()  # what the refused flag would have had no effect on
     assert grown.address == source.address, "there was room in place, but it moved"
@@ -372,7 +374,7 @@ def test_growing_in_place_relocates_nothing(relocate: bool, area: CarveOut, sour
 def test_shrinking_relocates_nothing(relocate: bool, area: CarveOut, source: Mapping) -> None:
     """Row 24, shrink-must: shrinking unmaps the tail, and nothing moves."""
     before = pagemap.pfns(source.address, 3)
-    shrunk = relocate_or_refused(relocate, area, source, None, MREMAP_MUST_RELOCATE_ANON, pages=3)
+    shrunk = move_or_refused(relocate, area, source, None, MREMAP_MUST_RELOCATE_ANON, pages=3)
     if shrunk is None:
         shrunk = move(source, None, pages=3).check()
     assert shrunk.address == source.address, "shrinking must not move"

@@ -10,39 +10,29 @@ from __future__ import annotations
 
 import array
 import ctypes
-import errno
 import fcntl
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
-from guest_tests.checks import State, expect_layout, fails
-from guest_tests.mm import kpage, memcg, numa, pagemap, swap, syscalls, system, vmstat
+from guest_tests.mm import kpage, numa, pagemap, swap, syscalls, system, vmstat
 from guest_tests.mm.mapping import PAGE_SIZE, ZERO, CarveOut, Mapping, carve_out, move
 from guest_tests.mm.memcg import Memcg
-from guest_tests.mm.probes import Place, offline
+from guest_tests.mm.probes import offline
 from guest_tests.mm.probes.migration import SoftOffline
 from guest_tests.mm.proctree import Child, ChildDied
 from guest_tests.mm.syscalls import MADV_PAGEOUT, MAP_NORESERVE, MREMAP_MUST_RELOCATE_ANON
 from guest_tests.mm.userfault import FEATURE_EVENT_REMAP, MODE_WP, Userfault
-from guest_tests.relocation import (
-    Accounts,
-    Spliced,
-    check_pages,
-    counted,
-    moved,
-    must_or_refused,
-    pinned,
-    refused_move,
-    require_migration,
-    stamp,
-    thp,
-    ways,
-)
+from guest_tests.support.checks import Accounts, counted, expect_layout
+from guest_tests.support.folios import stamp, thp
+from guest_tests.support.found import assert_found, places_of, require_migration, usable
+from guest_tests.support.holds import Spliced, pinned
+from guest_tests.support.moves import move_or_refused, must_or_refused, refused_move, unknown_flags, ways
+from guest_tests.support.swapping import assert_pages_out
 
 pytestmark = pytest.mark.shared_guest
 
@@ -63,27 +53,17 @@ def source(area: CarveOut) -> Mapping:
 def test_pageout(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
     """Row 65, pageout: every page of moved memory can be swapped out, and comes back."""
     swap.require_swap(source.length >> 10)
-    result = moved(relocate, area, source, area.page(_TO), flags)
+    result = move_or_refused(relocate, area, source, area.page(_TO), flags)
     if result is not None:
-        _swap_out(result)
-        check_pages(result.check())
-
-
-def _swap_out(mapping: Mapping) -> None:
-    """Swap out all of ``mapping``, and see it gone."""
-    for _ in range(3):
-        mapping.madvise(MADV_PAGEOUT)
-        left = [i for i, entry in enumerate(pagemap.entries(mapping.address, mapping.pages)) if entry.present]
-        if not left:
-            return
-    raise AssertionError(f"MADV_PAGEOUT leaves pages {left} of the mapping at {mapping.address:#x} where they are")
+        assert_pages_out(result)
+        assert_found(result.check())
 
 
 @ways
 def test_migration(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
     """Row 66, migrate: every page of moved memory goes to the other node and back."""
     require_migration()
-    result = moved(relocate, area, source, area.page(_TO), flags)
+    result = move_or_refused(relocate, area, source, area.page(_TO), flags)
     if result is None:
         return
     for node in (*numa.nodes()[:2], numa.nodes()[0]):
@@ -100,15 +80,12 @@ def test_migration(relocate: bool, area: CarveOut, source: Mapping, flags: int) 
 @ways
 def test_soft_offline(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
     """Row 67, soft-offline: every page of moved memory leaves its frame when that is taken out of use."""
-    probe = SoftOffline()
-    reason = probe.missing()
-    if reason is not None:
-        pytest.skip(reason)
-    result = moved(relocate, area, source, area.page(_TO), flags)
-    for address in [] if result is None else result.page_addresses:
-        answer = probe.walk([Place(address)])
-        assert answer.complete, f"soft offline does not find the page at {address:#x}: {answer}"
+    probe = usable(SoftOffline())
+    result = move_or_refused(relocate, area, source, area.page(_TO), flags)
     if result is not None:
+        for place in places_of(result):
+            answer = probe.walk([place])
+            assert answer.complete, f"soft offline does not find the page at {place}: {answer}"
         result.check()
 
 
@@ -121,11 +98,11 @@ def test_zero_pages(relocate: bool, area: CarveOut, flags: int) -> None:
     what is written later, is found."""
     source = area.map(0, 8).touch_read()
     source.write(3, b"the only page")
-    result = moved(relocate, area, source, area.page(_TO), flags)
+    result = move_or_refused(relocate, area, source, area.page(_TO), flags)
     if result is not None:
         zero = [kpage.Flag.ZERO_PAGE in kpage.flags_at(address) for address in result.page_addresses]
         assert zero == [True] * 3 + [False] + [True] * 4, f"the zero page is mapped, page by page: {zero}"
-        check_pages(result.fill(seed=1))
+        assert_found(result.fill(seed=1))
 
 
 @ways
@@ -141,29 +118,27 @@ def test_mixed_with_holes(relocate: bool, area: CarveOut, flags: int) -> None:
     for index in range(0, 12, 3):
         source.write(index, b"page %d" % index)
     before = pagemap.pfns(source.address, 12)
-    result = moved(relocate, area, source, area.page(_TO), flags)
+    result = move_or_refused(relocate, area, source, area.page(_TO), flags)
     if result is not None:
         # Before the data is compared, which maps the zero page into the holes.
-        check_pages(*(result.part(index) for index in range(0, 12, 3)))
+        assert_found(*(result.part(index) for index in range(0, 12, 3)))
         assert [pfn is None for pfn in before] == [index % 3 > 0 for index in range(12)]
-        check_pages(result.fill(seed=1))
+        assert_found(result.fill(seed=1))
 
 
 @ways
 def test_swapped_out(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
     """Row 70, swapped: memory that is away while it moves is found when it has come back, and can go again."""
     swap.require_swap(source.length >> 10)
-    _swap_out(source)
+    assert_pages_out(source)
     offsets = [entry.swap_offset for entry in pagemap.entries(source.address, source.pages)]
     if flags and not relocate:
-        before = State.of(area)
-        fails(errno.EINVAL, lambda: move(source, area.page(_TO), flags), f"a move with flags {flags:#x}")
-        before.expect(area, "a refused move")
+        unknown_flags(source, area.page(_TO), flags, area)
         return
     result = move(source, area.page(_TO), flags)
     there = [entry.swap_offset for entry in pagemap.entries(result.address, result.pages)]
     assert there == offsets, f"the swap entries {offsets} became {there}"
-    check_pages(result.check())
+    assert_found(result.check())
 
 
 @ways
@@ -183,7 +158,7 @@ def test_in_swap_cache(relocate: bool, area: CarveOut, source: Mapping, flags: i
         assert all(swapped), f"of the pages in a pipe these were unmapped: {swapped}"
         assert all(cached), f"of the pages in a pipe these are in swap cache: {cached}"
         if flags and not relocate:
-            fails(errno.EINVAL, lambda: move(source, area.page(_TO), flags), f"a move with flags {flags:#x}")
+            unknown_flags(source, area.page(_TO), flags)
             source.check()
             return
         events = vmstat.vmstat()
@@ -191,24 +166,24 @@ def test_in_swap_cache(relocate: bool, area: CarveOut, source: Mapping, flags: i
         copies = vmstat.delta(events, "ksm_swpin_copy") if "ksm_swpin_copy" in events else 0
         moved_frames = sum(old != new for old, new in zip(before, pagemap.pfns(result.address, 8), strict=True))
         assert moved_frames <= copies, f"{moved_frames} pages came back elsewhere, but ksm_swpin_copy rose by {copies}"
-    check_pages(result.touch())
+    assert_found(result.touch())
 
 
 @ways
 def test_in_swap_cache_for_somebody_else(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
     """Row 71, swapcache: the folios in swap cache were read in by a child that is gone, for its own memory."""
     swap.require_swap(source.length >> 10)
-    _swap_out(source)
+    assert_pages_out(source)
     with Child() as child:
         child.call(source.check)
         frames = pagemap.pfns(source.address, source.pages, child.pid)
     cached = [pfn is not None and kpage.Flag.SWAPCACHE in kpage.flags(pfn) for pfn in frames]
     assert all(cached), f"of what the child read in, these pages are still in swap cache: {cached}"
     if flags and not relocate:
-        fails(errno.EINVAL, lambda: move(source, area.page(_TO), flags), f"a move with flags {flags:#x}")
-        check_pages(source.check())
+        unknown_flags(source, area.page(_TO), flags)
+        assert_found(source.check())
         return
-    check_pages(move(source, area.page(_TO), flags).check())
+    assert_found(move(source, area.page(_TO), flags).check())
 
 
 @ways
@@ -220,24 +195,24 @@ def test_pinned(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> 
             with counted(relocate, refused_pinned=1, undone=0):
                 result = must_or_refused(relocate, area, source, area.page(_TO))
         else:
-            result = moved(relocate, area, source, area.page(_TO), flags)
-    check_pages(source if result is None else result)
+            result = move_or_refused(relocate, area, source, area.page(_TO), flags)
+    assert_found(source if result is None else result)
 
 
 @ways
 def test_referenced(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
     """Row 73, pinned-4k: a page that somebody holds without having pinned it."""
     with Spliced(source.page(3)) as pipe:
-        result = moved(relocate, area, source, area.page(_TO), flags)
+        result = move_or_refused(relocate, area, source, area.page(_TO), flags)
         assert pipe.read(PAGE_SIZE) == source.contents[3].data if source.contents[3] else False, "another page"
-    check_pages(source if result is None else result)
+    assert_found(source if result is None else result)
 
 
 @ways
 def test_lazily_freed(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
     """Row 85, lazyfree: pages that may be dropped hold their data or zeros, whatever moves."""
     source.madvise(syscalls.MADV_FREE)
-    result = moved(relocate, area, source, area.page(_TO), flags)
+    result = move_or_refused(relocate, area, source, area.page(_TO), flags)
     here = source if result is None else result
     contents, here.contents = here.contents, [None] * here.pages
     here.write(0, b"not to be dropped any more")
@@ -248,7 +223,7 @@ def test_lazily_freed(relocate: bool, area: CarveOut, source: Mapping, flags: in
         assert expected is not None
         data = here.read(index)
         assert data in (expected.data, ZERO.data), f"page {index} holds neither its data nor zeros"
-    check_pages(here.fill(seed=1))
+    assert_found(here.fill(seed=1))
 
 
 @ways
@@ -283,14 +258,14 @@ def _move_poisoned(relocate: bool, area: CarveOut, source: Mapping, flags: int, 
     """Returns the address that must not be touched, or None where nothing moved."""
     left, right = (0, 3), (4, 4)
     if flags and not relocate:
-        fails(errno.EINVAL, lambda: move(source, area.page(_TO), flags), f"a move with flags {flags:#x}")
-        check_pages(source.part(*left), source.part(*right))
+        unknown_flags(source, area.page(_TO), flags)
+        assert_found(source.part(*left), source.part(*right))
         return None
     result = move(source, area.page(_TO), flags)
     entry = pagemap.entry(result.page(3))
     assert entry.swap, f"the poison entry became {entry}"
     assert entry.swap_offset == pfn, f"the poison entry became {entry}"
-    check_pages(result.part(*left), result.part(*right))
+    assert_found(result.part(*left), result.part(*right))
     return result.page(3)
 
 
@@ -305,11 +280,11 @@ def test_soft_dirty(relocate: bool, area: CarveOut, source: Mapping, flags: int)
     clean = [entry.soft_dirty for entry in pagemap.entries(source.address, source.pages)]
     if any(clean):
         pytest.skip("needs CONFIG_MEM_SOFT_DIRTY=y: the kernel does not clear the marks")
-    result = moved(relocate, area, source, area.page(_TO), flags)
+    result = move_or_refused(relocate, area, source, area.page(_TO), flags)
     if result is not None:
         marks = [entry.soft_dirty for entry in pagemap.entries(result.address, result.pages)]
         assert all(marks), f"moved pages must be marked soft-dirty, but are: {marks}"
-        check_pages(result)
+        assert_found(result)
 
 
 #: _IOWR(0xAA, 6, struct uffdio_writeprotect), include/uapi/linux/userfaultfd.h
@@ -332,21 +307,16 @@ def test_write_protection(relocate: bool, area: CarveOut, source: Mapping, flags
         fcntl.ioctl(uffd.fd, _UFFDIO_WRITEPROTECT, request)
         marked = [entry.uffd_wp for entry in pagemap.entries(source.address, 8)]
         assert marked == [2 <= index < 5 for index in range(8)], f"write-protected are {marked}"
-        with _events_read(uffd) if event and (relocate or not flags) else _nothing():
+        with _events_read(uffd) if event and (relocate or not flags) else nullcontext():
             if flags == MREMAP_MUST_RELOCATE_ANON and not event:
                 result = must_or_refused(relocate, area, source, area.page(_TO))
             else:
-                result = moved(relocate, area, source, area.page(_TO), flags)
+                result = move_or_refused(relocate, area, source, area.page(_TO), flags)
         here = source if result is None else result
         after = [entry.uffd_wp for entry in pagemap.entries(here.address, 8)]
         wanted = marked if event or result is None else [False] * 8
         assert after == wanted, f"of the pages these are write-protected after the move: {after}, expected {wanted}"
-    check_pages(here.fill(seed=1))
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+    assert_found(here.fill(seed=1))
 
 
 @contextmanager
@@ -408,7 +378,7 @@ class _Bulk:
 def _refused(source: Mapping, to: int, flags: int) -> None:
     """Assert that a kernel without relocation refuses to move so much memory that only its first page is looked at."""
     before = pagemap.pfn(source.touch([0]).address)
-    fails(errno.EINVAL, lambda: move(source, to, flags), f"a move with flags {flags:#x}")
+    unknown_flags(source, to, flags)
     assert pagemap.pfn(source.address) == before, "a refused move changed the first page"
 
 
@@ -448,7 +418,7 @@ def test_lengths(relocate: bool, length: int, start: int, to: int, huge: bool, f
         parts = [bulk.sample(result.address)]
         if ends:
             parts += [Mapping(result.address, ends), Mapping(result.end - ends * PAGE_SIZE, ends)]
-        check_pages(*parts)
+        assert_found(*parts)
         bulk.check(result.address)
         preamble.check()
 
@@ -492,11 +462,11 @@ def test_two_gigabytes(relocate: bool, start: int, to: int, flags: int) -> None:
 
         assert not wrong(), f"{len(wrong())} of {len(present)} pages have not arrived: {wrong()[:8]}"
         middle = len(present) // 2
-        check_pages(*(result.part(index) for index in (*present[:8], *present[middle:][:8], *present[-8:])))
+        assert_found(*(result.part(index) for index in (*present[:8], *present[middle:][:8], *present[-8:])))
         preamble.check()
         if swap.free_kb() > len(present) * PAGE_SIZE >> 9:
             for _ in range(3):
-                result.madvise(MADV_PAGEOUT)
+                result.madvise(syscalls.MADV_PAGEOUT)
             left = [index for index in present if pagemap.entry(result.page(index)).present]
             assert not left, f"MADV_PAGEOUT leaves {len(left)} of {len(present)} pages where they are: {left[:8]}"
             assert not wrong(), f"{len(wrong())} of {len(present)} pages came back wrong from swap: {wrong()[:8]}"
@@ -518,7 +488,7 @@ def test_within_a_range(relocate: bool, flags: int, within: bool) -> None:
         whole = stamp(area.map(0, 4 * pages))
         at, to = (3 * pages, pages) if within else (2 * pages, 0)
         part = whole.part(at, pages)
-        result = moved(relocate, area, part, area.page(to), flags)
+        result = move_or_refused(relocate, area, part, area.page(to), flags)
         if result is None:
             whole.part(0, 4).check()
             return
@@ -530,32 +500,29 @@ def test_within_a_range(relocate: bool, flags: int, within: bool) -> None:
         for each in rest:
             each.check()
         few = pages // 4
-        check_pages(result.part(0, few), result.part(pages - few, few), *rest)
+        assert_found(result.part(0, few), result.part(pages - few, few), *rest)
 
 
 # --- books -------------------------------------------------------------------------------------------------------
 
 
 @ways
-def test_accounting(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
+def test_accounting(own_group: Memcg | None, relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
     """Row 91, accounting: a thousand moves there and back leave all books as they were. Drift within a page for every
     ten moves is the allocator's own: counters are kept in batches for each CPU."""
     if flags and not relocate:
         refused_move(relocate, area, source, area.page(_TO), flags)
-        check_pages(source)
+        assert_found(source)
         return
     moves = 1000
     slack = moves // 10 * PAGE_SIZE >> 10
-    with Memcg() if memcg.available() else _nothing() as group:
-        if isinstance(group, Memcg):
-            group.enter()
-        here = move(move(area.map(0, 8).fill(), area.page(_TO), flags), area.page(0), flags)
-        before, charged = Accounts.now(), group.current if isinstance(group, Memcg) else 0
-        for _ in range(moves // 2):
-            here = move(move(here, area.page(_TO), flags), area.page(0), flags)
-        after, charged_now = Accounts.now(), group.current if isinstance(group, Memcg) else 0
-        check_pages(here)
-        expect_layout(area, [(0, 8)], "the memory went there and back")
+    here = move(move(area.map(0, 8).fill(), area.page(_TO), flags), area.page(0), flags)
+    before, charged = Accounts.now(), 0 if own_group is None else own_group.current
+    for _ in range(moves // 2):
+        here = move(move(here, area.page(_TO), flags), area.page(0), flags)
+    after, charged_now = Accounts.now(), 0 if own_group is None else own_group.current
+    assert_found(here)
+    expect_layout(area, [(0, 8)], "the memory went there and back")
     for name in ("vm_size", "rss_anon", "locked", "committed"):
         drift = getattr(after, name) - getattr(before, name)
         assert abs(drift) < slack, f"{moves} moves changed {name} by {drift} kB: {before} became {after}"

@@ -7,40 +7,32 @@ Pictures as in :mod:`guest_tests.test_ksm_rmap`; ``s`` is a swap entry.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from guest_tests.ksm_scenes import (
-    SAME,
-    Pair,
-    assert_found,
-    assert_merged,
-    assert_unmerged,
-    destroys,
-    equal_pair,
-    every_probe,
-    hugh,
-    own_group,
-    places_of,
-    read_back,
-    referenced,
-    swap_out,
-    usable,
-)
 from guest_tests.mm import kpage, maps, memcg, numa, pagemap, sigbus, swap, syscalls, system
 from guest_tests.mm.ksm import Ksm
 from guest_tests.mm.mapping import CarveOut, move
 from guest_tests.mm.probes import Place, Probe
 from guest_tests.mm.probes.migration import SoftOffline
 from guest_tests.mm.probes.poison import HwPoison
-from guest_tests.mm.proctree import Child
-from guest_tests.relocation import refused_move
+from guest_tests.support.found import assert_found_by, destroys, every_probe, places_of, usable
+from guest_tests.support.holds import Spliced
+from guest_tests.support.ksm_scenes import (
+    SAME,
+    Pair,
+    assert_merged,
+    assert_unmerged,
+    equal_pair,
+    hugh,
+    pair_in_two_children,
+)
+from guest_tests.support.moves import refused_move
+from guest_tests.support.swapping import read_back, reclaim_group
 
-
-@pytest.fixture(autouse=True)
-def _group() -> Iterator[None]:
-    with own_group():
-        yield
+# Reclaim needs memory that was charged to a group of its own.
+pytestmark = pytest.mark.usefixtures("own_group")
 
 
 # --- many sharers, many nodes ------------------------------------------------------------------------------------
@@ -56,7 +48,6 @@ def test_every_copy_of_a_page_with_many_sharers_is_found(probe: Probe, area: Car
         before  | a a a a |             equal pages
         after   | . . . . | A A B B |    one frame for every two
     """
-    usable(probe)
     ksm.set(max_page_sharing=2)
     moved = move(area.map(0, 4).fill_same(SAME).madvise(syscalls.MADV_MERGEABLE), area.page(10))
     ksm.merge(moved)
@@ -70,7 +61,7 @@ def test_every_copy_of_a_page_with_many_sharers_is_found(probe: Probe, area: Car
     for frame, copy in copies.items():
         now = [pagemap.entry(place.address) for place in copy]
         if now[0].pfn == frame:
-            assert_found(probe, copy, "a move, and a merge of more mappings than max_page_sharing")
+            assert_found_by(probe, copy, "a move, and a merge of more mappings than max_page_sharing")
         else:
             # The walk for an earlier copy took this one along: reclaim and compaction choose for themselves.
             assert len(set(now)) == 1, f"only some mappings of {frame:#x} at {copy} followed: {now}"
@@ -87,7 +78,6 @@ def test_found_after_a_move_to_a_node_that_is_not_merged_across(probe: Probe, ar
         node 0   | A | . | A |    merged
         node 1   | A | . | A |    moved there by move_pages(), then scanned: kept, in the tree of node 1
     """
-    usable(probe)
     system.require_nodes(2)
     ksm.set(merge_across_nodes=0)
     pair = hugh(area, ksm)
@@ -98,7 +88,7 @@ def test_found_after_a_move_to_a_node_that_is_not_merged_across(probe: Probe, ar
     ksm.scan()
     assert_merged(pair.places)
     assert numa.nodes_of([place.address for place in pair.places]) == [there, there]
-    assert_found(probe, pair.places, "a merge on one node, a migration to another and a scan")
+    assert_found_by(probe, pair.places, "a merge on one node, a migration to another and a scan")
     if not destroys(probe):
         pair.check()
 
@@ -106,20 +96,27 @@ def test_found_after_a_move_to_a_node_that_is_not_merged_across(probe: Probe, ar
 # --- swap --------------------------------------------------------------------------------------------------------
 
 
-def _moved_in_swap_cache(area: CarveOut, ksm: Ksm) -> Pair:
-    """A merged pair, swapped out but kept in the swap cache; one swap entry moved; both read back.
+@contextmanager
+def _in_swap_cache(area: CarveOut, ksm: Ksm) -> Iterator[Pair]:
+    """A merged pair that is swapped out, but whose page stays in the swap cache until the block ends.
 
-    Nothing in here is improbable: reclaim writes pages to a slow device in the background, and until that is done they
-    stay in the swap cache. The guest's swap is done at once, so that a pipe has to keep the page there.
+    Reclaim writes pages to a slow device in the background, and until that is done they stay in the swap cache. The
+    guest's swap device writes at once, so a pipe keeps the page there.
     """
     memcg.require_memcg()
     swap.require_swap()
     pair = equal_pair(area)
     ksm.scan()
     frame = assert_merged(pair.places)
-    with referenced(pair.stayed.address):
-        swap_out(pair.places)
+    with Spliced(pair.stayed.address):
+        reclaim_group(pair.places)
         assert kpage.Flag.SWAPCACHE in kpage.flags(frame), f"not in the swap cache: {kpage.describe(frame)}"
+        yield pair
+
+
+def _moved_in_swap_cache(area: CarveOut, ksm: Ksm) -> Pair:
+    """A merged pair, of which one swap entry was moved while the page was in the swap cache; both are read back."""
+    with _in_swap_cache(area, ksm) as pair:
         pair = Pair(pair.stayed, move(pair.moved, area.page(10)))
         read_back(pair.stayed, pair.moved)
     return pair
@@ -144,11 +141,10 @@ def test_a_page_moved_while_in_the_swap_cache_is_found(probe: Probe, area: Carve
     The page is now mapped at page 10, but KSM knows it at pages 0 and 1 only. Until ksmd passes, no walk finds page 10.
     (mm/ksm.c: break_ksm(), ksm_might_need_to_copy(), rmap_walk_ksm(); mm/memory.c: do_swap_page(); 6.12 and 7.3.)
     """
-    usable(probe)
     pair = _moved_in_swap_cache(area, ksm)
     pair.check()
     story = "a swap-out that kept the page in the swap cache, a move of one swap entry, and reads of both"
-    assert_found(probe, pair.places, story)
+    assert_found_by(probe, pair.places, story)
 
 
 @every_probe
@@ -161,24 +157,17 @@ def test_a_scan_finds_what_was_moved_while_in_the_swap_cache(probe: Probe, area:
         read     | A | . |    | A |
         scanned  | A | . |    | A |    and found in both places
     """
-    usable(probe)
     pair = _moved_in_swap_cache(area, ksm)
     ksm.scan()
     assert_merged(pair.places)
-    assert_found(probe, pair.places, "a move of a page in the swap cache and a scan")
+    assert_found_by(probe, pair.places, "a move of a page in the swap cache and a scan")
     if not destroys(probe):
         pair.check()
 
 
 def _called_off_in_swap_cache(area: CarveOut, ksm: Ksm) -> Pair:
-    """A merged pair, swapped out but kept in the swap cache; merging called off for one page; both read back."""
-    memcg.require_memcg()
-    swap.require_swap()
-    pair = equal_pair(area)
-    ksm.scan()
-    assert_merged(pair.places)
-    with referenced(pair.stayed.address):
-        swap_out(pair.places)
+    """A merged pair; one page was made unmergeable while the page was in the swap cache; both are read back."""
+    with _in_swap_cache(area, ksm) as pair:
         pair.moved.madvise(syscalls.MADV_UNMERGEABLE)
         read_back(pair.stayed, pair.moved)
     return pair
@@ -243,7 +232,6 @@ def test_new_memory_at_an_old_place_is_left_alone(probe: Probe, area: CarveOut, 
         merged   | A | A | A |
         new      | A | b | A |    b joins the mapping around it, and so the very anon_vma of the stale entry
     """
-    usable(probe)
     trio = area.map(0, 3).fill_same(SAME)
     ksm.merge(trio)
     trio.part(1).unmap()
@@ -251,7 +239,7 @@ def test_new_memory_at_an_old_place_is_left_alone(probe: Probe, area: CarveOut, 
     vma = maps.vma_at(new.address)
     assert (vma.start, vma.end) == (trio.address, trio.end), f"the new page got a mapping of its own: {vma}"
     assert_unmerged(new, [trio.part(0), trio.part(2)])
-    assert_found(probe, places_of(trio.part(0), trio.part(2)), "a merge and the replacement of a third mapping")
+    assert_found_by(probe, places_of(trio.part(0), trio.part(2)), "a merge and the replacement of a third mapping")
     new.check()
     ksm.scan()
     new.check()
@@ -275,12 +263,7 @@ def test_poison_is_not_told_to_a_process_that_moved_its_page_away(area: CarveOut
     the entry's page offset in it), without looking whether the address is in there, as rmap_walk_ksm() does.
     """
     probe = usable(HwPoison())
-    pair = equal_pair(area, dontfork=False)
-    with Child() as first, Child() as second:
-        pair.stayed.unmap()
-        pair.moved.unmap()
-        first.call(pair.moved.unmap)
-        second.call(pair.stayed.unmap)
+    with pair_in_two_children(area) as (pair, first, second):
         ksm.scan()
         stayed = Place(pair.stayed.address, first)
         frame = assert_merged([stayed, Place(pair.moved.address, second)])
@@ -288,7 +271,7 @@ def test_poison_is_not_told_to_a_process_that_moved_its_page_away(area: CarveOut
         second.call(assert_unmerged, moved)
         assert pagemap.pfn(moved.address, second.pid) != frame
         second.call(_watch)
-        assert_found(probe, [stayed], "a move in another process")
+        assert_found_by(probe, [stayed], "a move in another process")
         signal = second.call(_told)
         second.call(moved.check)
     assert signal is None, (

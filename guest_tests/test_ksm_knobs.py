@@ -8,12 +8,13 @@ import os
 
 import pytest
 
-from guest_tests.ksm_scenes import SAME, assert_merged, assert_unmerged, hugh, places_of
 from guest_tests.mm import ksm as mm_ksm
 from guest_tests.mm import maps, syscalls, userfault
 from guest_tests.mm.ksm import Ksm
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, move
 from guest_tests.mm.proctree import Child
+from guest_tests.support.found import places_of
+from guest_tests.support.ksm_scenes import SAME, assert_merged, assert_unmerged, hugh
 
 
 def test_run_2_unmerges_what_moved(area: CarveOut, ksm: Ksm) -> None:

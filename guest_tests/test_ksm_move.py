@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from guest_tests.ksm_scenes import SAME, assert_merged, assert_unmerged, places_of
 from guest_tests.mm import ksm as mm_ksm
 from guest_tests.mm import maps, memcg, pagemap, syscalls, system
 from guest_tests.mm.ksm import Ksm
@@ -25,6 +24,8 @@ from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, move
 from guest_tests.mm.probes import Place
 from guest_tests.mm.proctree import Child
 from guest_tests.mm.waiting import slowness, wait_until
+from guest_tests.support.found import places_of
+from guest_tests.support.ksm_scenes import SAME, assert_merged, assert_unmerged
 
 
 def merged_mapping(area: CarveOut, at: int, pages: int, ksm: Ksm) -> Mapping:

@@ -9,37 +9,29 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from guest_tests.ksm_scenes import (
-    SAME,
-    Pair,
-    assert_found,
-    assert_merged,
-    assert_unmerged,
-    destroys,
-    equal_pair,
-    every_probe,
-    hugh,
-    own_group,
-    places_of,
-    usable,
-)
 from guest_tests.mm import maps, syscalls
 from guest_tests.mm.ksm import Ksm, merging_pages
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, map_anonymous, move
 from guest_tests.mm.probes import Place, Probe
 from guest_tests.mm.probes.poison import HwPoison
 from guest_tests.mm.proctree import Child
+from guest_tests.support.found import assert_found_by, destroys, every_probe, places_of, usable
+from guest_tests.support.ksm_scenes import (
+    SAME,
+    Pair,
+    assert_merged,
+    assert_unmerged,
+    equal_pair,
+    hugh,
+    pair_in_two_children,
+)
 
-
-@pytest.fixture(autouse=True)
-def _group() -> Iterator[None]:
-    with own_group():
-        yield
+# Reclaim needs memory that was charged to a group of its own.
+pytestmark = pytest.mark.usefixtures("own_group")
 
 
 @every_probe
@@ -52,9 +44,8 @@ def test_both_places_are_found_after_a_move_and_a_merge(probe: Probe, area: Carv
                        `---.
         after    | A | . | A |    merged at the new place
     """
-    usable(probe)
     pair = hugh(area, ksm)
-    assert_found(probe, pair.places, "a move and a merge at the new place")
+    assert_found_by(probe, pair.places, "a move and a merge at the new place")
     if not destroys(probe):
         pair.check()
 
@@ -70,7 +61,6 @@ def test_every_process_of_a_tree_is_found(probe: Probe, area: CarveOut, ksm: Ksm
         child      | A | . |   | . | A | . |
         grandchild | A | . |   | . | . | A |
     """
-    usable(probe)
     pair = equal_pair(area, dontfork=False)
     with Child() as child, child.fork() as grandchild:
         places = [Place(pair.stayed.address, each) for each in (None, child, grandchild)]
@@ -80,7 +70,7 @@ def test_every_process_of_a_tree_is_found(probe: Probe, area: CarveOut, ksm: Ksm
             places.append(Place(moved.address, each))
         ksm.scan()
         assert_merged(places)
-        assert_found(probe, places, "moves in three processes and a merge")
+        assert_found_by(probe, places, "moves in three processes and a merge")
         if not destroys(probe):
             for place in places:
                 place.run(_check_same, place.address)
@@ -99,17 +89,12 @@ def test_poison_is_told_to_a_process_that_only_has_the_moved_place(area: CarveOu
         moves    | . | . | A |    process 2, from the second page
     """
     probe = usable(HwPoison())
-    pair = equal_pair(area, dontfork=False)
-    with Child() as stays, Child() as moves:
-        pair.stayed.unmap()
-        pair.moved.unmap()
-        stays.call(pair.moved.unmap)
-        moves.call(pair.stayed.unmap)
+    with pair_in_two_children(area) as (pair, stays, moves):
         moved = moves.call(move, pair.moved, area.page(2))
         ksm.scan()
         places = [Place(pair.stayed.address, stays), Place(moved.address, moves)]
         assert_merged(places)
-        answer = assert_found(probe, places, "a move in one of two processes and a merge")
+        answer = assert_found_by(probe, places, "a move in one of two processes and a merge")
     assert f"process {moves.pid} got SIGBUS AO for {moved.address:#x}" in answer.evidence, answer
 
 
@@ -149,7 +134,6 @@ def test_found_after_the_head_of_the_mapping_is_cut_off(probe: Probe, area: Carv
     An implementation that remembers the offset of the *mapping* instead of the page's loses the page here: what is
     left of the mapping begins behind that offset.
     """
-    usable(probe)
     stayed = area.map(0, 1).fill_same(SAME)
     cut, protected = (_moved_with_last(area, source, target) for source, target in ((30, 10), (35, 20)))
     ksm.merge(stayed, cut.part(2), protected.part(2))
@@ -157,7 +141,7 @@ def test_found_after_the_head_of_the_mapping_is_cut_off(probe: Probe, area: Carv
     assert_merged(places)
     cut.part(0).unmap()
     protected.part(0).mprotect(syscalls.PROT_READ)
-    assert_found(probe, places, "a move, a merge, and cutting off the head of the mapping")
+    assert_found_by(probe, places, "a move, a merge, and cutting off the head of the mapping")
     if not destroys(probe):
         for mapping in (stayed, cut.part(1, 2), protected):
             mapping.check()
@@ -181,7 +165,6 @@ def test_found_after_the_mapping_grew_at_its_head(probe: Probe, area: CarveOut, 
         first   | A |          | d A f |       | a b c . . . |    d A f came from behind c
         then    | A |  | a b c   d A f |                          a b c follows: one mapping again
     """
-    usable(probe)
     stayed = area.map(0, 1).fill_same(SAME).madvise(syscalls.MADV_MERGEABLE)
     whole = area.map(30, 6).fill()
     whole.write(4, bytes([SAME]))
@@ -193,7 +176,7 @@ def test_found_after_the_mapping_grew_at_its_head(probe: Probe, area: CarveOut, 
     head = move(whole.part(0, 3), area.page(17))
     vma = maps.vma_at(head.address)
     assert (vma.start, vma.end) == (head.address, tail.end), f"the two did not become one mapping: {vma}"
-    assert_found(probe, places, "a move, a merge, and joining another mapping to the moved one")
+    assert_found_by(probe, places, "a move, a merge, and joining another mapping to the moved one")
     if not destroys(probe):
         for mapping in (stayed, head, tail):
             mapping.check()
@@ -208,12 +191,11 @@ def test_a_child_forked_after_the_merge_is_found(probe: Probe, area: CarveOut, k
         parent   | A | . | A |
         child    | A | . | A |    forked after the merge, never scanned
     """
-    usable(probe)
     pair = hugh(area, ksm, dontfork=False)
     with Child() as child:
         places = [*pair.places, *(Place(place.address, child) for place in pair.places)]
         assert_merged(places)
-        assert_found(probe, places, "a move, a merge at the new place, and a fork")
+        assert_found_by(probe, places, "a move, a merge at the new place, and a fork")
         if not destroys(probe):
             pair.check()
             child.call(pair.check)
@@ -239,7 +221,6 @@ def test_a_child_is_found_after_its_parent_moved_away(probe: Probe, area: CarveO
 
     (mm/ksm.c: scan_get_next_rmap_item(), get_next_rmap_item(), rmap_walk_ksm(); 6.12 and 7.3.)
     """
-    usable(probe)
     pair = equal_pair(area, dontfork=False)
     ksm.scan()
     assert_merged(pair.places)
@@ -249,7 +230,7 @@ def test_a_child_is_found_after_its_parent_moved_away(probe: Probe, area: CarveO
         assert merging_pages(child.pid) == 0, "ksmd has come by the child already: there is nothing to see"
         places = [pair.places[0], *(Place(place.address, child) for place in pair.places)]
         assert_merged(places)
-        assert_found(probe, places, "a merge, a fork, a move in the parent, and a visit of ksmd to the parent")
+        assert_found_by(probe, places, "a merge, a fork, a move in the parent, and a visit of ksmd to the parent")
 
 
 @every_probe
@@ -262,13 +243,12 @@ def test_found_after_two_moves(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
                            `-----------.
         second   | A | . | . | . . . | A |
     """
-    usable(probe)
     pair = hugh(area, ksm)
     pair = Pair(pair.stayed, move(pair.moved, area.page(30)))
     assert_unmerged(pair.moved, [pair.stayed])
     ksm.scan()
     assert_merged(pair.places)
-    assert_found(probe, pair.places, "two moves, with a merge after each")
+    assert_found_by(probe, pair.places, "two moves, with a merge after each")
     if not destroys(probe):
         pair.check()
 
@@ -284,7 +264,6 @@ def test_private_pages_of_a_file_are_found(probe: Probe, area: CarveOut, ksm: Ks
         moved   | A |            | a |     a copy of its own
         later   | A |            | A |     merged again
     """
-    usable(probe)
     fd = syscalls.memfd_create("private")
     try:
         os.ftruncate(fd, 8 * PAGE_SIZE)
@@ -298,7 +277,7 @@ def test_private_pages_of_a_file_are_found(probe: Probe, area: CarveOut, ksm: Ks
     ksm.scan()
     places = places_of(stayed, moved)
     assert_merged(places)
-    assert_found(probe, places, "a move of a private mapping of a file, and a merge")
+    assert_found_by(probe, places, "a move of a private mapping of a file, and a merge")
     if not destroys(probe):
         stayed.check()
         moved.check()
@@ -315,7 +294,6 @@ def test_relocation_of_merged_pages(probe: Probe, area: CarveOut, ksm: Ksm, relo
         patched    | A | . | a |    and merged again later
         unpatched  | A | A | . |    EINVAL
     """
-    usable(probe)
     pair = equal_pair(area)
     ksm.scan()
     frame = assert_merged(pair.places)
@@ -325,12 +303,12 @@ def test_relocation_of_merged_pages(probe: Probe, area: CarveOut, ksm: Ksm, relo
             move(pair.moved, area.page(2), flag)
         assert refused.value.errno == errno.EINVAL
         assert assert_merged(pair.places) == frame, "a refused move touched the pages"
-        assert_found(probe, pair.places, "a refused relocation")
+        assert_found_by(probe, pair.places, "a refused relocation")
     else:
         pair = Pair(pair.stayed, move(pair.moved, area.page(2), flag))
         assert_unmerged(pair.moved, [pair.stayed])
         ksm.scan()
         assert_merged(pair.places)
-        assert_found(probe, pair.places, "a relocation and a merge at the new place")
+        assert_found_by(probe, pair.places, "a relocation and a merge at the new place")
     if not destroys(probe):
         pair.check()

@@ -20,24 +20,11 @@ from guest_tests.mm import kpage, maps, pagemap, system, vmstat
 from guest_tests.mm.mapping import PAGE_SIZE, ZERO, CarveOut, Mapping, carve_out, move
 from guest_tests.mm.proctree import Child
 from guest_tests.mm.syscalls import MADV_DONTNEED, MREMAP_MUST_RELOCATE_ANON
-from guest_tests.relocation import (
-    Spliced,
-    check_pages,
-    counted,
-    huge_page,
-    is_large,
-    lenient_ways,
-    moved,
-    mthp,
-    mthp_size,
-    must_or_refused,
-    pinned,
-    pmd_size,
-    refused_move,
-    stamp,
-    thp,
-    ways,
-)
+from guest_tests.support.checks import counted
+from guest_tests.support.folios import huge_page, is_large, mthp, mthp_size, pmd_size, stamp, thp
+from guest_tests.support.found import assert_found
+from guest_tests.support.holds import Spliced, pinned
+from guest_tests.support.moves import lenient_ways, move_or_refused, must_or_refused, pin_in_the_way, refused_move, ways
 
 pytestmark = pytest.mark.shared_guest
 
@@ -92,11 +79,11 @@ def test_to_an_aligned_place(relocate: bool, scene: Scene, flags: int) -> None:
     """
     before = pagemap.pfn(scene.source.address)
     with counted(relocate, relocated=1 if flags else 0):
-        result = moved(relocate, scene.area, scene.source, scene.at(4), flags)
+        result = move_or_refused(relocate, scene.area, scene.source, scene.at(4), flags)
     if result is not None:
         assert _huge_kb(result) == result.length >> 10, f"of a huge page {_huge_kb(result)} kB are mapped as one"
         assert pagemap.pfn(result.address) == before, "the move changed the frame"
-        check_pages(result)
+        assert_found(result)
 
 
 @ways
@@ -110,11 +97,11 @@ def test_to_a_misaligned_place(relocate: bool, scene: Scene, flags: int, off: in
                 |TTTTTTT|        |--> here |            one page off
     """
     before = pagemap.pfns(scene.source.address, scene.pages)
-    result = moved(relocate, scene.area, scene.source, scene.at(4, off), flags)
+    result = move_or_refused(relocate, scene.area, scene.source, scene.at(4, off), flags)
     if result is not None:
         assert _huge_kb(result) == 0, f"no PMD fits, but {_huge_kb(result)} kB are said to be mapped by one"
         assert pagemap.pfns(result.address, result.pages) == before, "the move changed frames"
-        check_pages(result)
+        assert_found(result)
 
 
 @ways
@@ -123,11 +110,11 @@ def test_the_huge_zero_page(relocate: bool, scene: Scene, flags: int) -> None:
     source = scene.area.map(scene.pages, scene.pages).touch_read([0])
     if kpage.Flag.ZERO_PAGE not in kpage.flags_at(source.address):
         pytest.skip("needs the huge zero page: /sys/kernel/mm/transparent_hugepage/use_zero_page is 0")
-    result = moved(relocate, scene.area, source, scene.at(6), flags)
+    result = move_or_refused(relocate, scene.area, source, scene.at(6), flags)
     if result is not None:
         assert kpage.Flag.ZERO_PAGE in kpage.flags_at(result.address), "the zero page was copied"
         stamp(result, seed=1)
-        check_pages(result)
+        assert_found(result)
 
 
 # --- parts of a huge page ----------------------------------------------------------------------------------------
@@ -147,11 +134,11 @@ def test_half_of_it(relocate: bool, scene: Scene, flags: int, half: int) -> None
     count = scene.pages // 2
     part, rest = scene.source.part(half * count, count), scene.source.part((1 - half) * count, count)
     before = vmstat.vmstat()
-    result = moved(relocate, scene.area, part, scene.at(4), flags)
+    result = move_or_refused(relocate, scene.area, part, scene.at(4), flags)
     if result is not None:
         if flags:
             assert vmstat.delta(before, "thp_split_page") >= 1, "half of a folio was relocated without splitting it"
-        check_pages(result, rest)
+        assert_found(result, rest)
 
 
 @ways
@@ -178,9 +165,9 @@ def test_half_of_it_within_the_mapping(relocate: bool, flags: int) -> None:
         if flags == MREMAP_MUST_RELOCATE_ANON:
             result = must_or_refused(relocate, area, part, to)
         else:
-            result = moved(relocate, area, part, to, flags)
+            result = move_or_refused(relocate, area, part, to, flags)
         around = [whole.part(0, 2), whole.part(3 * pages - 1)]
-        check_pages(part if result is None else result, rest, *around)
+        assert_found(part if result is None else result, rest, *around)
 
 
 @ways
@@ -199,8 +186,8 @@ def test_scattered(relocate: bool, scene: Scene, flags: int) -> None:
     if flags == MREMAP_MUST_RELOCATE_ANON:
         result = must_or_refused(relocate, scene.area, rest, scene.at(6))
     else:
-        result = moved(relocate, scene.area, rest, scene.at(6), flags)
-    check_pages(rest if result is None else result, away)
+        result = move_or_refused(relocate, scene.area, rest, scene.at(6), flags)
+    assert_found(rest if result is None else result, away)
 
 
 @lenient_ways
@@ -210,7 +197,7 @@ def test_split_afterwards(relocate: bool, scene: Scene, flags: int) -> None:
     control = Path("/sys/kernel/debug/split_huge_pages")
     system.require_file(str(control), "DEBUG_FS")
     count = scene.pages // 2
-    result = moved(relocate, scene.area, scene.source.part(0, count), scene.at(4), flags)
+    result = move_or_refused(relocate, scene.area, scene.source.part(0, count), scene.at(4), flags)
     if result is None:
         return
     rest = scene.source.part(count, count)
@@ -219,7 +206,7 @@ def test_split_afterwards(relocate: bool, scene: Scene, flags: int) -> None:
     for part in (result, rest):
         large = [index for index, each in enumerate(_large(part)) if each]
         assert not large, f"after splitting, pages {large[:8]} … of {part} still belong to a large folio"
-    check_pages(result, rest)
+    assert_found(result, rest)
 
 
 # --- folios smaller than a huge page -----------------------------------------------------------------------------
@@ -250,11 +237,11 @@ def test_folios_inside(relocate: bool, flags: int, off: int) -> None:
     with _folios(4) as (area, source, pages):
         part = source.part(pages, 2 * pages)
         before = pagemap.pfns(part.address, part.pages)
-        result = moved(relocate, area, part, area.page(8 * pages + off), flags)
+        result = move_or_refused(relocate, area, part, area.page(8 * pages + off), flags)
         if result is not None:
             assert pagemap.pfns(result.address, result.pages) == before, "the move changed frames"
             assert all(_large(result)), f"folios inside of the range were split: {_large(result)}"
-            check_pages(result, source.part(0, pages), source.part(3 * pages, pages))
+            assert_found(result, source.part(0, pages), source.part(3 * pages, pages))
 
 
 @ways
@@ -271,13 +258,13 @@ def test_folios_across(relocate: bool, flags: int, first: int) -> None:
     with _folios(4) as (area, source, pages):
         part, rest = source.part(first, source.pages - first), source.part(0, first)
         before = pagemap.pfns(part.address, part.pages)
-        result = moved(relocate, area, part, area.page(8 * pages), flags)
+        result = move_or_refused(relocate, area, part, area.page(8 * pages), flags)
         if result is not None:
             assert pagemap.pfns(result.address, result.pages) == before, "the move changed frames"
             edge = not flags  # a plain move needs not care
             wanted = [edge] * (pages - first) + [True] * 3 * pages
             assert _large(result) == wanted, f"large folios are at {_large(result)}, expected {wanted}"
-            check_pages(result, rest)
+            assert_found(result, rest)
 
 
 @ways
@@ -286,9 +273,9 @@ def test_a_swapped_part(relocate: bool, flags: int) -> None:
     with _folios(2) as (area, source, pages):
         source.part(2, 1).madvise(MADV_DONTNEED)
         source.contents[2] = ZERO
-        result = moved(relocate, area, source, area.page(4 * pages), flags)
+        result = move_or_refused(relocate, area, source, area.page(4 * pages), flags)
         if result is not None:
-            check_pages(result)
+            assert_found(result)
 
 
 @ways
@@ -306,12 +293,12 @@ def test_a_stranger_between_the_pages_of_a_folio(relocate: bool, flags: int) -> 
         stamp(source)
         assert _large(source) == [index != 2 for index in range(source.pages)], "the stranger is no small page"
         before = pagemap.pfns(source.address, source.pages)
-        result = moved(relocate, area, source, area.page(4 * pages), flags)
+        result = move_or_refused(relocate, area, source, area.page(4 * pages), flags)
         if result is not None:
             assert pagemap.pfns(result.address, result.pages) == before, "the move changed frames"
             wanted = [not flags and index != 2 for index in range(pages)] + [True] * pages
             assert _large(result) == wanted, f"large folios are at {_large(result)}, expected {wanted}"
-            check_pages(result)
+            assert_found(result)
 
 
 # --- pins --------------------------------------------------------------------------------------------------------
@@ -320,11 +307,11 @@ def test_a_stranger_between_the_pages_of_a_folio(relocate: bool, flags: int) -> 
 @lenient_ways
 def test_a_pinned_huge_page(relocate: bool, scene: Scene, flags: int) -> None:
     """Row 74, pinned-thp: best effort moves it plainly."""
-    with pinned(scene.at(0, 7)), counted(relocate, relocated=0, refused_pinned=1 if flags else 0):
-        result = moved(relocate, scene.area, scene.source, scene.at(4), flags)
+    with pin_in_the_way(relocate, scene.at(0, 7), flags):
+        result = move_or_refused(relocate, scene.area, scene.source, scene.at(4), flags)
     if result is not None:
         assert _huge_kb(result) == result.length >> 10, "a pinned huge page was split"
-        check_pages(result)
+        assert_found(result)
 
 
 def test_a_pinned_huge_page_is_refused(relocate: bool, scene: Scene) -> None:
@@ -332,7 +319,7 @@ def test_a_pinned_huge_page_is_refused(relocate: bool, scene: Scene) -> None:
     with pinned(scene.at(0, 7)), counted(relocate, relocated=0, refused_pinned=1, undone=0):
         refused_move(relocate, scene.area, scene.source, scene.at(4))
         assert _huge_kb(scene.source) == scene.source.length >> 10, "a refused relocation split a huge page"
-    check_pages(scene.source)
+    assert_found(scene.source)
 
 
 @pytest.mark.parametrize("half", [0, 1], ids=["first", "second"])
@@ -341,7 +328,7 @@ def test_half_of_a_pinned_huge_page(relocate: bool, scene: Scene, half: int) -> 
     count = scene.pages // 2
     with pinned(scene.at(0, 7)):
         refused_move(relocate, scene.area, scene.source.part(half * count, count), scene.at(4))
-    check_pages(scene.source)
+    assert_found(scene.source)
 
 
 # --- copy on write -----------------------------------------------------------------------------------------------
@@ -360,7 +347,7 @@ def test_copy_on_write(relocate: bool, scene: Scene, flags: int, mover: str) -> 
     """
     count = scene.pages // 2
     part, rest = scene.source.part(0, count), scene.source.part(count, count)
-    result = moved(relocate, scene.area, part, scene.at(4), flags)
+    result = move_or_refused(relocate, scene.area, part, scene.at(4), flags)
     if result is None:
         return
     looked_at = result if mover == "part" else rest
@@ -370,7 +357,7 @@ def test_copy_on_write(relocate: bool, scene: Scene, flags: int, mover: str) -> 
         looked_at.write(3, b"written after the fork")
         assert child.call(_taken_back) == expected, "a write of the parent is seen in a page that the child gave away"
         looked_at.check()
-    check_pages(result, rest)
+    assert_found(result, rest)
 
 
 _pipe: list[Spliced] = []

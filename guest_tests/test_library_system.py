@@ -34,23 +34,15 @@ from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, map_
 from guest_tests.mm.proctree import Child, ChildDied
 
 
-@pytest.fixture
-def area() -> Iterator[CarveOut]:
-    with carve_out(40) as carved:
-        yield carved
-
-
-@pytest.fixture
-def quiet_ksm() -> Iterator[Ksm]:
-    system.require_config("KSM")
-    if not ksm.available():
-        pytest.skip("needs CONFIG_KSM=y: this kernel has no /sys/kernel/mm/ksm")
-    with Ksm() as controlled:
-        yield controlled
+@pytest.fixture(name="quiet_ksm")
+def _quiet_ksm(ksm: Ksm) -> Ksm:
+    """The shared fixture under a name that does not hide the module."""
+    return ksm
 
 
 @pytest.fixture
 def group() -> Iterator[memcg.Memcg]:
+    """A group that these tests put processes into; ``own_group`` would have this process in it already."""
     memcg.require_memcg()
     with memcg.Memcg("library") as made:
         yield made

@@ -18,7 +18,6 @@ from typing import Final
 
 import pytest
 
-from guest_tests.checks import check_rmap, expect_layout, relocate_or_refused
 from guest_tests.mm import maps, numa, pagemap, syscalls, system
 from guest_tests.mm.mapping import ZERO, CarveOut, Mapping, move
 from guest_tests.mm.syscalls import (
@@ -29,6 +28,9 @@ from guest_tests.mm.syscalls import (
     PROT_READ,
     PROT_RW,
 )
+from guest_tests.support.checks import expect_layout
+from guest_tests.support.found import assert_found
+from guest_tests.support.moves import move_or_refused
 
 pytestmark = pytest.mark.shared_guest
 
@@ -56,10 +58,7 @@ def _moved(relocate: bool, area: CarveOut, source: Mapping, to: int, flags: int)
     Checking the data has pages that were never touched read as zero, which does not count as faulting them in.
     """
     before = pagemap.pfns(source.address, source.pages)
-    if flags:
-        moved = relocate_or_refused(relocate, area, source, area.page(to), flags)
-    else:
-        moved = move(source, area.page(to)).check()
+    moved = move_or_refused(relocate, area, source, area.page(to), flags)
     if moved is not None:
         for old, new in zip(before, pagemap.pfns(moved.address, moved.pages), strict=True):
             assert old in (None, new), f"the move changed a page frame from {old} to {new}"
@@ -72,7 +71,7 @@ def _still_works(*mappings: Mapping) -> None:
         mapping.check()
         if all(content == ZERO for content in mapping.contents):
             mapping.fill(seed=100 + number)
-    check_rmap(*mappings)
+    assert_found(*mappings)
 
 
 def _move_between(
@@ -321,7 +320,7 @@ def test_a_move_back_closes_the_hole(area: CarveOut, first: int) -> None:
         expect_layout(area, [(0, 15)], "the piece was moved back to where it was faulted in")
         whole.check()
     assert pagemap.pfns(whole.address, whole.pages) == frames, "moving a piece away and back changed page frames"
-    check_rmap(whole)
+    assert_found(whole)
 
 
 def test_a_whole_mapping_moved_back_merges_with_what_it_left(area: CarveOut) -> None:
@@ -345,7 +344,7 @@ def test_a_whole_mapping_moved_back_merges_with_what_it_left(area: CarveOut) -> 
     move(twice.part(2, 3), area.page(7))
     expect_layout(area, [(0, 10)], "all pages are back")
     whole.check()
-    check_rmap(whole)
+    assert_found(whole)
 
 
 @pytest.mark.parametrize(
@@ -421,7 +420,7 @@ def test_relocated_away_and_moved_back(relocate: bool, area: CarveOut, back: int
                |fffffffff|sssssssss|fffffffff|                         three; relocated again: one
     """
     whole = area.map(0, 15).fill()
-    moved = relocate_or_refused(relocate, area, whole.part(5, 5), area.page(_AWAY), MREMAP_RELOCATE_ANON)
+    moved = move_or_refused(relocate, area, whole.part(5, 5), area.page(_AWAY), MREMAP_RELOCATE_ANON)
     if moved is not None:
         area.reserve(5, 5)
         move(moved, area.page(5), back)
@@ -460,7 +459,7 @@ def test_an_unfaulted_source_must_relocate(relocate: bool, area: CarveOut) -> No
     """
     neighbour = _block(area, 0)
     source = _block(area, _AWAY, faulted=False)
-    moved = relocate_or_refused(relocate, area, source, area.page(5), MREMAP_MUST_RELOCATE_ANON)
+    moved = move_or_refused(relocate, area, source, area.page(5), MREMAP_MUST_RELOCATE_ANON)
     if moved is not None:
         expect_layout(area, [(0, 10)], "unfaulted memory takes the offset of its new place")
         _still_works(moved, neighbour)
@@ -528,7 +527,7 @@ def test_relocating_and_keeping_the_source(relocate: bool, area: CarveOut) -> No
                |    0    |         |uuuuuuuuu|sssssssss|    relocated: merged at its new place
     """
     source, neighbour = _block(area, 0), _block(area, 20, faulted=False)
-    moved = relocate_or_refused(relocate, area, source, area.page(25), MREMAP_MUST_RELOCATE_ANON | MREMAP_DONTUNMAP)
+    moved = move_or_refused(relocate, area, source, area.page(25), MREMAP_MUST_RELOCATE_ANON | MREMAP_DONTUNMAP)
     if moved is not None:
         expect_layout(area, [(0, 5), (20, 10)], "relocated from a source that stays")
         assert pagemap.pfns(source.address, 5) == [None] * 5, "the source kept pages that were moved"
@@ -551,7 +550,7 @@ def test_a_copy_beside_what_it_was_made_of(relocate: bool, area: CarveOut, first
     expected = sorted([(10, 10), (10 + to, 5)])
     part = source.part(first, 5)
     flags = MREMAP_MUST_RELOCATE_ANON | MREMAP_DONTUNMAP
-    moved = relocate_or_refused(relocate, area, part, area.page(10 + to), flags)
+    moved = move_or_refused(relocate, area, part, area.page(10 + to), flags)
     if moved is not None:
         expect_layout(area, expected, "a copy beside its source")
         _still_works(moved, source.part(5 - first, 5))
@@ -570,7 +569,7 @@ def test_growing_while_relocating(relocate: bool, area: CarveOut, fixed: bool) -
     source, neighbour = _block(area, 0), _block(area, 15, faulted=False)
     before = pagemap.pfns(source.address, 5)
     to = area.page(20) if fixed else None
-    moved = relocate_or_refused(relocate, area, source, to, MREMAP_MUST_RELOCATE_ANON, pages=10)
+    moved = move_or_refused(relocate, area, source, to, MREMAP_MUST_RELOCATE_ANON, pages=10)
     if moved is not None:
         assert moved.address != source.address, "there was no room in place"
         expect_layout(area, [(15, 15)] if fixed else [(15, 5)], "five pages were relocated and grew to ten")
@@ -590,7 +589,7 @@ def test_shrinking_while_relocating(relocate: bool, area: CarveOut) -> None:
                                              |uuuuuuuuu|sssssssss|    relocated: one
     """
     source, neighbour = area.map(0, 10).fill(), _block(area, 15, faulted=False)
-    moved = relocate_or_refused(relocate, area, source, area.page(20), MREMAP_MUST_RELOCATE_ANON, pages=5)
+    moved = move_or_refused(relocate, area, source, area.page(20), MREMAP_MUST_RELOCATE_ANON, pages=5)
     if moved is not None:
         expect_layout(area, [(15, 10)], "five of ten pages were relocated")
         assert not maps.vmas_between(source.address, source.end), "the source is still mapped"
@@ -612,7 +611,7 @@ def test_a_neighbour_of_another_name(relocate: bool, area: CarveOut) -> None:
         if error.errno != errno.EINVAL:
             raise
         pytest.skip("needs CONFIG_ANON_VMA_NAME=y: this kernel has it off")
-    moved = relocate_or_refused(relocate, area, source, area.page(20), MREMAP_MUST_RELOCATE_ANON)
+    moved = move_or_refused(relocate, area, source, area.page(20), MREMAP_MUST_RELOCATE_ANON)
     if moved is not None:
         expect_layout(area, [(15, 5), (20, 5)], "different names do not merge")
         syscalls.name_anonymous(moved.address, moved.length, "neighbour")
@@ -632,7 +631,7 @@ def test_a_neighbour_of_another_memory_policy(relocate: bool, area: CarveOut) ->
     neighbour, source = _block(area, 15, faulted=False), _block(area, 0)
     node = numa.nodes()[0]
     numa.mbind(neighbour.address, neighbour.length, numa.MPOL_BIND, [node])
-    moved = relocate_or_refused(relocate, area, source, area.page(20), MREMAP_MUST_RELOCATE_ANON)
+    moved = move_or_refused(relocate, area, source, area.page(20), MREMAP_MUST_RELOCATE_ANON)
     if moved is not None:
         expect_layout(area, [(15, 5), (20, 5)], "different memory policies do not merge")
         numa.mbind(moved.address, moved.length, numa.MPOL_BIND, [node])

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from guest_tests.checks import State, check_rmap, expect_layout, fails, refused
 from guest_tests.mm import maps, pagemap, syscalls, system, userfault
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out
 from guest_tests.mm.syscalls import MREMAP_FIXED, MREMAP_MAYMOVE, MREMAP_MUST_RELOCATE_ANON, PROT_READ, PROT_RW
 from guest_tests.mm.userfault import Userfault
+from guest_tests.support.checks import State, expect_layout, fails, refused
+from guest_tests.support.found import assert_found
 
 pytestmark = pytest.mark.shared_guest
 
@@ -97,7 +98,7 @@ def test_gaps_are_kept(area: CarveOut, target: CarveOut, starts: tuple[int, ...]
     expect_layout(target, [(start, 3) for start in starts], "gaps are kept")
     expect_layout(area, [], "all of the source was moved")
     assert _frames(*moved) == before, "the move changed page frames"
-    check_rmap(*moved)
+    assert_found(*moved)
 
 
 def test_what_lies_in_a_gap_of_the_destination_stays(area: CarveOut, target: CarveOut) -> None:
@@ -117,7 +118,7 @@ def test_what_lies_in_a_gap_of_the_destination_stays(area: CarveOut, target: Car
     expect_layout(target, [(0, 3), (3, 3), (6, 3)], "two mappings around what was in the gap")
     old.part(3, 3).check()
     moved = [_at(target, area, block).check() for block in blocks]
-    check_rmap(*moved)
+    assert_found(*moved)
 
 
 def test_part_of_a_mapping_at_either_end(area: CarveOut, target: CarveOut) -> None:
@@ -137,7 +138,7 @@ def test_part_of_a_mapping_at_either_end(area: CarveOut, target: CarveOut) -> No
     expect_layout(area, [(0, 1), (7, 1)], "the range left one page at either end")
     expect_layout(target, [(10, 2), (14, 2)], "two pages of each, and the gap")
     moved = [Mapping(target.page(10), 2, first.contents[1:]), Mapping(target.page(14), 2, last.contents[:2])]
-    check_rmap(first.part(0), *moved, last.part(2))
+    assert_found(first.part(0), *moved, last.part(2))
 
 
 def test_moving_several_back_merges_them(area: CarveOut, target: CarveOut) -> None:
@@ -160,7 +161,7 @@ def test_moving_several_back_merges_them(area: CarveOut, target: CarveOut) -> No
     expect_layout(area, [(0, 3), (3, 3), (6, 3)], "three mappings were moved back")
     whole.part(3, 3).mprotect(PROT_RW)
     expect_layout(area, [(0, 9)], "three mappings at the place where they were one")
-    check_rmap(whole.check())
+    assert_found(whole.check())
 
 
 def test_a_gap_at_the_beginning(area: CarveOut, target: CarveOut) -> None:
@@ -200,7 +201,7 @@ def test_a_userfaultfd_in_the_middle(area: CarveOut, target: CarveOut) -> None:
         expect_layout(target, [(0, 3)], "what lies before the one with userfaultfd was moved")
         now = [_at(target, area, blocks[0]), *blocks[1:]]
         assert _frames(*now) == before, "a move that stopped half way changed page frames"
-        check_rmap(*now)
+        assert_found(*now)
 
 
 def test_a_userfaultfd_at_the_beginning(area: CarveOut, target: CarveOut) -> None:
@@ -220,7 +221,7 @@ def test_a_userfaultfd_at_the_beginning(area: CarveOut, target: CarveOut) -> Non
         _move(area, 3, target)
         expect_layout(target, [(0, 3)], "alone, a mapping with userfaultfd moves")
         expect_layout(area, [(4, 3)], "the other mapping stays")
-        check_rmap(_at(target, area, blocks[0]).check())
+        assert_found(_at(target, area, blocks[0]).check())
 
 
 @pytest.mark.parametrize("fixed", [True, False], ids=["to-a-place", "anywhere"])
@@ -283,7 +284,7 @@ def test_two_mappings_shrink_to_one(area: CarveOut, target: CarveOut) -> None:
     expect_layout(area, [], "the rest of both mappings was unmapped")
     moved = Mapping(target.address, 2, first.contents[:2]).check()
     assert pagemap.pfns(moved.address, 2) == before, "the move changed page frames"
-    check_rmap(moved)
+    assert_found(moved)
 
 
 def test_several_mappings_are_relocated(relocate: bool, area: CarveOut, target: CarveOut) -> None:
@@ -307,4 +308,4 @@ def test_several_mappings_are_relocated(relocate: bool, area: CarveOut, target: 
     assert _frames(*moved) == before, "relocation changed page frames"
     fresh = target.map(3, 3)
     expect_layout(target, [(0, 6), (6, 3)], "new memory joins relocated memory of equal protection")
-    check_rmap(*moved, fresh.fill(seed=9))
+    assert_found(*moved, fresh.fill(seed=9))

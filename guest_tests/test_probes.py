@@ -11,11 +11,9 @@ Unreachable situations are made without changing the kernel:
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +21,7 @@ import pytest
 
 from guest_tests.mm import kpage, ksm, memcg, numa, pagemap, syscalls, vmstat
 from guest_tests.mm.ksm import Ksm
-from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, map_anonymous
+from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, map_anonymous
 from guest_tests.mm.probes import EXCLUSIVE_PROBES, PROBES, Answer, Place, Probe
 from guest_tests.mm.probes.ageing import DamonAccess, IdleBitmap
 from guest_tests.mm.probes.compaction import Compaction
@@ -33,48 +31,17 @@ from guest_tests.mm.probes.place import Page, observe
 from guest_tests.mm.probes.poison import HwPoison
 from guest_tests.mm.probes.reclaim import DamonPageout, Pageout, Reclaim
 from guest_tests.mm.proctree import Child
+from guest_tests.support.found import every_probe, usable
+from guest_tests.support.holds import Spliced
 
-each_probe = pytest.mark.parametrize("probe", PROBES, ids=repr, indirect=True)
-
-
-@pytest.fixture
-def probe(request: pytest.FixtureRequest) -> Probe:
-    """The probe, if it can work here."""
-    wanted: Probe = request.param
-    if reason := wanted.missing():
-        pytest.skip(f"{wanted}: {reason}")
-    return wanted
+# Reclaim needs memory that was charged to a group of its own.
+pytestmark = pytest.mark.usefixtures("own_group")
 
 
-def usable(probe: Probe) -> Probe:
-    if reason := probe.missing():
-        pytest.skip(f"{probe}: {reason}")
-    return probe
-
-
-@pytest.fixture(autouse=True)
-def group() -> Iterator[None]:
-    """A control group of our own, which reclaim needs."""
-    if not memcg.available():
-        yield
-        return
-    with memcg.Memcg("probes") as entered:
-        entered.enter()
-        yield
-
-
-@pytest.fixture
-def area() -> Iterator[CarveOut]:
-    with carve_out(40) as carved:
-        yield carved
-
-
-@pytest.fixture
-def quiet_ksm() -> Iterator[Ksm]:
-    if not ksm.available():
-        pytest.skip("needs CONFIG_KSM=y: this kernel has no /sys/kernel/mm/ksm")
-    with Ksm() as controlled:
-        yield controlled
+@pytest.fixture(name="quiet_ksm")
+def _quiet_ksm(ksm: Ksm) -> Ksm:
+    """The shared fixture under a name that does not hide the module."""
+    return ksm
 
 
 @pytest.fixture
@@ -112,14 +79,14 @@ def conclusive(answer: Answer) -> Answer:
 # --- what is there is found --------------------------------------------------------------------------------------
 
 
-@each_probe
+@every_probe
 def test_finds_a_merged_page_at_both_addresses_of_a_process(probe: Probe, merged: list[Place]) -> None:
     answer = conclusive(probe.walk(merged))
     assert answer.complete, answer
     assert answer.found == set(merged)
 
 
-@each_probe
+@every_probe
 def test_finds_a_merged_page_in_two_processes(probe: Probe, area: CarveOut, quiet_ksm: Ksm, child: Child) -> None:
     map_mergeable(area.page(0), 6)
     child.call(map_mergeable, area.page(5), 6)
@@ -130,7 +97,7 @@ def test_finds_a_merged_page_in_two_processes(probe: Probe, area: CarveOut, quie
     assert answer.complete, answer
 
 
-@each_probe
+@every_probe
 def test_finds_a_page_shared_with_a_forked_child(probe: Probe, area: CarveOut) -> None:
     mapping = area.map(0, 1).fill()
     with Child() as child:
@@ -146,7 +113,7 @@ def test_finds_the_one_mapping_of_an_exclusive_page(probe: Probe, area: CarveOut
     assert answer.complete, answer
 
 
-@each_probe
+@every_probe
 def test_finds_a_page_that_was_in_use_just_before(probe: Probe, area: CarveOut) -> None:
     # The page is young, dirty and perhaps in a per-CPU batch: no reason to call it lost.
     mapping = area.map(0, 1)
@@ -158,7 +125,7 @@ def test_finds_a_page_that_was_in_use_just_before(probe: Probe, area: CarveOut) 
 # --- what is not is lost -----------------------------------------------------------------------------------------
 
 
-@each_probe
+@every_probe
 def test_an_unmerged_twin_is_lost_and_nobody_else(probe: Probe, merged: list[Place], area: CarveOut) -> None:
     twin = Place(area.map(9, 1).fill(seed=5).address)
     assert pagemap.pfn(twin.address) != pagemap.pfn(merged[0].address)
@@ -167,31 +134,17 @@ def test_an_unmerged_twin_is_lost_and_nobody_else(probe: Probe, merged: list[Pla
     assert answer.lost == {twin}, answer
 
 
-@each_probe
+@every_probe
 def test_a_place_where_nothing_is_mapped_is_lost(probe: Probe, merged: list[Place], area: CarveOut) -> None:
     empty = Place(area.map(9, 1).address)
     answer = conclusive(probe.walk([*merged, empty]))
     assert answer.lost == {empty}, answer
 
 
-@contextmanager
-def referenced_by_a_pipe(address: int) -> Iterator[None]:
-    """One more reference to the page, that no mapping explains: vmsplice(2) lets a pipe hold the page itself."""
-    vector = (ctypes.c_size_t * 2)(address, PAGE_SIZE)
-    reader, writer = os.pipe()
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        assert libc.vmsplice(writer, ctypes.byref(vector), ctypes.c_ulong(1), ctypes.c_uint(0)) == PAGE_SIZE
-        yield
-    finally:
-        os.close(reader)
-        os.close(writer)
-
-
 @pytest.mark.parametrize("probe", [MovePages(), SoftOffline()], ids=repr, indirect=True)
 def test_a_page_that_migration_must_refuse_is_lost(probe: Probe, area: CarveOut) -> None:
     mapping = area.map(0, 1).fill()
-    with referenced_by_a_pipe(mapping.address):
+    with Spliced(mapping.address):
         answer = probe.walk([Place(mapping.address)])
     assert answer.lost == {Place(mapping.address)}, answer
     assert "control page found" in answer.evidence
@@ -221,7 +174,7 @@ def test_an_access_that_cannot_happen_is_not_seen(probe: Probe, merged: list[Pla
 # --- it cannot be made to lie ------------------------------------------------------------------------------------
 
 
-@each_probe
+@every_probe
 def test_a_probe_that_does_not_walk_finds_nothing(
     probe: Probe, merged: list[Place], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,7 +185,7 @@ def test_a_probe_that_does_not_walk_finds_nothing(
     assert answer.inconclusive, "its control page was not found either"
 
 
-@each_probe
+@every_probe
 def test_a_probe_that_walks_every_page_but_ours_loses_ours(
     probe: Probe, merged: list[Place], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,8 +205,7 @@ def test_a_probe_that_walks_every_page_but_ours_loses_ours(
 
 def test_a_page_that_moves_without_its_mappings_is_lost(merged: list[Place], area: CarveOut) -> None:
     # Another frame in every place is not enough: it has to be the same one.
-    if reason := SoftOffline().missing():
-        pytest.skip(reason)
+    usable(SoftOffline())
 
     class Scatters(SoftOffline):
         def force(self, page: Page) -> str:
@@ -296,7 +248,7 @@ def test_without_a_page_the_answer_is_inconclusive(area: CarveOut) -> None:
 def test_a_control_page_that_is_lost_too_makes_the_answer_inconclusive(area: CarveOut) -> None:
     probe = usable(SoftOffline())
     ours, control = area.map(0, 1).fill(1), area.map(5, 1).fill(2)
-    with referenced_by_a_pipe(ours.address), referenced_by_a_pipe(control.address):
+    with Spliced(ours.address), Spliced(control.address):
         answer = probe.walk([Place(ours.address)], [Place(control.address)])
     assert not answer.lost | answer.found
     assert "control page" in answer.inconclusive
@@ -323,7 +275,7 @@ def test_a_frame_that_was_used_up_is_given_back(probe: Probe, merged: list[Place
     assert kpage.Flag.HWPOISON not in kpage.flags(frame)
 
 
-@each_probe
+@every_probe
 def test_what_survives_a_walk_is_intact(probe: Probe, area: CarveOut) -> None:
     if isinstance(probe, HwPoison):
         pytest.skip("poisoning destroys the page: that is its purpose")

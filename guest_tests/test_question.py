@@ -10,12 +10,12 @@ that a walk which mixes up the two loses the page (02e1b8df-d568-8cbb-b8f6-46d54
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from guest_tests.mm import ksm as ksm_knobs
-from guest_tests.mm import memcg, pagemap
+from guest_tests.mm import pagemap
 from guest_tests.mm.ksm import Ksm
 from guest_tests.mm.mapping import CarveOut, Mapping, carve_out, move
 from guest_tests.mm.probes import PROBES, Place, Probe
@@ -59,17 +59,6 @@ def move_second(stays: int, goes: int) -> int:
     return move(second, target, MREMAP_MAYMOVE | MREMAP_FIXED).address
 
 
-@pytest.fixture
-def group() -> Iterator[None]:
-    """A control group of our own, which reclaim needs to have pages charged to; where the kernel has any."""
-    if not memcg.available():
-        yield
-        return
-    with memcg.Memcg("question") as entered:
-        entered.enter()
-        yield
-
-
 def test_a_move_unmerges_ksm_pages(ksm: Ksm, record_property: Record) -> None:
     stays, goes = build()
     ksm.scan()
@@ -90,7 +79,7 @@ def test_a_move_unmerges_ksm_pages(ksm: Ksm, record_property: Record) -> None:
 
 
 @pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.name)
-@pytest.mark.usefixtures("group")
+@pytest.mark.usefixtures("own_group")
 def test_the_walk_finds_pages_merged_again_after_the_move(probe: Probe, ksm: Ksm, record_property: Record) -> None:
     if missing := probe.missing():
         record_property("question", {"step": "walk", "probe": probe.name, "missing": missing})

@@ -11,17 +11,19 @@ import errno
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Final
 
 import pytest
 
-from guest_tests.checks import fails
 from guest_tests.mm import numa
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, move
 from guest_tests.mm.proctree import Child
 from guest_tests.mm.syscalls import MREMAP_MUST_RELOCATE_ANON
-from guest_tests.relocation import Busy, Ring, Spliced, check_pages, require_migration, require_ring, rounds, ways
+from guest_tests.support.found import assert_found, require_migration
+from guest_tests.support.holds import Ring, Spliced, require_ring
+from guest_tests.support.moves import unknown_flags, ways
+from guest_tests.support.races import Busy, rounds
 
 pytestmark = pytest.mark.shared_guest
 
@@ -36,7 +38,7 @@ def _there_and_back(relocate: bool, area: CarveOut, source: Mapping, flags: int,
     :returns: the mapping where it is in the end, its data checked.
     """
     if flags and not relocate:
-        fails(errno.EINVAL, lambda: move(source, area.page(20), flags), f"a move with flags {flags:#x}")
+        unknown_flags(source, area.page(20), flags)
         return source.check()
     here, succeeded = source, 0
     for _ in rounds(seconds, 20):
@@ -49,15 +51,6 @@ def _there_and_back(relocate: bool, area: CarveOut, source: Mapping, flags: int,
                 raise
     assert succeeded, "every single move was refused"
     return here.check()
-
-
-@contextmanager
-def _held(source: Mapping, hold: bool) -> Iterator[None]:
-    if not hold:
-        yield
-        return
-    with Spliced(source.address, source.length):
-        yield
 
 
 @ways
@@ -74,11 +67,11 @@ def test_migration(relocate: bool, area: CarveOut, flags: int, hold: bool) -> No
         nodes.reverse()
         numa.move_pages(0, addresses, [nodes[0]] * len(addresses), numa.MPOL_MF_MOVE_ALL)
 
-    with _held(source, hold), Busy(migrate) as thread:
+    with Spliced(source.address, source.length) if hold else nullcontext(), Busy(migrate) as thread:
         here = _there_and_back(relocate, area, source, flags)
         while not thread.rounds:
             here.check()
-    check_pages(here)
+    assert_found(here)
 
 
 def _splice(addresses: list[int]) -> Iterator[Callable[[], None]]:
@@ -129,7 +122,7 @@ def test_taking_pages(relocate: bool, area: CarveOut, flags: int, what: str) -> 
         here = _there_and_back(relocate, area, source, flags)
         while not thread.rounds:
             here.check()
-    check_pages(here)
+    assert_found(here)
 
 
 @ways
@@ -156,5 +149,5 @@ def _storm(relocate: bool, area: CarveOut, flags: int) -> int:
             here.check()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    check_pages(here)
+    assert_found(here)
     return arrived

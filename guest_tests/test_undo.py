@@ -20,7 +20,6 @@ from typing import Final
 
 import pytest
 
-from guest_tests.checks import State, expect_layout, fails
 from guest_tests.mm import maps, pagemap, syscalls, system, vmstat
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, move
 from guest_tests.mm.proctree import Child
@@ -31,21 +30,11 @@ from guest_tests.mm.syscalls import (
     MREMAP_RELOCATE_ANON,
 )
 from guest_tests.mm.waiting import wait_until
-from guest_tests.relocation import (
-    Accounts,
-    check_pages,
-    counted,
-    huge_page,
-    knob,
-    lenient_ways,
-    moved,
-    pinned,
-    pmd_size,
-    refused_move,
-    stamp,
-    thp,
-    ways,
-)
+from guest_tests.support.checks import Accounts, State, counted, expect_layout, fails
+from guest_tests.support.folios import huge_page, knob, pmd_size, stamp, thp
+from guest_tests.support.found import assert_found
+from guest_tests.support.holds import pinned
+from guest_tests.support.moves import lenient_ways, move_or_refused, pin_in_the_way, refused_move, ways
 
 pytestmark = pytest.mark.shared_guest
 
@@ -123,16 +112,16 @@ def scene() -> Iterator[Scene]:
 def test_falling_back(relocate: bool, scene: Scene, flags: int) -> None:
     """Row 92, undo-mid: with a pin in the middle, best effort moves plainly, and every page is found: those in front
     of the obstacle, the obstacle itself, and those behind it."""
-    with pinned(scene.parts[1].page(9)), counted(relocate, relocated=0, refused_pinned=1 if flags else 0):
-        result = moved(relocate, scene.area, scene.source, scene.to, flags)
-    check_pages(scene.source if result is None else result)
+    with pin_in_the_way(relocate, scene.parts[1].page(9), flags):
+        result = move_or_refused(relocate, scene.area, scene.source, scene.to, flags)
+    assert_found(scene.source if result is None else result)
 
 
 def test_refusing(relocate: bool, scene: Scene) -> None:
     """Row 93, undo-must: with a pin in the middle, "must" is refused; all is as before."""
-    with pinned(scene.parts[1].page(9)), counted(relocate, relocated=0, refused_pinned=1):
+    with pin_in_the_way(relocate, scene.parts[1].page(9), MREMAP_MUST_RELOCATE_ANON):
         refused_move(relocate, scene.area, scene.source, scene.to)
-    check_pages(scene.source)
+    assert_found(scene.source)
 
 
 #: the folio that fails: the first, the last small one, the huge one, the first behind it, the very last
@@ -144,12 +133,12 @@ def test_falling_back_half_way(relocate: bool, scene: Scene, number: int) -> Non
     """Row 92, undo-mid: best effort with a failure at a chosen folio brings back what it had, and moves plainly."""
     if not relocate:
         refused_move(relocate, scene.area, scene.source, scene.to, MREMAP_RELOCATE_ANON)
-        check_pages(scene.source)
+        assert_found(scene.source)
         return
     with _injecting() as arm, counted(relocate, relocated=0, undone=int(number > 1), refused_injected=1):
         arm(number)
         result = move(scene.source, scene.to, MREMAP_RELOCATE_ANON).check()
-    check_pages(result)
+    assert_found(result)
 
 
 @pytest.mark.parametrize("number", [1, 9])
@@ -171,12 +160,12 @@ def test_falling_back_where_page_tables_could_move(relocate: bool, number: int) 
             source.write(index, (index + 1).to_bytes(8, "little"))
         if not relocate:
             refused_move(relocate, area, source, area.page(4 * pages), MREMAP_RELOCATE_ANON)
-            check_pages(source)
+            assert_found(source)
             return
         with _injecting() as arm, counted(relocate, relocated=0, undone=int(number > 1), refused_injected=1):
             arm(number)
             result = move(source, area.page(4 * pages), MREMAP_RELOCATE_ANON).check()
-        check_pages(result)
+        assert_found(result)
 
 
 def test_undoing_allocates_no_page_table(relocate: bool) -> None:
@@ -209,7 +198,7 @@ def test_undoing_allocates_no_page_table(relocate: bool) -> None:
                 before = vmstat.status()["VmPTE"]
                 fails(errno.EFAULT, must, "a move whose last page fails")
                 grown.append(vmstat.status()["VmPTE"] - before)
-            check_pages(source)
+            assert_found(source)
     assert min(grown) == 0, f"undoing a move of three pages left page tables behind, in kB: {grown}"
 
 
@@ -218,12 +207,12 @@ def test_refusing_half_way(relocate: bool, scene: Scene, number: int) -> None:
     """Row 93, undo-must: a failure at a chosen folio: all is as before."""
     if not relocate:
         refused_move(relocate, scene.area, scene.source, scene.to)
-        check_pages(scene.source)
+        assert_found(scene.source)
         return
     with _injecting() as arm, counted(relocate, relocated=0, undone=int(number > 1), refused_injected=1):
         refused_move(relocate, scene.area, scene.source, scene.to, arm=lambda: arm(number))
-    check_pages(scene.source)
-    check_pages(move(scene.source, scene.to, MREMAP_MUST_RELOCATE_ANON))  # nothing stands in its way now
+    assert_found(scene.source)
+    assert_found(move(scene.source, scene.to, MREMAP_MUST_RELOCATE_ANON))  # nothing stands in its way now
 
 
 @pytest.mark.parametrize("flags", [MREMAP_RELOCATE_ANON, MREMAP_MUST_RELOCATE_ANON], ids=["relocate", "must"])
@@ -244,7 +233,7 @@ def test_at_either_end(relocate: bool, area: CarveOut, flags: int, index: int, h
             arm(index + 1)
             with counted(relocate, relocated=0):
                 result = move(source, to, flags).check()
-    check_pages(source if result is None else result)
+    assert_found(source if result is None else result)
 
 
 def _nothing(number: int) -> None:
@@ -258,7 +247,7 @@ def test_room_is_made_before_a_late_failure(relocate: bool, area: CarveOut) -> N
     area.map(20, 8).fill(seed=1)
     if not relocate:
         refused_move(relocate, area, source, area.page(20))
-        check_pages(source)
+        assert_found(source)
         return
     before = pagemap.pfns(source.address, 8)
     with _injecting() as arm:
@@ -266,7 +255,7 @@ def test_room_is_made_before_a_late_failure(relocate: bool, area: CarveOut) -> N
         fails(errno.EFAULT, lambda: move(source, area.page(20), MREMAP_MUST_RELOCATE_ANON), "an injected failure")
     expect_layout(area, [(0, 8)], "the destination was unmapped to make room, the source stayed")
     assert pagemap.pfns(source.address, 8) == before, "a refused move changed frames"
-    check_pages(source)
+    assert_found(source)
 
 
 # --- memory runs out ---------------------------------------------------------------------------------------------
@@ -329,7 +318,7 @@ def _out_of_memory(area: CarveOut, source: Mapping, to: int, flags: int) -> int:
             continue
         there = Mapping(to, source.pages, source.contents).check()
         if not injected:
-            check_pages(there)
+            assert_found(there)
             return failed
         move(there, source.address, flags).check()
     raise AssertionError(f"the move has more than {_MOST_CHANCES} chances to fail")
@@ -362,7 +351,7 @@ def test_out_of_memory(relocate: bool, flags: int, kind: str) -> None:
         to = area.page(4 * table - 8)
         if flags and not relocate:
             refused_move(relocate, area, source, to, flags)
-            check_pages(source)
+            assert_found(source)
             return
         name, config, settings = _KINDS[kind]
         with _failing(name, config, **settings):
@@ -423,7 +412,7 @@ def test_failing_again_and_again(relocate: bool, area: CarveOut, how: str) -> No
         wait_until(lambda: _anon_vmas() - anon_vmas < moves // 10, "anon_vmas to be freed", seconds=2)
     except TimeoutError:
         pytest.fail(f"{moves} refused moves left {_anon_vmas() - anon_vmas} anon_vmas behind")
-    check_pages(source)
+    assert_found(source)
 
 
 @ways
@@ -438,7 +427,7 @@ def test_too_many_mappings(relocate: bool, area: CarveOut, flags: int) -> None:
     with knob("/proc/sys/vm/max_map_count", str(count)):
         fails(code, lambda: move(part, area.page(20), flags), f"a move with {count} of {count} mappings in use")
     before.expect(area, "a move that would need too many mappings")
-    check_pages(source)
+    assert_found(source)
 
 
 # --- lock order --------------------------------------------------------------------------------------------------
@@ -461,7 +450,7 @@ def test_lock_order(relocate: bool, scene: Scene) -> None:
         with _injecting() as arm:
             arm(_SIDE // 2)
             first = move(move(first, scene.to, flags), first.address, flags)  # an undo
-    check_pages(first, middle, last)
+    assert_found(first, middle, last)
     assert _lock_checking(), "the lock checker has turned itself off: see its complaint on the console"
 
 

@@ -37,7 +37,7 @@ DUMPS = Path(__file__).parent / "audit_dumps"
 SOURCE = """
     import ctypes
 
-    from guest_tests import ksm_scenes
+    from guest_tests.support import ksm_scenes
     from guest_tests.mm.ksm import Ksm
     from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, move
     from guest_tests.mm.proctree import Child

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from guest_tests.audited import Audit, Watch
 from guest_tests.mm import syscalls
 from guest_tests.mm.probes import Answer, Place, Probe
 from guest_tests.mm.probes.place import Page
 from guest_tests.mm.proctree import Child
+from guest_tests.support.audited import Audit, Watch
+from guest_tests.support.observer import Observed
 
 
 class Host:
@@ -52,7 +53,7 @@ def host() -> Host:
 def watch(host: Host, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Watch:
     monkeypatch.setattr(syscalls, "mremap", lambda *_: 0)
     monkeypatch.setattr(Probe, "walk", lambda probe, places, control=None: probe.unable("it is none", ""))
-    return Watch(Audit(host.ask), monkeypatch, each_move=request.param)
+    return Watch(Audit(host.ask), Observed(monkeypatch), each_move=request.param)
 
 
 def move() -> None:

@@ -66,12 +66,11 @@ def test_a_dump_says_what_the_guest_says(guest: tuple[Vm, Scene, Layout], tmp_pa
 
 #: what the project's own guest tests have
 CONFTEST = """
-    from guest_tests.conftest import *
-    from guest_tests.conftest import _audited, _evidence
+    from guest_tests.support.fixtures import *
 """
 
 MIDDLE = """
-    from guest_tests.ksm_scenes import hugh
+    from guest_tests.support.ksm_scenes import hugh
     from guest_tests.mm.mapping import move
 
     def test_looks_in_the_middle(audit, area, ksm):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Audits of this guest's whole reverse map, from outside, at an instant that the test chooses.
+"""Audits of this guest's whole reverse map by the host, at a moment that the test chooses.
 
 The host freezes the guest, reads the kernel's structures, and proves for each present anonymous page-table entry that
-the kernel's reverse walk leads back to it. Unlike a probe it forces nothing, and sees every page.
+the kernel's reverse walk leads back to it. Unlike a probe, an audit forces no walk, and it covers every page.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from guest_tests.mm import syscalls
 from guest_tests.mm.mapping import CarveOut
 from guest_tests.mm.probes import Answer, Place, Probe
 from guest_tests.mm.proctree import Child
+from guest_tests.support.observer import Observed, Observer
 from harness.agent.session import AUDIT
 
-#: findings shown of one audit
+#: how many findings a message shows
 _MOST_SHOWN = 20
 
 
@@ -30,33 +30,33 @@ _MOST_SHOWN = 20
 class Seen:
     """What an audit found."""
 
-    #: one line
+    #: the result in one line
     summary: str
-    #: how many findings are the kernel's fault
+    #: how many findings are errors of the kernel
     wrong: int
-    #: these, and notes; at most some hundred. Each has ``kind``, ``severity``, ``sentence``, ``address``, ``pfn``,
+    #: errors and notes, at most some hundred. Each has ``kind``, ``severity``, ``sentence``, ``address``, ``pfn``,
     #: ``expected``, ``actual``
     findings: list[dict[str, Any]]
-    #: of the places that were asked for, those where an anonymous page is present: does the walk lead back to it?
+    #: whether the walk leads back to a place; for places that were asked for and have an anonymous page present
     reached: dict[Place, bool]
-    #: which page frames they map
+    #: the page frame that each of those places maps
     frames: dict[Place, int]
 
     @property
     def errors(self) -> list[dict[str, Any]]:
-        """The findings that are the kernel's fault."""
+        """The findings that are errors of the kernel."""
         return [each for each in self.findings if each["severity"] == "error"]
 
 
 class Audit:
-    """Has this guest audited.
+    """Asks the host to audit this guest.
 
-    :param ask: hands a request to the host.
+    :param ask: sends a request to the host and returns its answer.
     """
 
     def __init__(self, ask: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         self._ask = ask
-        #: why there are no audits; empty as long as none was refused
+        #: why this run has no audits; empty until the host refuses one
         self.unavailable = ""
 
     def look(
@@ -66,12 +66,14 @@ class Audit:
         shown: Iterable[tuple[int, int, int]] = (),
         answers: Iterable[tuple[str, int, int, bool]] = (),
     ) -> Seen | None:
-        """Audit all processes at this instant, and say what was found; None if this run has no audits.
+        """Audit all processes now.
 
         :param label: completes "audited …" in the report.
-        :param places: whether the walk leads back to these is told one by one.
-        :param shown: what to draw, where a picture is made: process, start, end.
-        :param answers: what probes say, to be drawn beside it: name, process, address, whether it was found.
+        :param places: the answer says of each of these whether the walk leads back to it.
+        :param shown: ranges for the picture in the report: process, start, end.
+        :param answers: answers of probes for the same picture: name, process, address, whether it was found.
+        :returns: what was found; None if this run has no audits.
+        :raises AssertionError: if the host could not audit.
         """
         places = list(places)
         pages = [*shown, *((place.pid, place.address, place.address + 1) for place in places)]
@@ -91,13 +93,13 @@ class Audit:
         )
 
     def check(self, label: str = "in the test") -> Seen:
-        """Like :meth:`look`; asserts that nothing is wrong, and skips if this run has no audits.
+        """Audit all processes now, and assert that nothing is wrong. Skips if this run has no audits.
 
         :raises AssertionError: naming what is wrong.
         """
         seen = self.look(label)
         if seen is None:
-            pytest.skip(f"needs an audit from outside: {self.unavailable}")
+            pytest.skip(f"needs an audit by the host: {self.unavailable}")
         assert_clean(seen, label)
         return seen
 
@@ -110,55 +112,43 @@ def assert_clean(seen: Seen, label: str) -> None:
     assert not seen.wrong, f"audited {label}, the reverse map is wrong:\n{shown}{more}"
 
 
-class Watch:
-    """Audits a test from its first move on: when memory that was moved is about to go, and before each probe.
+class Watch(Observer):
+    """Audits a test from its first move on: before moved memory is unmapped, before each probe, and at the end.
 
-    Moves of children are audited before these end; not after each of them, as they cannot ask.
+    The moves of a child are audited before the child ends. They cannot be audited one by one, because a child cannot
+    ask the host.
 
-    The audit and a probe answer the same question by different means. Where they disagree, one of them is wrong, and
-    that is a failure of its own.
+    An audit and a probe answer the same question by different means. Where they disagree one of them is wrong, and the
+    test fails for that reason.
 
     :param each_move: audit after each move, too.
     """
 
-    def __init__(self, audit: Audit, patch: pytest.MonkeyPatch, *, each_move: bool) -> None:
+    def __init__(self, audit: Audit, observed: Observed, *, each_move: bool) -> None:
         self._audit = audit
+        self._observed = observed
         self._each_move = each_move
         self._pid = os.getpid()
-        #: whether there were moves that were not audited since
+        #: whether there were moves since the last audit
         self._moved = False
         #: a byte that is not 0 if children moved: they have a copy of everything else here
         self._theirs = mmap.mmap(-1, 1)
-        #: what an audit in the middle of the test found wrong, and its label: fails the test in the end
+        #: what an audit in the middle of the test found wrong, and its label; fails the test at its end
         self._wrong: tuple[Seen, str] | None = None
-        self._areas: list[CarveOut] = []
+        #: the audit before the walk that a probe forces now
+        self._before: Seen | None = None
         #: what probes answered since the last audit, for the picture: name, process, address, whether found
         self._answers: list[tuple[str, int, int, bool]] = []
-        patch.setattr(syscalls, "mremap", self._watched(syscalls.mremap))
-        self._watch_areas(patch)
-        self._watch_children(patch)
-        walk = Probe.walk
-
-        def watched_walk(probe: Probe, places: Sequence[Place], control: Sequence[Place] | None = None) -> Answer:
-            self._collect()
-            label = f"before {probe}"
-            before = self._look(label, places) if self._moved else None
-            self._remember(before, label)
-            answer = walk(probe, places, control)
-            if before is not None:
-                self._compare(before, answer, places)
-            return answer
-
-        patch.setattr(Probe, "walk", watched_walk)
+        observed.subscribe(self)
 
     def over(self) -> None:
-        """Audit what was moved, and assert that nothing is wrong; to be called while it is still there.
+        """Audit what was moved, and assert that nothing is wrong. Call it while the memory is still there.
 
-        What an earlier audit found wrong counts too, even if it has passed since.
+        What an earlier audit found wrong counts too, even if it has healed since.
         """
         self._collect()
         found: list[tuple[Seen, str]] = []
-        # A test that fails has its own word for it.
+        # A test that fails has a reason of its own to report.
         failing = isinstance(sys.exception(), (Exception, pytest.fail.Exception))
         if self._wrong is not None and not failing:
             found.append(self._wrong)
@@ -176,12 +166,55 @@ class Watch:
         self._moved = False
         self._wrong = None
 
+    # -- what the test does
+
+    def area_closing(self, area: CarveOut) -> None:
+        """See :meth:`Observer.area_closing`."""
+        self.over()
+
+    def moving(self, call: str) -> None:
+        """See :meth:`Observer.moving`."""
+        if self._each_move:
+            self._look(f"before {call}")
+
+    def moved(self, call: str, result: int | OSError) -> None:
+        """See :meth:`Observer.moved`."""
+        if isinstance(result, OSError):
+            return
+        if os.getpid() == self._pid:
+            self._moved = True
+        else:
+            self._theirs[0] = 1
+        if self._each_move and (seen := self._look(f"after {call}")) is not None:
+            assert_clean(seen, f"after {call}")
+
+    def walking(self, probe: Probe, places: Sequence[Place]) -> None:
+        """See :meth:`Observer.walking`."""
+        self._collect()
+        label = f"before {probe}"
+        self._before = self._look(label, places) if self._moved else None
+        self._remember(self._before, label)
+
+    def walked(self, answer: Answer, places: Sequence[Place]) -> None:
+        """See :meth:`Observer.walked`."""
+        if self._before is not None:
+            self._compare(self._before, answer, places)
+
+    def child_closing(self, child: Child) -> None:
+        """See :meth:`Observer.child_closing`."""
+        # What is left when the child has ended is audited as well, at the end of the test.
+        if self._collect():
+            label = f"before the end of child {child.pid}"
+            self._remember(self._look(label), label)
+
+    # -- audits
+
     def _remember(self, seen: Seen | None, label: str) -> None:
         if seen is not None and seen.wrong and self._wrong is None:
             self._wrong = seen, label
 
     def _collect(self) -> bool:
-        """Take the children's moves for ours; returns whether there were any."""
+        """Count the children's moves as this process's own; returns whether there were any."""
         if os.getpid() != self._pid:
             return False
         theirs = self._theirs[0] != 0
@@ -189,17 +222,11 @@ class Watch:
         self._moved |= theirs
         return theirs
 
-    def _note_move(self) -> None:
-        if os.getpid() == self._pid:
-            self._moved = True
-        else:
-            self._theirs[0] = 1
-
     def _look(self, label: str, places: Iterable[Place] = ()) -> Seen | None:
-        # The link to the host is our own: a child that used it would take answers that are for us.
+        # Only this process may use the link to the host: a child would take answers that are meant for its parent.
         if self._audit.unavailable or os.getpid() != self._pid:
             return None
-        ranges = [(os.getpid(), area.address, area.end) for area in self._areas]
+        ranges = [(os.getpid(), area.address, area.end) for area in self._observed.areas]
         answers, self._answers = self._answers, []
         return self._audit.look(label, places, ranges, answers)
 
@@ -214,53 +241,8 @@ class Watch:
         for place in answer.found:
             assert told.get(place, True), f"the audit says that the walk does not find {place}, but it does: {answer}"
 
-    def _watched(self, mremap: Callable[..., int]) -> Callable[..., int]:
-        def watched_mremap(old: int, old_length: int, new_length: int, flags: int, new: int = 0) -> int:
-            call = f"mremap({old:#x}, {old_length:#x}, {new_length:#x}, {flags:#x}, {new:#x})"
-            if self._each_move:
-                self._look(f"before {call}")
-            address = mremap(old, old_length, new_length, flags, new)
-            self._note_move()
-            if self._each_move and (seen := self._look(f"after {call}")) is not None:
-                assert_clean(seen, f"after {call}")
-            return address
-
-        return watched_mremap
-
-    def _watch_areas(self, patch: pytest.MonkeyPatch) -> None:
-        begin, close = CarveOut.__init__, CarveOut.close
-
-        def watched_begin(area: CarveOut, pages: int) -> None:
-            begin(area, pages)
-            self._areas.append(area)
-
-        def watched_close(area: CarveOut) -> None:
-            try:
-                self.over()
-            finally:
-                close(area)
-                if area in self._areas:
-                    self._areas.remove(area)
-
-        patch.setattr(CarveOut, "__init__", watched_begin)
-        patch.setattr(CarveOut, "close", watched_close)
-
-    def _watch_children(self, patch: pytest.MonkeyPatch) -> None:
-        close = Child.close
-
-        def watched_close(child: Child) -> None:
-            label = f"before the end of child {child.pid}"
-            try:
-                # What is left when it has gone is audited as well, at the end of the test.
-                if self._collect():
-                    self._remember(self._look(label), label)
-            finally:
-                close(child)
-
-        patch.setattr(Child, "close", watched_close)
-
 
 def auditor(config: pytest.Config) -> Audit | None:
-    """What audits this guest; None outside one."""
+    """What audits this guest; None where the tests do not run in a guest."""
     ask = config.stash.get(AUDIT, None)
     return Audit(ask) if ask is not None else None

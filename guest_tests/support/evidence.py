@@ -1,44 +1,39 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Evidence for a test that fails: the mappings and page tables of its carve-outs before it moved anything and at the
-failure, and the moves in between."""
+"""Evidence for the report of a failed test: its memory before the first move and at the failure, and its moves."""
 
 from __future__ import annotations
 
 import errno
 import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final
 
-import pytest
-
-from guest_tests.mm import maps, pagemap, syscalls
+from guest_tests.mm import maps, pagemap
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut
+from guest_tests.support.observer import Observed, Observer
 
-#: more than a person reads
+#: limits on what a report shows: more would not be read
 _MOST_MOVES: Final = 40
 _MOST_LINES: Final = 120
 _MOST_PAGES: Final = 4096
 _HEAD: Final = re.compile(rb"([0-9a-f]+)-[0-9a-f]+ ")
 
 
-class Evidence:
-    """Watches the carve-outs and moves of one test, in this process, from construction on."""
+class Evidence(Observer):
+    """Notes the carve-outs and moves of one test, in this process, from construction on."""
 
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self._areas: list[CarveOut] = []
+    def __init__(self, observed: Observed) -> None:
+        self._observed = observed
         self._moves: list[str] = []
         self._count = 0
         self._before = ""
         self._after = ""
-        # The library has no hooks, and needs none but these: every carve-out begins and ends in one of the first
-        # three, and every move is looked up in the module of system calls when it is made.
-        self._wrap_areas(patch)
-        patch.setattr(syscalls, "mremap", self._watched(syscalls.mremap))
+        observed.subscribe(self)
 
     def sections(self) -> list[tuple[str, str]]:
         """Titles and texts for the report; none if the test had no carve-out."""
-        after = self._after or describe(self._areas)
+        after = self._after or describe(self._observed.areas)
         moves = "\n".join(self._moves)
         if self._count > len(self._moves):
             moves += f"\n… and {self._count - len(self._moves)} more"
@@ -49,53 +44,26 @@ class Evidence:
         }
         return [(title, text) for title, text in named.items() if text]
 
-    def _wrap_areas(self, patch: pytest.MonkeyPatch) -> None:
-        begin, leave, close = CarveOut.__init__, CarveOut.__exit__, CarveOut.close
+    def area_failing(self, area: CarveOut) -> None:
+        """See :meth:`Observer.area_failing`."""
+        if not self._after:
+            self._after = describe(self._observed.areas)
 
-        def watched_begin(area: CarveOut, pages: int) -> None:
-            begin(area, pages)
-            self._areas.append(area)
+    def moving(self, call: str) -> None:
+        """See :meth:`Observer.moving`."""
+        self._count += 1
+        if self._count == 1:
+            self._before = describe(self._observed.areas)
 
-        def watched_leave(
-            area: CarveOut, kind: type[BaseException] | None, error: BaseException | None, at: object
-        ) -> None:
-            # An assertion that fails in a `with` block is reported only when the area is gone.
-            if kind is not None and not self._after:
-                self._after = describe(self._areas)
-            leave(area, kind, error, None)
-
-        def watched_close(area: CarveOut) -> None:
-            close(area)
-            if area in self._areas:
-                self._areas.remove(area)
-
-        patch.setattr(CarveOut, "__init__", watched_begin)
-        patch.setattr(CarveOut, "__exit__", watched_leave)
-        patch.setattr(CarveOut, "close", watched_close)
-
-    def _watched(self, mremap: Callable[..., int]) -> Callable[..., int]:
-        def watched_mremap(old: int, old_length: int, new_length: int, flags: int, new: int = 0) -> int:
-            self._count += 1
-            if self._count == 1:
-                self._before = describe(self._areas)
-            text = f"mremap({old:#x}, {old_length:#x}, {new_length:#x}, {flags:#x}, {new:#x}) = "
-            try:
-                address = mremap(old, old_length, new_length, flags, new)
-            except OSError as error:
-                self._note(text + errno.errorcode.get(error.errno or 0, str(error)))
-                raise
-            self._note(text + hex(address))
-            return address
-
-        return watched_mremap
-
-    def _note(self, text: str) -> None:
+    def moved(self, call: str, result: int | OSError) -> None:
+        """See :meth:`Observer.moved`."""
         if len(self._moves) < _MOST_MOVES:
-            self._moves.append(text)
+            outcome = hex(result) if isinstance(result, int) else errno.errorcode.get(result.errno or 0, str(result))
+            self._moves.append(f"{call} = {outcome}")
 
 
 def describe(areas: Iterable[CarveOut]) -> str:
-    """Mappings and pages of carve-outs in words, at most a hundred lines or so."""
+    """The mappings and pages of carve-outs as text, at most some hundred lines."""
     lines = []
     for area in areas:
         lines.append(f"carve-out {area.address:#x}-{area.end:#x}, {area.pages} pages of {PAGE_SIZE >> 10} kB")
@@ -111,7 +79,7 @@ def describe(areas: Iterable[CarveOut]) -> str:
 
 
 def _smaps(area: CarveOut) -> list[maps.Vma]:
-    # smaps is slow, and carve-outs lie below all else that is mapped: stop behind them.
+    # smaps is slow. Carve-outs lie below everything else that is mapped, so the reading stops behind them.
     text = bytearray()
     inside = False
     with open("/proc/self/smaps", "rb") as file:

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Assertions about system calls and memory: how it is laid out, that a refused call changed nothing, accounting."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from guest_tests.mm import maps, pagemap, system, vmstat
+from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping
+
+#: the permissions that maps shows where a carve-out holds no mapping
+_RESERVED: Final = "---s"
+
+# --- layout ------------------------------------------------------------------------------------------------------
+
+
+def layout(area: CarveOut) -> list[tuple[int, int]]:
+    """The mappings of a carve-out as (first page, pages), without the reservation: ``[(0, 5), (10, 5)]``.
+
+    :raises AssertionError: if /proc/PID/maps and ``PROCMAP_QUERY`` (6.11) disagree about a mapping.
+    """
+    found = [vma for vma in maps.vmas_between(area.address, area.end) if vma.perms != _RESERVED]
+    if system.release() >= (6, 11, 0):
+        for vma in found:
+            queried = maps.query(vma.start)
+            assert queried is not None, f"PROCMAP_QUERY finds nothing at {vma.start:#x}, but maps has {vma}"
+            assert (queried.start, queried.end) == (vma.start, vma.end), f"PROCMAP_QUERY says {queried}, maps {vma}"
+    return [((vma.start - area.address) // PAGE_SIZE, vma.length // PAGE_SIZE) for vma in found]
+
+
+def expect_layout(area: CarveOut, wanted: list[tuple[int, int]], why: str) -> None:
+    """Assert that a carve-out holds exactly the mappings ``wanted``, in the form that :func:`layout` returns.
+
+    :param why: the reason for this expectation; begins the message of a failure.
+    """
+    actual = layout(area)
+    assert actual == wanted, f"{why}: expected mappings (first page, pages) {wanted}, the kernel has {actual}"
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything user space can see of a carve-out. A refused call must not change it."""
+
+    #: the mappings
+    vmas: list[maps.Vma]
+    #: one page-table entry for each page
+    entries: list[pagemap.Entry]
+
+    @classmethod
+    def of(cls, area: CarveOut) -> State:
+        """The state of ``area`` now."""
+        return cls(maps.vmas_between(area.address, area.end), pagemap.entries(area.address, area.pages))
+
+    def expect(self, area: CarveOut, during: str) -> None:
+        """Assert that ``area`` is still in this state: the same VMAs and the same page frames.
+
+        :param during: what happened since; begins the message of a failure.
+        """
+        now = State.of(area)
+        assert now.vmas == self.vmas, (
+            f"{during} changed mappings: {[str(vma) for vma in self.vmas]} became {[str(vma) for vma in now.vmas]}"
+        )
+        changed = [
+            f"page {index}: {old} became {new}"
+            for index, (old, new) in enumerate(zip(self.entries, now.entries, strict=True))
+            if old != new
+        ]
+        assert not changed, f"{during} changed pages of the carve-out: {'; '.join(changed)}"
+
+
+def fails(code: int, call: Callable[[], object], what: str) -> None:
+    """Assert that a system call fails with this error.
+
+    :param code: the expected ``errno``.
+    :param what: the call in words, for messages.
+    """
+    try:
+        result = call()
+    except OSError as error:
+        got = errno.errorcode.get(error.errno or 0, f"error {error.errno}")
+    else:
+        got = f"success ({result:#x})" if isinstance(result, int) else f"success ({result!r})"
+    assert got == errno.errorcode[code], f"{what} gave {got}, expected {errno.errorcode[code]}"
+
+
+def refused(area: CarveOut, code: int, call: Callable[[], object], what: str, *watched: Mapping) -> None:
+    """Assert that a call fails with ``code`` and leaves ``area`` as it was: mappings, frames and every byte.
+
+    :param what: the call in words, for messages.
+    :param watched: mappings whose bytes are compared.
+    """
+    before = State.of(area)
+    fails(code, call, what)
+    before.expect(area, f"{what}, though it was refused,")
+    for mapping in watched:
+        mapping.check()
+
+
+# --- accounting --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """The kernel's accounting of this process and of the system, in kB."""
+
+    vm_size: int
+    rss_anon: int
+    locked: int
+    committed: int
+
+    @classmethod
+    def now(cls) -> Accounts:
+        """The present numbers."""
+        status = vmstat.status()
+        committed = vmstat.meminfo()["Committed_AS"]
+        return cls(status["VmSize"], status["RssAnon"], status["VmLck"], committed)
+
+
+def same_accounts(call: Callable[[], object], what: str) -> None:
+    """Assert that a call does not change the accounting.
+
+    The interpreter and other processes allocate memory at the same time. A call that leaks does so every time, so
+    that one of five calls without a difference is enough.
+    """
+    pairs = []
+    for _ in range(5):
+        before = Accounts.now()
+        call()
+        pairs.append((before, Accounts.now()))
+        if pairs[-1][0] == pairs[-1][1]:
+            return
+    raise AssertionError(f"{what} changes the accounting every time: {pairs[-1][0]} became {pairs[-1][1]}")
+
+
+@contextmanager
+def counted(relocate: bool, **events: int) -> Iterator[None]:
+    """Assert how far the kernel's own counters of relocations rise while the block runs.
+
+    A counter that the kernel does not have is ignored.
+
+    :param relocate: the fixture of that name; a kernel without relocation has nothing to count.
+    :param events: names in /proc/vmstat without ``mremap_``. 0 means exactly none, another number at least so many.
+    """
+    before = vmstat.vmstat()
+    yield
+    after = vmstat.vmstat()
+    for name, number in events.items():
+        counter = f"mremap_{name}"
+        if not relocate or counter not in before:
+            continue
+        rose = after[counter] - before[counter]
+        good = rose >= number if number else rose == 0
+        assert good, f"{counter} rose by {rose}, expected {'at least ' if number else ''}{number}"
