@@ -20,6 +20,7 @@ lint: setup ## style, formatting, and which room may import from which
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m tests.rows --check
 
 types: setup ## mypy, strict
 	$(BIN)/mypy

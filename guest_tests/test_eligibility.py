@@ -72,14 +72,22 @@ def _relocates(relocate: bool, area: CarveOut, mapping: Mapping, flags: int, *, 
 
 
 def test_a_parent(relocate: bool, area: CarveOut, source: Mapping) -> None:
-    """Row 47, fork-parent: as long as the child lives."""
+    """Row 47 (fork-parent): a process with a living child relocates memory that the child inherited, with flag 16.
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: EFAULT, and nothing changes.
+    """
     with Child() as child:
         _must_not_relocate(relocate, area, source)
         child.call(source.check)
 
 
 def test_a_child(relocate: bool, area: CarveOut, source: Mapping) -> None:
-    """Row 48, fork-child."""
+    """Row 48 (fork-child): a child relocates memory that it inherited, with flag 16.
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: EFAULT, and nothing changes.
+    """
     with Child() as child:
         child.call(_must_not_relocate, relocate, area, source)
         source.check()
@@ -88,14 +96,17 @@ def test_a_child(relocate: bool, area: CarveOut, source: Mapping) -> None:
 @lenient_ways
 @pytest.mark.parametrize("mover", ["parent", "child"])
 def test_best_effort_after_fork(relocate: bool, area: CarveOut, flags: int, mover: str) -> None:
-    """Row 49, fork-best-effort: the memory moves, but it is not relocated. It is still shared copy-on-write with who
-    stayed, and the kernel finds it in both.
+    """Row 49 (fork-best-effort): the parent or the child moves memory that both share copy-on-write.
 
     ::
 
         page        0         5         10             20        25
         stays       |sssssssss|uuuuuuuuu|
         moves                 |uuuuuuuuu|sssssssss|         not merged: it keeps the offset of its old place
+
+    Unpatched: after a plain move it does not merge at its new place. The kernel finds each page in both processes, and
+    no write shows in the other process.
+    Patched: flag 8 moves it like a plain move, without relocating it.
     """
     source = area.map(0, _PAGES).fill()
     area.map(5, _PAGES)
@@ -134,8 +145,14 @@ def _move_best_effort(relocate: bool, area: CarveOut, source: Mapping, flags: in
 
 
 def test_a_child_that_is_a_parent(relocate: bool, area: CarveOut, source: Mapping) -> None:
-    """Row 50, fork-twice: the anon_vma of the child is no root, and one that is not does not count itself among its
-    children. All three generations must be refused."""
+    """Row 50 (fork-twice): a process, its child and its grandchild each relocate the same memory with flag 16.
+
+    The anon_vma of the child is no root, and an anon_vma that is no root does not count itself among its children
+    (found by Wei Yang, 20250430004703.63rumj4znewlbc2h@master).
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: EFAULT for all three, and nothing changes.
+    """
     with Child() as child, child.fork() as grandchild:
         child.call(_must_not_relocate, relocate, area, source)
         grandchild.call(_must_not_relocate, relocate, area, source)
@@ -145,12 +162,18 @@ def test_a_child_that_is_a_parent(relocate: bool, area: CarveOut, source: Mappin
 
 
 def test_anon_vmas_that_are_used_again(relocate: bool, area: CarveOut, source: Mapping) -> None:
-    """Row 51, reuse-3: a fork takes over the anon_vma of an ancestor that has no memory left and one child at most
-    (anon_vma_clone(), mm/rmap.c), so that the tree says little about who shares with whom.
+    """Row 51 (reuse-3): a chain of four forks in which the first two children end before the memory is relocated with
+    flag 16.
+
+    A fork reuses the anon_vma of an ancestor that has no memory left and at most one child (anon_vma_clone(),
+    mm/rmap.c), so that the tree of anon_vmas says little about which processes share memory.
 
     ::
 
         this process ── first (ends) ── second (ends) ── third ── fourth
+
+    Unpatched: EINVAL in every process, and nothing changes.
+    Patched: EFAULT in every process, and nothing changes.
     """
     with Child() as first:
         second = first.fork(outlive_parent=True)
@@ -170,15 +193,25 @@ def test_anon_vmas_that_are_used_again(relocate: bool, area: CarveOut, source: M
 
 @ways
 def test_a_parent_whose_child_is_gone(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
-    """Row 52, child-exited: nobody shares the memory any more."""
+    """Row 52 (child-exited): a process moves memory after the only child that inherited it has ended.
+
+    Unpatched: a plain move, and every page is found.
+    Patched: both flags relocate it: no process shares the memory any more.
+    """
     with Child() as child:
         child.call(source.check)
     _relocates(relocate, area, source, flags)
 
 
 def test_a_child_whose_parent_is_gone(relocate: bool, area: CarveOut) -> None:
-    """Row 53, parent-exited: the memory is the child's alone, but its VMA still knows of the parent's anon_vma, where
-    the pages are that were there before the fork."""
+    """Row 53 (parent-exited): a child moves inherited memory after its parent has ended.
+
+    The memory belongs to the child alone, but its VMA is still linked to the parent's anon_vma, which holds the pages
+    from before the fork.
+
+    Unpatched: EINVAL with flag 16; a plain move, and every page is found.
+    Patched: EFAULT with flag 16; flag 8 moves it plainly.
+    """
     with Child() as parent:
         source = parent.call(_mapped, area)
         child = parent.fork(outlive_parent=True)
@@ -201,7 +234,11 @@ def _move_best_effort_alone(relocate: bool, area: CarveOut, source: Mapping) -> 
 
 @ways
 def test_memory_that_is_not_forked(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
-    """Row 54, dontfork: a child that does not get the memory does not share it."""
+    """Row 54 (dontfork): a process with a living child moves memory that the child did not inherit (MADV_DONTFORK).
+
+    Unpatched: a plain move, and every page is found.
+    Patched: both flags relocate it.
+    """
     source.madvise(syscalls.MADV_DONTFORK)
     with Child():
         _relocates(relocate, area, source, flags)
@@ -209,8 +246,11 @@ def test_memory_that_is_not_forked(relocate: bool, area: CarveOut, source: Mappi
 
 @ways
 def test_threads(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
-    """Row 55, threads: threads share everything, and nothing more because of it. One that is there does not matter,
-    and sees the memory at its new place."""
+    """Row 55 (threads): memory moves while another thread of the process exists.
+
+    Unpatched: a plain move; the other thread reads the data at the new place.
+    Patched: both flags relocate it; the other thread reads the data at the new place.
+    """
     here = threading.Event()
     there = threading.Event()
     failed: list[BaseException] = []
@@ -265,7 +305,12 @@ _OTHER_KINDS = {"shared-anon": _shared, "private-file": _private_file}
 @lenient_ways
 @pytest.mark.parametrize("kind", _OTHER_KINDS)
 def test_other_kinds_move_plainly(relocate: bool, area: CarveOut, kind: str, flags: int) -> None:
-    """Rows 56 and 57, shared-anon and private-file: best effort moves them like any move."""
+    """Rows 56 (shared-anon) and 57 (private-file): shared anonymous memory and a private file mapping move plainly and
+    with flag 8.
+
+    Unpatched: a plain move, and every page is found.
+    Patched: flag 8 moves them like a plain move.
+    """
     with _OTHER_KINDS[kind](area) as source:
         with counted(relocate, refused_vma=1 if flags else 0, relocated=0):
             result = move_or_refused(relocate, area, source, area.page(_TO), flags)
@@ -275,7 +320,12 @@ def test_other_kinds_move_plainly(relocate: bool, area: CarveOut, kind: str, fla
 
 @pytest.mark.parametrize("kind", _OTHER_KINDS)
 def test_other_kinds_are_refused(relocate: bool, area: CarveOut, kind: str) -> None:
-    """Rows 56 and 57, shared-anon and private-file: "must" is an error."""
+    """Rows 56 (shared-anon) and 57 (private-file): shared anonymous memory and a private file mapping move with flag
+    16.
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: EFAULT, and nothing changes.
+    """
     with _OTHER_KINDS[kind](area) as source:
         with counted(relocate, refused_vma=1, relocated=0):
             refused_move(relocate, area, source, area.page(_TO))
@@ -284,12 +334,15 @@ def test_other_kinds_are_refused(relocate: bool, area: CarveOut, kind: str) -> N
 
 @ways
 def test_hugetlb(relocate: bool, flags: int) -> None:
-    """Row 58, hugetlb: moves in huge pages (5.16), and is never relocated.
+    """Row 58 (hugetlb): private hugetlb memory moves by one huge page (5.16).
 
     ::
 
         huge page   0         1         2         3
                     |sssssssss|         |--> here |
+
+    Unpatched: a plain move, and every page is found.
+    Patched: flag 8 moves it like a plain move, flag 16 is refused with EFAULT.
     """
     system.require_config("HUGETLBFS")
     size = vmstat.meminfo().get("Hugepagesize", 0) << 10
@@ -326,7 +379,11 @@ def _huge_pages(number: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", ["[vvar]", "[vdso]"])
 def test_special_mappings(relocate: bool, name: str) -> None:
-    """Row 59, special: what the kernel maps into every process has no pages of the process's own."""
+    """Row 59 (special): a child moves [vvar] or [vdso], which the kernel maps into every process.
+
+    Unpatched: EINVAL with flag 16; a plain move works, there and back.
+    Patched: EFAULT with flag 16; flag 8 moves it like a plain move.
+    """
     with Child() as child:  # nothing else may read the clock meanwhile, which is in there
         child.call(_move_special, relocate, name)
 
@@ -358,7 +415,11 @@ def _move_special(relocate: bool, name: str) -> None:
 
 @ways
 def test_locked_memory(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
-    """Row 60, mlocked: it moves, and remains locked."""
+    """Row 60 (mlocked): locked memory moves.
+
+    Unpatched: a plain move keeps it locked, and the amount of locked memory is the same.
+    Patched: so do both flags, which relocate it.
+    """
     syscalls.mlock(source.address, source.length)
     locked = vmstat.status()["VmLck"]
     result = _relocates(relocate, area, source, flags, pageout=False)
@@ -371,7 +432,11 @@ def test_locked_memory(relocate: bool, area: CarveOut, source: Mapping, flags: i
 
 @ways
 def test_inaccessible_memory(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
-    """Row 61, prot-none: the pages are there all the same."""
+    """Row 61 (prot-none): faulted memory is made inaccessible and moves.
+
+    Unpatched: a plain move keeps the frames; the data is there when it is made accessible again.
+    Patched: so do both flags.
+    """
     before = pagemap.pfns(source.address, source.pages)
     source.mprotect(PROT_NONE)
     contents, source.contents = source.contents, [None] * source.pages
@@ -386,8 +451,13 @@ def test_inaccessible_memory(relocate: bool, area: CarveOut, source: Mapping, fl
 @ways
 @pytest.mark.parametrize("event", [False, True], ids=["no-event", "event"])
 def test_userfault(relocate: bool, area: CarveOut, source: Mapping, flags: int, event: bool) -> None:
-    """Row 62, uffd: whether the memory stays registered is for its owner to say, by asking for an event of moves
-    (mremap_userfaultfd_prep(), fs/userfaultfd.c). Relocated or not makes no difference."""
+    """Row 62 (uffd): memory that is registered with userfaultfd moves, with and without an event for its owner.
+
+    It stays registered only if the owner asked for the event (mremap_userfaultfd_prep(), fs/userfaultfd.c).
+
+    Unpatched: a plain move sends the event that was asked for.
+    Patched: both flags behave like a plain move.
+    """
     system.require_config("USERFAULTFD")
     with Userfault(FEATURE_EVENT_REMAP if event else 0) as uffd:
         uffd.register(source)
@@ -412,13 +482,16 @@ def test_userfault(relocate: bool, area: CarveOut, source: Mapping, flags: int, 
 
 
 def test_userfault_that_stays_behind(relocate: bool, area: CarveOut, source: Mapping) -> None:
-    """Row 62, uffd: without the event the memory is not registered any more once it has moved, and so it merges with
-    a neighbour that never was.
+    """Row 62 (uffd): memory that is registered without the event moves with flag 16 next to memory that is not
+    registered.
 
     ::
 
         page   15        20        25
                |fffffffff|sssssssss|     one mapping, of which nothing is registered
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: it is not registered any more, and so it merges with its neighbour.
     """
     system.require_config("USERFAULTFD")
     neighbour = area.map(_TO - _PAGES, _PAGES).fill()
@@ -437,12 +510,15 @@ def test_userfault_that_stays_behind(relocate: bool, area: CarveOut, source: Map
 
 @ways
 def test_guard_pages(relocate: bool, area: CarveOut, flags: int) -> None:
-    """Row 63, guard: guard pages are entries of the page table, and go along.
+    """Row 63 (guard): memory with two guard pages in its middle moves (6.13).
 
     ::
 
         page   0         2     4         6            20        22    24        26
                |sssssssss|guard|sssssssss|     ->     |sssssssss|guard|sssssssss|
+
+    Unpatched: a plain move takes the guards along: the same two pages cannot be read at the new place.
+    Patched: so do both flags.
     """
     system.require_kernel(6, 13, "guard pages")
     source = area.map(0, 6).fill()
@@ -468,7 +544,11 @@ def test_guard_pages(relocate: bool, area: CarveOut, flags: int) -> None:
 
 @lenient_ways
 def test_a_fixed_destination_is_replaced(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
-    """Row 64, fixed-must-fail: what happens to a destination in use when forked memory is moved onto it."""
+    """Row 64 (fixed-must-fail): forked memory moves onto a place that is in use, plainly and with flag 8.
+
+    Unpatched: a plain move replaces what was there.
+    Patched: so does flag 8.
+    """
     area.map(_TO, _PAGES).fill(seed=1)
     with Child() as child:
         result = move_or_refused(relocate, area, source, area.page(_TO), flags)
@@ -479,8 +559,13 @@ def test_a_fixed_destination_is_replaced(relocate: bool, area: CarveOut, source:
 
 
 def test_a_fixed_destination_survives_a_refusal(relocate: bool, area: CarveOut, source: Mapping) -> None:
-    """Row 64, fixed-must-fail: the old contents of the destination must not be lost for a move that is refused. So
-    the kernel has to look at the source before it makes room; one that makes room first leaves a hole."""
+    """Row 64 (fixed-must-fail): forked memory is to move with flag 16 onto a place that is in use.
+
+    The kernel has to look at the source before it unmaps the destination. One that unmaps first leaves a hole.
+
+    Unpatched: EINVAL; source and destination are as before.
+    Patched: EFAULT; source and destination are as before.
+    """
     destination = area.map(_TO, _PAGES).fill(seed=1)
     with Child():
         refused_move(relocate, area, source, destination.address)

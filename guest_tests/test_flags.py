@@ -69,32 +69,56 @@ def _stays_or_is_refused(relocate: bool, area: CarveOut, source: Mapping, flags:
 
 
 def test_the_flag_in_place(relocate: bool, area: CarveOut, source: Mapping) -> None:
-    """Row 1, probe: the call that tells kernels apart."""
+    """Row 1 (probe): mremap() of five faulted pages with flag 8 and MAYMOVE, to the same length and no given place.
+
+    Unpatched: EINVAL, and nothing changes. This call tells the two kinds of kernels apart.
+    Patched: success; the mapping stays where it is.
+    """
     _stays_or_is_refused(relocate, area, source, MREMAP_RELOCATE_ANON)
 
 
 def test_the_flag_with_a_move(relocate: bool, area: CarveOut, source: Mapping) -> None:
-    """Row 1, probe: with a move."""
+    """Row 1 (probe): five faulted pages move to a given place with flag 8.
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: the pages move with their frames, and every page is found.
+    """
     _moves_or_is_refused(relocate, area, source, MREMAP_RELOCATE_ANON)
 
 
 def test_the_must_flag_in_place(relocate: bool, area: CarveOut, source: Mapping) -> None:
-    """Row 2, probe-must."""
+    """Row 2 (probe-must): the call of row 1 without a place, with flag 16.
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: success; the mapping stays where it is.
+    """
     _stays_or_is_refused(relocate, area, source, MREMAP_MUST_RELOCATE_ANON)
 
 
 def test_the_must_flag_with_a_move(relocate: bool, area: CarveOut, source: Mapping) -> None:
-    """Row 2, probe-must: with a move."""
+    """Row 2 (probe-must): five faulted pages move to a given place with flag 16.
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: the pages move with their frames, and every page is found.
+    """
     _moves_or_is_refused(relocate, area, source, MREMAP_MUST_RELOCATE_ANON)
 
 
 def test_both_flags_together(relocate: bool, area: CarveOut, source: Mapping) -> None:
-    """Row 3, both-bits: accepted together."""
+    """Row 3 (both-bits): five faulted pages move with flags 8 and 16 together.
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: the two flags may be combined: the pages move with their frames, and every page is found.
+    """
     _moves_or_is_refused(relocate, area, source, MREMAP_RELOCATE_ANON | MREMAP_MUST_RELOCATE_ANON)
 
 
 def test_both_flags_together_mean_must(relocate: bool, area: CarveOut) -> None:
-    """Row 3, both-bits: where relocation is impossible (shared memory) the stricter flag wins."""
+    """Row 3 (both-bits): shared memory, which cannot be relocated, moves with flags 8 and 16 together.
+
+    Unpatched: EINVAL.
+    Patched: EFAULT, as for flag 16 alone.
+    """
     shared = area.map(0, 5, shared=True).fill()
     flags = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_RELOCATE_ANON | MREMAP_MUST_RELOCATE_ANON
     code = errno.EFAULT if relocate else errno.EINVAL
@@ -103,34 +127,51 @@ def test_both_flags_together_mean_must(relocate: bool, area: CarveOut) -> None:
 
 
 def test_the_next_free_bit_is_unknown(area: CarveOut, source: Mapping) -> None:
-    """Row 4, unknown-32: EINVAL on every kernel."""
+    """Row 4 (unknown-32): a move with the flag 32, which no kernel knows.
+
+    Every kernel: EINVAL, and nothing changes.
+    """
     refused(area, errno.EINVAL, lambda: move(source, area.page(20), 32), "a move with the unknown flag 32", source)
 
 
 @pytest.mark.parametrize("bit", [31, 40, 63])
 def test_high_bits_are_unknown(area: CarveOut, source: Mapping, bit: int) -> None:
-    """Row 5, high-bit: bits above the lower 32 count as well. ``flags`` is an unsigned long, and the mask of known
-    flags an int with its sign extended (mm/mremap.c), so that they do on every 64-bit kernel."""
+    """Row 5 (high-bit): a move with bit 31, 40 or 63 set in the flags.
+
+    ``flags`` is an unsigned long. The mask of known flags is an int that is extended with its sign (mm/mremap.c), so
+    that the upper 32 bits are checked on every 64-bit kernel.
+
+    Every kernel: EINVAL, and nothing changes.
+    """
     refused(area, errno.EINVAL, lambda: move(source, area.page(20), 1 << bit), f"a move with unknown bit {bit}", source)
 
 
 @pytest.mark.parametrize("new", [0, 20], ids=["without-address", "with-address"])
 def test_relocating_needs_maymove(area: CarveOut, source: Mapping, new: int) -> None:
-    """Row 6, 8-no-maymove: EINVAL on every kernel."""
+    """Row 6 (8-no-maymove): flag 8 without MAYMOVE, with and without a new address.
+
+    Every kernel: EINVAL, and nothing changes.
+    """
     call = _mremap(source.address, 5, 5, MREMAP_RELOCATE_ANON, new and area.page(new))
     refused(area, errno.EINVAL, call, "MREMAP_RELOCATE_ANON alone", source)
 
 
 @pytest.mark.parametrize("new", [0, 20], ids=["without-address", "with-address"])
 def test_must_relocate_needs_maymove(area: CarveOut, source: Mapping, new: int) -> None:
-    """Row 7, 16-no-maymove: EINVAL on every kernel."""
+    """Row 7 (16-no-maymove): flag 16 without MAYMOVE, with and without a new address.
+
+    Every kernel: EINVAL, and nothing changes.
+    """
     call = _mremap(source.address, 5, 5, MREMAP_MUST_RELOCATE_ANON, new and area.page(new))
     refused(area, errno.EINVAL, call, "MREMAP_MUST_RELOCATE_ANON alone", source)
 
 
 @pytest.mark.parametrize("flag", [0, MREMAP_RELOCATE_ANON], ids=["plain", "relocate"])
 def test_fixed_needs_maymove(area: CarveOut, source: Mapping, flag: int) -> None:
-    """Row 8, fixed-no-maymove: EINVAL on every kernel, with relocation or without."""
+    """Row 8 (fixed-no-maymove): FIXED without MAYMOVE, with and without flag 8.
+
+    Every kernel: EINVAL, and nothing changes.
+    """
     call = _mremap(source.address, 5, 5, MREMAP_FIXED | flag, area.page(20))
     refused(area, errno.EINVAL, call, "MREMAP_FIXED without MREMAP_MAYMOVE", source)
 
@@ -143,14 +184,20 @@ _PLAIN_AND_RELOCATE = pytest.mark.parametrize("flag", [0, MREMAP_RELOCATE_ANON],
 
 @_PLAIN_AND_MUST
 def test_a_misaligned_source(area: CarveOut, source: Mapping, flag: int) -> None:
-    """Row 9, src-misaligned: EINVAL on every kernel."""
+    """Row 9 (src-misaligned): a move from 1024 bytes after the beginning of a page, plain and with flag 16.
+
+    Every kernel: EINVAL, and nothing changes.
+    """
     call = _mremap(source.address + _OFF, 4, 4, MREMAP_MAYMOVE | MREMAP_FIXED | flag, area.page(20))
     refused(area, errno.EINVAL, call, f"a move from {_OFF} bytes into a page", source)
 
 
 @_PLAIN_AND_MUST
 def test_a_misaligned_destination(area: CarveOut, source: Mapping, flag: int) -> None:
-    """Row 10, dst-misaligned: EINVAL on every kernel."""
+    """Row 10 (dst-misaligned): a move to 1024 bytes after the beginning of a page, plain and with flag 16.
+
+    Every kernel: EINVAL, and nothing changes.
+    """
     call = _mremap(source.address, 5, 5, MREMAP_MAYMOVE | MREMAP_FIXED | flag, area.page(20) + _OFF)
     refused(area, errno.EINVAL, call, f"a move to {_OFF} bytes into a page", source)
 
@@ -158,7 +205,7 @@ def test_a_misaligned_destination(area: CarveOut, source: Mapping, flag: int) ->
 @_PLAIN_AND_MUST
 @pytest.mark.parametrize("to", [6, 9, 10, 11, 14])
 def test_an_overlapping_destination(area: CarveOut, flag: int, to: int) -> None:
-    """Row 11, overlap: EINVAL on every kernel, wherever the overlap is.
+    """Row 11 (overlap): the destination overlaps the source by one page or more, at either end; plain and with flag 16.
 
     ::
 
@@ -166,6 +213,8 @@ def test_an_overlapping_destination(area: CarveOut, flag: int, to: int) -> None:
         source            |---------|
         to       |---------|                 one page in common
         to                         |---------|
+
+    Every kernel: EINVAL, and nothing changes.
     """
     source = area.map(10, 5).fill()
     call = _mremap(source.address, 5, 5, MREMAP_MAYMOVE | MREMAP_FIXED | flag, area.page(to))
@@ -174,19 +223,29 @@ def test_an_overlapping_destination(area: CarveOut, flag: int, to: int) -> None:
 
 @_PLAIN_AND_RELOCATE
 def test_no_new_length(area: CarveOut, source: Mapping, flag: int) -> None:
-    """Row 12, new-len-0: EINVAL on every kernel."""
+    """Row 12 (new-len-0): a new length of 0, plain and with flag 8.
+
+    Every kernel: EINVAL, and nothing changes.
+    """
     refused(area, errno.EINVAL, _mremap(source.address, 5, 0, MREMAP_MAYMOVE | flag), "a new length of 0", source)
 
 
 @_PLAIN_AND_RELOCATE
 def test_no_old_length_of_private_memory(area: CarveOut, source: Mapping, flag: int) -> None:
-    """Row 13, old-len-0-private: duplicating private memory is refused on every kernel with EINVAL."""
+    """Row 13 (old-len-0-private): an old length of 0, which would duplicate private memory; plain and with flag 8.
+
+    Every kernel: EINVAL, and nothing changes.
+    """
     call = _mremap(source.address, 0, 5, MREMAP_MAYMOVE | flag)
     refused(area, errno.EINVAL, call, "an old length of 0 for private memory", source)
 
 
 def test_no_old_length_of_shared_memory(relocate: bool, area: CarveOut) -> None:
-    """Row 14, old-len-0-shared: shared memory cannot be relocated, so that "must" is an error."""
+    """Row 14 (old-len-0-shared): an old length of 0 for shared memory, with flag 16.
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: EFAULT, and nothing changes: shared memory cannot be relocated.
+    """
     shared = area.map(0, 5, shared=True).fill()
     code = errno.EFAULT if relocate else errno.EINVAL
     # A place of the kernel's choice: a fixed one would be unmapped before the kernel finds out.
@@ -195,7 +254,11 @@ def test_no_old_length_of_shared_memory(relocate: bool, area: CarveOut) -> None:
 
 
 def test_no_old_length_duplicates_shared_memory(relocate: bool, area: CarveOut) -> None:
-    """Row 14, old-len-0-shared: what the same call does with ordinary flags, and with the best-effort one."""
+    """Row 14 (old-len-0-shared): an old length of 0 for shared memory, without a flag and with flag 8.
+
+    Unpatched: a plain call maps the memory a second time.
+    Patched: so does the call with flag 8.
+    """
     shared = area.map(0, 5, shared=True).fill()
     for flag in [0, MREMAP_RELOCATE_ANON] if relocate else [0]:
         address = syscalls.mremap(shared.address, 0, shared.length, MREMAP_MAYMOVE | MREMAP_FIXED | flag, area.page(20))
@@ -207,14 +270,21 @@ def test_no_old_length_duplicates_shared_memory(relocate: bool, area: CarveOut) 
 @_PLAIN_AND_RELOCATE
 @pytest.mark.parametrize("pages", [4, 6], ids=["shrinking", "growing"])
 def test_dontunmap_cannot_resize(area: CarveOut, source: Mapping, flag: int, pages: int) -> None:
-    """Row 15, du-resize: EINVAL on every kernel."""
+    """Row 15 (du-resize): DONTUNMAP with a smaller and with a larger new length, plain and with flag 8.
+
+    Every kernel: EINVAL, and nothing changes.
+    """
     call = _mremap(source.address, 5, pages, MREMAP_MAYMOVE | MREMAP_DONTUNMAP | flag)
     refused(area, errno.EINVAL, call, f"MREMAP_DONTUNMAP from 5 to {pages} pages", source)
 
 
 @pytest.mark.parametrize("resized", [False, True], ids=["same-length", "growing"])
 def test_a_source_that_is_not_mapped(relocate: bool, area: CarveOut, resized: bool) -> None:
-    """Row 16, hole: EFAULT, but for a flag the kernel does not know."""
+    """Row 16 (hole): nothing is mapped at the source; plain and with flag 8.
+
+    Unpatched: EFAULT for the plain call, EINVAL with flag 8.
+    Patched: EFAULT for both.
+    """
     area.hole(0, 5)
     pages = 6 if resized else 5
     call = _mremap(area.address, 5, pages, MREMAP_MAYMOVE)
@@ -225,7 +295,7 @@ def test_a_source_that_is_not_mapped(relocate: bool, area: CarveOut, resized: bo
 
 
 def test_growing_across_two_mappings(relocate: bool, area: CarveOut) -> None:
-    """Row 17, cross-vma-resize: EFAULT, but for a flag the kernel does not know.
+    """Row 17 (cross-vma-resize): a range of two mappings grows; plain and with flag 8.
 
     ::
 
@@ -233,6 +303,9 @@ def test_growing_across_two_mappings(relocate: bool, area: CarveOut) -> None:
                  |rw-------|r--------|       two mappings
         old      |-------------------|
         new      |-----------------------|
+
+    Unpatched: EFAULT for the plain call, EINVAL with flag 8; nothing changes.
+    Patched: EFAULT for both; nothing changes.
     """
     first, second = area.map(0, 5).fill(), area.map(5, 5).fill(first_number=5)
     second.mprotect(PROT_READ)
@@ -268,7 +341,10 @@ def _task_size(inside: int) -> int:
 @_PLAIN_AND_RELOCATE
 @pytest.mark.parametrize("where", ["across-the-end", "at-the-end", "in-the-middle", "at-the-last-page"])
 def test_a_destination_past_the_end(area: CarveOut, source: Mapping, flag: int, where: str) -> None:
-    """Row 18, dst-past-end: EINVAL on every kernel."""
+    """Row 18 (dst-past-end): the destination lies across or behind the end of the address space; plain and with flag 8.
+
+    Every kernel: EINVAL, and nothing changes.
+    """
     end = _task_size(area.address)
     to = {
         "across-the-end": end - 4 * PAGE_SIZE,
@@ -281,7 +357,11 @@ def test_a_destination_past_the_end(area: CarveOut, source: Mapping, flag: int, 
 
 
 def test_a_sealed_source(relocate: bool) -> None:
-    """Row 19, sealed: EPERM, but for a flag the kernel does not know."""
+    """Row 19 (sealed): the source is sealed with mseal() (6.10); plain and with flag 8.
+
+    Unpatched: EPERM for the plain call, EINVAL with flag 8; frames and data stay.
+    Patched: EPERM for both; frames and data stay.
+    """
     system.require_kernel(6, 10, "mseal")
     with Child() as child:  # sealed memory goes away with its process only
         child.call(_move_sealed, relocate)
@@ -302,8 +382,13 @@ def _move_sealed(relocate: bool) -> None:
 @_PLAIN_AND_RELOCATE
 @pytest.mark.parametrize("old_length", [-1, -PAGE_SIZE, 1 << 63], ids=["all-ones", "last-page", "half"])
 def test_a_huge_old_length(area: CarveOut, source: Mapping, flag: int, old_length: int) -> None:
-    """Row 20, huge-len: EINVAL on every kernel. All ones are rounded up to a length of 0, which private memory must
-    not have; the others shrink, by unmapping a range that ends outside of the address space."""
+    """Row 20 (huge-len): an old length that ends outside of the address space, plain and with flag 8.
+
+    A length of all ones is rounded up to 0, which private memory must not have. The other lengths ask to shrink, which
+    unmaps a range that ends outside of the address space.
+
+    Every kernel: EINVAL, and nothing changes.
+    """
     flags = MREMAP_MAYMOVE | flag
     for new in (source.length, PAGE_SIZE):
         refused(
@@ -319,8 +404,14 @@ def test_a_huge_old_length(area: CarveOut, source: Mapping, flag: int, old_lengt
 
 
 def test_every_flag_at_once(relocate: bool, area: CarveOut) -> None:
-    """Row 21, 0xf-syzkaller: two pages with all flags but "must"; on a debug kernel an early patch slept under a lock
-    here, which the harness sees on the console."""
+    """Row 21 (0xf-syzkaller): two faulted pages move with MAYMOVE, FIXED, DONTUNMAP and flag 8.
+
+    The series of June 2025 slept in atomic context here (reported by Yi Lai, aFEAPOozHsR1/PLI@ly-workstation). On a
+    kernel with debug options that is a complaint on the console, which fails the test.
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: the pages move, the source stays mapped and reads as zero, every page is found, and there is no complaint.
+    """
     source = area.map(0, 2).fill()
     moved = move_or_refused(relocate, area, source, area.page(20), MREMAP_DONTUNMAP | MREMAP_RELOCATE_ANON)
     if moved is not None:
@@ -332,8 +423,13 @@ def test_every_flag_at_once(relocate: bool, area: CarveOut) -> None:
 def test_the_c_library_may_refuse_by_itself(
     relocate: bool, area: CarveOut, source: Mapping, record_property: Callable[[str, object], None]
 ) -> None:
-    """Row 22, glibc-wrapper: on record is what the C library's own mremap() does with the flag (newer ones refuse
-    what they do not know). Whatever it is, the memory must be whole, and nothing may have moved without the kernel."""
+    """Row 22 (glibc-wrapper): the C library's mremap() is called with flag 8.
+
+    Newer libraries refuse flags that they do not know. What the library did is recorded as a property of the report.
+
+    Unpatched: the wrapper fails with EINVAL, and the memory is whole.
+    Patched: the wrapper moves the memory, or fails with EINVAL; the raw system call moves it.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mremap.restype = ctypes.c_void_p
     libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
@@ -353,13 +449,16 @@ def test_the_c_library_may_refuse_by_itself(
 
 
 def test_growing_in_place_relocates_nothing(relocate: bool, area: CarveOut, source: Mapping) -> None:
-    """Row 23, inplace-must: there is room behind the mapping, so that nothing moves.
+    """Row 23 (inplace-must): a mapping with free space behind it grows with flag 16.
 
     ::
 
         page     0         5        10
                  |---------|  hole
         then     |-------------------|
+
+    Unpatched: EINVAL; a plain call grows it in place.
+    Patched: it grows in place with the same frames.
     """
     area.hole(5, 10)
     before = pagemap.pfns(source.address, 5)
@@ -372,7 +471,11 @@ def test_growing_in_place_relocates_nothing(relocate: bool, area: CarveOut, sour
 
 
 def test_shrinking_relocates_nothing(relocate: bool, area: CarveOut, source: Mapping) -> None:
-    """Row 24, shrink-must: shrinking unmaps the tail, and nothing moves."""
+    """Row 24 (shrink-must): a mapping shrinks with flag 16.
+
+    Unpatched: EINVAL; a plain call shrinks it in place.
+    Patched: it shrinks in place with the same frames.
+    """
     before = pagemap.pfns(source.address, 3)
     shrunk = move_or_refused(relocate, area, source, None, MREMAP_MUST_RELOCATE_ANON, pages=3)
     if shrunk is None:

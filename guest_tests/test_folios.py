@@ -51,7 +51,11 @@ def source(area: CarveOut) -> Mapping:
 
 @ways
 def test_pageout(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
-    """Row 65, pageout: every page of moved memory can be swapped out, and comes back."""
+    """Row 65 (pageout): memory moves and is swapped out afterwards.
+
+    Unpatched: after a plain move every page goes to swap and comes back with its data.
+    Patched: so it does after a relocation.
+    """
     swap.require_swap(source.length >> 10)
     result = move_or_refused(relocate, area, source, area.page(_TO), flags)
     if result is not None:
@@ -61,7 +65,11 @@ def test_pageout(relocate: bool, area: CarveOut, source: Mapping, flags: int) ->
 
 @ways
 def test_migration(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
-    """Row 66, migrate: every page of moved memory goes to the other node and back."""
+    """Row 66 (migrate): memory moves and is migrated to the other node and back.
+
+    Unpatched: after a plain move every page changes its node and its frame, and keeps its data.
+    Patched: so it does after a relocation.
+    """
     require_migration()
     result = move_or_refused(relocate, area, source, area.page(_TO), flags)
     if result is None:
@@ -79,7 +87,11 @@ def test_migration(relocate: bool, area: CarveOut, source: Mapping, flags: int) 
 
 @ways
 def test_soft_offline(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
-    """Row 67, soft-offline: every page of moved memory leaves its frame when that is taken out of use."""
+    """Row 67 (soft-offline): memory moves, and each page is soft-offlined.
+
+    Unpatched: after a plain move every page gets another frame and keeps its data.
+    Patched: so it does after a relocation.
+    """
     probe = usable(SoftOffline())
     result = move_or_refused(relocate, area, source, area.page(_TO), flags)
     if result is not None:
@@ -94,8 +106,13 @@ def test_soft_offline(relocate: bool, area: CarveOut, source: Mapping, flags: in
 
 @ways
 def test_zero_pages(relocate: bool, area: CarveOut, flags: int) -> None:
-    """Row 68, zero-page: memory that was only read maps the zero page, which nobody owns. The memory around it, and
-    what is written later, is found."""
+    """Row 68 (zero-page): memory moves of which one page was written and the others were only read.
+
+    The zero page belongs to no mapping, so there is nothing to relocate. Pages that are written later are found.
+
+    Unpatched: after a plain move the zero page is mapped where it was before.
+    Patched: so it is after a relocation.
+    """
     source = area.map(0, 8).touch_read()
     source.write(3, b"the only page")
     result = move_or_refused(relocate, area, source, area.page(_TO), flags)
@@ -107,12 +124,15 @@ def test_zero_pages(relocate: bool, area: CarveOut, flags: int) -> None:
 
 @ways
 def test_mixed_with_holes(relocate: bool, area: CarveOut, flags: int) -> None:
-    """Row 69, mixed-holes: every third page has been touched.
+    """Row 69 (mixed-holes): memory moves of which every third page was touched.
 
     ::
 
         page   0  1  2  3  4  5  6  7  8  9  10 11
                |f  .  .  f  .  .  f  .  .  f  .  .|
+
+    Unpatched: after a plain move every page is found, also those that are written later.
+    Patched: so it is after a relocation.
     """
     source = area.map(0, 12)
     for index in range(0, 12, 3):
@@ -128,7 +148,11 @@ def test_mixed_with_holes(relocate: bool, area: CarveOut, flags: int) -> None:
 
 @ways
 def test_swapped_out(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
-    """Row 70, swapped: memory that is away while it moves is found when it has come back, and can go again."""
+    """Row 70 (swapped): memory moves while it is swapped out.
+
+    Unpatched: a plain move keeps the swap entries; every page is found after it was read back.
+    Patched: so do both flags.
+    """
     swap.require_swap(source.length >> 10)
     assert_pages_out(source)
     offsets = [entry.swap_offset for entry in pagemap.entries(source.address, source.pages)]
@@ -143,11 +167,15 @@ def test_swapped_out(relocate: bool, area: CarveOut, source: Mapping, flags: int
 
 @ways
 def test_in_swap_cache(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
-    """Row 71, swapcache: the page table has a swap entry, but the folio is still there, says that it belongs to the
-    old place, and will be mapped at the new one as it is. If it is not rewritten, the kernel has to notice at the next
-    fault, and copy it (``ksm_swpin_copy`` counts that, a kernel without CONFIG_KSM does not notice).
+    """Row 71 (swapcache): memory moves while it is swapped out, but its folios are still in the swap cache.
 
-    A reference from a pipe keeps the folios there: without it, they would be freed as soon as they are swapped out.
+    The page table has swap entries, but the folios still name the old place, and the next fault maps them at the new
+    one. If the move does not rewrite them, the fault has to copy them; ``ksm_swpin_copy`` counts these copies. A kernel
+    without CONFIG_KSM never copies. References from a pipe keep the folios in the swap cache, because a folio is freed
+    as soon as it is written otherwise.
+
+    Unpatched: after a plain move the data is right, and a page with another frame was counted as a copy.
+    Patched: so it is with both flags.
     """
     swap.require_swap(source.length >> 10)
     before = pagemap.pfns(source.address, source.pages)
@@ -171,7 +199,12 @@ def test_in_swap_cache(relocate: bool, area: CarveOut, source: Mapping, flags: i
 
 @ways
 def test_in_swap_cache_for_somebody_else(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
-    """Row 71, swapcache: the folios in swap cache were read in by a child that is gone, for its own memory."""
+    """Row 71 (swapcache): memory moves whose folios a child has read into the swap cache for its own mapping; the child
+    has ended.
+
+    Unpatched: after a plain move the data is right, and every page is found.
+    Patched: so it is with both flags.
+    """
     swap.require_swap(source.length >> 10)
     assert_pages_out(source)
     with Child() as child:
@@ -188,8 +221,14 @@ def test_in_swap_cache_for_somebody_else(relocate: bool, area: CarveOut, source:
 
 @ways
 def test_pinned(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
-    """Row 73, pinned-4k: a pinned page must be refused, or relocated for good. To leave it alone and say "success"
-    would leave a page that the kernel does not find: so each page is asked for when it is not pinned any more."""
+    """Row 73 (pinned-4k): memory moves while one of its pages is pinned.
+
+    To skip the page and return success would leave a page that the kernel does not find. So each page is probed after
+    the pin is gone.
+
+    Unpatched: a plain move; every page is found.
+    Patched: flag 8 succeeds, flag 16 relocates everything or is refused without a trace; every page is found.
+    """
     with pinned(source.page(3)):
         if flags == MREMAP_MUST_RELOCATE_ANON:
             with counted(relocate, refused_pinned=1, undone=0):
@@ -201,7 +240,11 @@ def test_pinned(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> 
 
 @ways
 def test_referenced(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
-    """Row 73, pinned-4k: a page that somebody holds without having pinned it."""
+    """Row 73 (pinned-4k): memory moves while a pipe holds a reference to one of its pages, without a pin.
+
+    Unpatched: a plain move; the pipe still holds the page's data, and every page is found.
+    Patched: so it is with both flags.
+    """
     with Spliced(source.page(3)) as pipe:
         result = move_or_refused(relocate, area, source, area.page(_TO), flags)
         assert pipe.read(PAGE_SIZE) == source.contents[3].data if source.contents[3] else False, "another page"
@@ -210,7 +253,11 @@ def test_referenced(relocate: bool, area: CarveOut, source: Mapping, flags: int)
 
 @ways
 def test_lazily_freed(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
-    """Row 85, lazyfree: pages that may be dropped hold their data or zeros, whatever moves."""
+    """Row 85 (lazyfree): memory that the kernel may drop (MADV_FREE) moves and is reclaimed.
+
+    Unpatched: after a plain move each page holds its data or zeros, and one that was written again holds its data.
+    Patched: so it is with both flags.
+    """
     source.madvise(syscalls.MADV_FREE)
     result = move_or_refused(relocate, area, source, area.page(_TO), flags)
     here = source if result is None else result
@@ -228,8 +275,12 @@ def test_lazily_freed(relocate: bool, area: CarveOut, source: Mapping, flags: in
 
 @ways
 def test_poisoned(relocate: bool, area: CarveOut, flags: int) -> None:
-    """Row 86, hwpoison-entry: what is left of a page whose frame is broken goes along, and kills whoever touches it
-    at the new place; the pages around it are found."""
+    """Row 86 (hwpoison-entry): a child moves memory of which one page was poisoned.
+
+    Unpatched: a plain move keeps the poison entry; a touch at the new place is killed by SIGBUS; the other pages are
+    found.
+    Patched: so it is with both flags.
+    """
     reason = offline.missing("hard") or offline.over_budget()
     if reason is not None:
         pytest.skip(reason)
@@ -274,7 +325,11 @@ def _move_poisoned(relocate: bool, area: CarveOut, source: Mapping, flags: int, 
 
 @ways
 def test_soft_dirty(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
-    """Row 87, soft-dirty: a move marks what it moves, so that who looks for changes does not miss it."""
+    """Row 87 (soft-dirty-and-uffd-wp): memory moves after its soft-dirty marks were cleared.
+
+    Unpatched: a plain move marks every moved page, so that a program that looks for changes does not miss it.
+    Patched: so do both flags.
+    """
     system.require_config("MEM_SOFT_DIRTY")
     Path("/proc/self/clear_refs").write_text("4")
     clean = [entry.soft_dirty for entry in pagemap.entries(source.address, source.pages)]
@@ -294,10 +349,14 @@ _UFFDIO_WRITEPROTECT = 0xC018AA06
 @ways
 @pytest.mark.parametrize("event", [False, True], ids=["no-event", "event"])
 def test_write_protection(relocate: bool, area: CarveOut, source: Mapping, flags: int, event: bool) -> None:
-    """Row 87, uffd-wp: the marks of userfaultfd stay where the registration stays, which needs the event of a move;
-    without it they go (0cef0bb836e3, Linux 6.13), or nobody could ever remove them.
+    """Row 87 (soft-dirty-and-uffd-wp): memory moves of which some pages are write-protected by userfaultfd (6.13).
 
-    Relocation may refuse the second case: a move that takes marks away cannot be undone.
+    The marks stay where the registration stays, which needs the event of a move. Without it the marks are removed,
+    because nobody could remove them later (0cef0bb836e3, Linux 6.13).
+
+    Unpatched: a plain move keeps the marks with the event, and removes them without.
+    Patched: so do both flags. Without the event flag 16 may be refused, because a move that removes marks cannot be
+    undone.
     """
     system.require_config("USERFAULTFD", "HAVE_ARCH_USERFAULTFD_WP")
     system.require_kernel(6, 13, "a move takes marks away that nobody is left to remove")
@@ -400,7 +459,13 @@ _SIZES = [
 @ways
 @pytest.mark.parametrize(("length", "start", "to", "huge"), _SIZES)
 def test_lengths(relocate: bool, length: int, start: int, to: int, huge: bool, flags: int) -> None:
-    """Row 88, size-matrix: lengths from two pages to 64 MB, across page tables of every level."""
+    """Row 88 (size-matrix): moves of two pages to 64 MB, across page tables of every level, with and without huge
+    pages.
+
+    Unpatched: after a plain move every byte is right, a sample of pages is found, and memory before the destination is
+    intact.
+    Patched: so it is with both flags.
+    """
     length, start, to = (-(-number // PAGE_SIZE) * PAGE_SIZE for number in (length, start, to))
     with thp("always" if huge else "never"), carve_out((1 << 31) // PAGE_SIZE) as area:
         source = area.map(start // PAGE_SIZE, length // PAGE_SIZE)
@@ -434,14 +499,21 @@ _SPARSE = 509
     ids=["by-gigabytes", "by-2MB", "across-page-tables", "by-pages"],
 )
 def test_two_gigabytes(relocate: bool, start: int, to: int, flags: int) -> None:
-    """Row 88, size-matrix, its largest: 2 GB behind 40 MB of other memory, more than the guest has, and swapped out in
-    one call at the end. It is sparse, so that page tables are what there is much of.
+    """Row 88 (size-matrix): a move of 2 GB with other memory 40 MB before the destination. It ends by swapping out the
+    whole range in one call.
+
+    The range is larger than the guest's memory and has one page in 509 present, so that it has many page tables and few
+    pages.
 
     ::
 
         0                 2 GB       3 GB-40 MB  3 GB                 5 GB
         |.......source.......|           |preamble|.......target.......|
          x   x   x   x   x   x            x       x x   x   x   x   x   x      present
+
+    Unpatched: after a plain move all pages hold their data, a sample of pages is found, and all go to swap and come
+    back.
+    Patched: so it is with both flags; as many pages are counted as relocated as were present.
     """
     length = 2 << 30
     with thp("never"), carve_out((6 << 30) // PAGE_SIZE) as area:
@@ -475,13 +547,16 @@ def test_two_gigabytes(relocate: bool, start: int, to: int, flags: int) -> None:
 @ways
 @pytest.mark.parametrize("within", [False, True], ids=["from-start", "within"])
 def test_within_a_range(relocate: bool, flags: int, within: bool) -> None:
-    """Row 89, within-range and 1MB-from-start: a part of memory moves onto another part of the same.
+    """Row 89 (within-range): a megabyte of a mapping moves onto another part of the same mapping.
 
     ::
 
         MB        0       1       2       3       4
         before    |................sssssssssssssss|
         after     |sssssssssssssss|.......hole....|        from-start
+
+    Unpatched: after a plain move a sample of the moved pages and of the rest is found, with the right data.
+    Patched: so it is with both flags.
     """
     pages = _MB // PAGE_SIZE
     with thp("never"), carve_out(4 * pages) as area:
@@ -508,8 +583,14 @@ def test_within_a_range(relocate: bool, flags: int, within: bool) -> None:
 
 @ways
 def test_accounting(own_group: Memcg | None, relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
-    """Row 91, accounting: a thousand moves there and back leave all books as they were. Drift within a page for every
-    ten moves is the allocator's own: counters are kept in batches for each CPU."""
+    """Row 91 (accounting): a thousand moves there and back.
+
+    The kernel keeps its counters in batches for each CPU, so that a drift below one page for every ten moves is
+    allowed.
+
+    Unpatched: after plain moves the sizes, the committed memory and the charge of the control group are as before.
+    Patched: so they are with both flags.
+    """
     if flags and not relocate:
         refused_move(relocate, area, source, area.page(_TO), flags)
         assert_found(source)

@@ -12,10 +12,12 @@ from guest_tests.mm.mapping import CarveOut
 @pytest.mark.shared_guest
 @pytest.mark.finding("kpageflags-ksm", match="never merged")
 def test_a_page_that_was_never_merged_is_not_called_ksm(area: CarveOut) -> None:
-    """/proc/kpageflags: KPF_KSM stands for pages of KSM and no others.
+    """No row: /proc/kpageflags is read for a page that KSM never merged.
 
     stable_page_flags() (fs/proc/page.c of 6.12.117) tests ``mapping & PAGE_MAPPING_KSM``, but that mask has two bits,
-    one of which every anonymous page has. Seen on 6.12.117, 6.16.12 and 6.17.13, and no more on 6.18.15.
+    one of which every anonymous page has. Seen on 6.12.117, 6.16.12 and 6.17.13, and no longer on 6.18.15.
+
+    Every kernel: KPF_KSM is not set. This fails before 6.18: finding kpageflags-ksm.
     """
     page = area.map(0, 1).fill(1)
     frame = pagemap.pfns(page.address, 1)[0]

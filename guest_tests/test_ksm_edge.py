@@ -40,13 +40,17 @@ pytestmark = pytest.mark.usefixtures("own_group")
 
 @every_probe
 def test_every_copy_of_a_page_with_many_sharers_is_found(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
-    """Row 123, max-sharing: at most two mappings per merged page, so that four make two copies ("dups") in a chain.
+    """Row 123 (max-sharing): four moved pages merge while KSM allows two mappings per merged page (max_page_sharing=2).
+
+    KSM makes two copies of the page ("dups") and chains them.
 
     ::
 
         page      0         10
         before  | a a a a |             equal pages
         after   | . . . . | A A B B |    one frame for every two
+
+    Every kernel: the walk of each copy finds both of its places.
     """
     ksm.set(max_page_sharing=2)
     moved = move(area.map(0, 4).fill_same(SAME).madvise(syscalls.MADV_MERGEABLE), area.page(10))
@@ -71,12 +75,17 @@ def test_every_copy_of_a_page_with_many_sharers_is_found(probe: Probe, area: Car
 
 @every_probe
 def test_found_after_a_move_to_a_node_that_is_not_merged_across(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
-    """Row 124, across-nodes-0: the merged page of a moved pair is migrated to a node where KSM has another tree.
+    """Row 124 (across-nodes-0): a merged and moved page is migrated to the other node with merge_across_nodes=0, and
+    scanned there.
+
+    KSM keeps one tree for each node then.
 
     ::
 
         node 0   | A | . | A |    merged
         node 1   | A | . | A |    moved there by move_pages(), then scanned: kept, in the tree of node 1
+
+    Every kernel: the page stays merged on the new node, and each walk finds both places.
     """
     system.require_nodes(2)
     ksm.set(merge_across_nodes=0)
@@ -127,7 +136,13 @@ def _moved_in_swap_cache(area: CarveOut, ksm: Ksm) -> Pair:
 )
 @every_probe
 def test_a_page_moved_while_in_the_swap_cache_is_found(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
-    """Row 125, swapcache-hole: the move un-merges pages that are present, but this one is only a swap entry.
+    """Row 125 (swapcache-hole): a merged page is swapped out but in the swap cache; one of its swap entries moves; both
+    are read back.
+
+    A move un-merges pages that are present, but break_ksm() passes over swap entries. Reading the entry back maps the
+    same KSM page, because ksm_might_need_to_copy() does not copy it. KSM knows the page at pages 0 and 1 only, so that
+    no walk finds it at page 10 until ksmd scans again. (mm/ksm.c: break_ksm(), ksm_might_need_to_copy(),
+    rmap_walk_ksm(); mm/memory.c: do_swap_page(); 6.12 and 7.3.)
 
     ::
 
@@ -138,8 +153,7 @@ def test_a_page_moved_while_in_the_swap_cache_is_found(probe: Probe, area: Carve
         moved    | s | . |    | s |    break_ksm() passes over swap entries
         read     | A | . |    | A |    ksm_might_need_to_copy(): "no need to copy it"
 
-    The page is now mapped at page 10, but KSM knows it at pages 0 and 1 only. Until ksmd passes, no walk finds page 10.
-    (mm/ksm.c: break_ksm(), ksm_might_need_to_copy(), rmap_walk_ksm(); mm/memory.c: do_swap_page(); 6.12 and 7.3.)
+    Every kernel: each walk finds both places. This fails: finding ksm-swapcache-move.
     """
     pair = _moved_in_swap_cache(area, ksm)
     pair.check()
@@ -149,13 +163,15 @@ def test_a_page_moved_while_in_the_swap_cache_is_found(probe: Probe, area: Carve
 
 @every_probe
 def test_a_scan_finds_what_was_moved_while_in_the_swap_cache(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
-    """Row 125, swapcache-hole: the next passes of ksmd notice the page at its new address, whatever came before.
+    """Row 125 (swapcache-hole): the scene above, followed by scans of ksmd.
 
     ::
 
         page       0   1  ...  10
         read     | A | . |    | A |
         scanned  | A | . |    | A |    and found in both places
+
+    Every kernel: ksmd notices the page at its new address, and each walk finds both places.
     """
     pair = _moved_in_swap_cache(area, ksm)
     ksm.scan()
@@ -175,7 +191,12 @@ def _called_off_in_swap_cache(area: CarveOut, ksm: Ksm) -> Pair:
 
 @pytest.mark.finding("ksm-swapcache-unmergeable", match="after MADV_UNMERGEABLE the page at")
 def test_no_merged_page_comes_back_where_merging_was_called_off(area: CarveOut, ksm: Ksm) -> None:
-    """Row 128, unmergeable-after: the same with MADV_UNMERGEABLE, and no ksmd to repair it later.
+    """Row 128 (unmergeable-after): a merged page is swapped out but in the swap cache; one of its two places is made
+    unmergeable; both are read back.
+
+    In fact the KSM page comes back (ksm_might_need_to_copy(), mm/ksm.c of 6.12 and 7.3). The mapping is not mergeable
+    any more, so that ksmd drops its entry for page 1 and never makes a new one: no walk finds page 1 as long as it is
+    mapped.
 
     ::
 
@@ -185,8 +206,7 @@ def test_no_merged_page_comes_back_where_merging_was_called_off(area: CarveOut, 
         called off  | s | s |    MADV_UNMERGEABLE for page 1: break_ksm() passes over swap entries
         read        | A | b |    expected: b is a page of its own
 
-    In fact A comes back (ksm_might_need_to_copy(), mm/ksm.c of 6.12 and 7.3). As the mapping is not mergeable any more,
-    ksmd drops its entry for page 1 and never makes a new one: no walk finds page 1 as long as it is mapped.
+    Every kernel: the unmergeable place has a page of its own. This fails: finding ksm-swapcache-unmergeable.
     """
     pair = _called_off_in_swap_cache(area, ksm)
     ksm.scan()
@@ -201,14 +221,19 @@ def test_no_merged_page_comes_back_where_merging_was_called_off(area: CarveOut, 
 
 
 def test_a_merged_page_where_merging_was_called_off_is_refused_early(relocate: bool, area: CarveOut, ksm: Ksm) -> None:
-    """Row 128, unmergeable-after: such a page cannot be relocated, and no move un-merges it. A kernel must see that
-    before it makes room at the destination.
+    """Row 128 (unmergeable-after): in the scene above, the page is to move with flag 16 onto a place that is in use.
+
+    Such a page cannot be relocated, and no move un-merges it. The kernel must notice that before it unmaps the
+    destination.
 
     ::
 
         page          0   1        10
         called off  | A | A |    | d |    A at page 1 is mapped as it was, in a mapping that is not mergeable
         refused     | A | A |    | d |
+
+    Unpatched: EINVAL; source and destination are as before.
+    Patched: EFAULT; source and destination are as before.
     """
     pair = _called_off_in_swap_cache(area, ksm)
     ksm.stop()
@@ -225,12 +250,15 @@ def test_a_merged_page_where_merging_was_called_off_is_refused_early(relocate: b
 
 @every_probe
 def test_new_memory_at_an_old_place_is_left_alone(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
-    """Row 126, stale-item: KSM still has an entry for a page that was unmapped, and other data is mapped there now.
+    """Row 126 (stale-item): a merged page is unmapped, and other data is mapped at its address, which KSM still has an
+    entry for.
 
     ::
 
         merged   | A | A | A |
         new      | A | b | A |    b joins the mapping around it, and so the very anon_vma of the stale entry
+
+    Every kernel: each walk of the merged page finds the other two places, and the new data stays untouched.
     """
     trio = area.map(0, 3).fill_same(SAME)
     ksm.merge(trio)
@@ -250,7 +278,12 @@ def test_new_memory_at_an_old_place_is_left_alone(probe: Probe, area: CarveOut, 
 
 @pytest.mark.finding("ksm-poison-bystander", match="was told that it lost a page")
 def test_poison_is_not_told_to_a_process_that_moved_its_page_away(area: CarveOut, ksm: Ksm) -> None:
-    """Row 115, rmap-hwpoison: whoever has a copy of its own since the move has lost nothing.
+    """Row 115 (rmap-hwpoison): of two processes with one merged page, one moves its page away and so gets a copy of its
+    own; then the merged page is poisoned.
+
+    collect_procs_ksm() (mm/ksm.c of 6.12 and 7.3) signals every process with a mapping in the entry's anon_vma (7.3:
+    with the entry's page offset in it). It does not check that the mapping contains the address, as rmap_walk_ksm()
+    does.
 
     ::
 
@@ -259,8 +292,7 @@ def test_poison_is_not_told_to_a_process_that_moved_its_page_away(area: CarveOut
         second     | . | A |    | . |    merged
         second     | . | . |    | a |    moved: a copy of its own. KSM still has an entry for page 1
 
-    collect_procs_ksm() (mm/ksm.c of 6.12 and 7.3) tells every process with a mapping in the entry's anon_vma (7.3: with
-    the entry's page offset in it), without looking whether the address is in there, as rmap_walk_ksm() does.
+    Every kernel: only the process that maps the page gets SIGBUS. This fails: finding ksm-poison-bystander.
     """
     probe = usable(HwPoison())
     with pair_in_two_children(area) as (pair, first, second):

@@ -18,12 +18,14 @@ from guest_tests.support.ksm_scenes import SAME, assert_merged, assert_unmerged,
 
 
 def test_run_2_unmerges_what_moved(area: CarveOut, ksm: Ksm) -> None:
-    """Row 127, run-2.
+    """Row 127 (run-2): a pair is moved and merged, and 2 is written to KSM's ``run``.
 
     ::
 
         moved and merged  | A | . | A |
         run = 2           | a | . | b |
+
+    Every kernel: every page is un-merged, and no page is counted as shared.
     """
     pair = hugh(area, ksm)
     mm_ksm.write("run", 2)
@@ -35,12 +37,14 @@ def test_run_2_unmerges_what_moved(area: CarveOut, ksm: Ksm) -> None:
 
 
 def test_calling_merging_off_unmerges_what_moved(area: CarveOut, ksm: Ksm) -> None:
-    """Row 128, unmergeable-after.
+    """Row 128 (unmergeable-after): a pair is moved and merged, and the moved mapping is made unmergeable.
 
     ::
 
         moved and merged  | A | . | A |
         MADV_UNMERGEABLE  | A | . | b |    for the moved mapping
+
+    Every kernel: the moved page has a frame of its own, also after further scans, and the mapping is not mergeable.
     """
     pair = hugh(area, ksm)
     pair.moved.madvise(syscalls.MADV_UNMERGEABLE)
@@ -54,7 +58,9 @@ def test_calling_merging_off_unmerges_what_moved(area: CarveOut, ksm: Ksm) -> No
 
 
 def test_counters_of_a_process_follow_forks_moves_and_exits(area: CarveOut, ksm: Ksm) -> None:
-    """Row 131, counters: what a process has merged is counted for it alone, and is nothing in the end.
+    """Row 131 (counters): a process merges pages, forks twice, and each child moves its copy and ends.
+
+    Before 4d6fc29f3634 (6.18, and stable kernels since) a child started with its parent's numbers.
 
     ::
 
@@ -62,7 +68,7 @@ def test_counters_of_a_process_follow_forks_moves_and_exits(area: CarveOut, ksm:
         child   | A A A A |             inherited, 0 counted until ksmd sees them
         child   |         | a b c d |   moved
 
-    Before 4d6fc29f3634 (6.18, and stable kernels since) a child started with its parent's numbers.
+    Every kernel: each process counts what it has merged itself: a child starts at 0, and everything is 0 in the end.
     """
     source = area.map(0, 4).fill_same(SAME)
     ksm.merge(source)
@@ -88,9 +94,12 @@ def test_counters_of_a_process_follow_forks_moves_and_exits(area: CarveOut, ksm:
 
 
 def test_calling_merging_off_keeps_the_other_flags_of_a_mapping(area: CarveOut, ksm: Ksm) -> None:
-    """Row 132, cve-40040: MADV_UNMERGEABLE used to clear the upper half of the flags, userfaultfd's "minor" with it.
+    """Row 132 (cve-40040): a mapping that is registered for userfaultfd's minor faults is made unmergeable.
 
-    Affected were 4.6 to 6.17; fixed in 6.12.55, 6.17.3 and 6.18 (CVE-2025-40040).
+    MADV_UNMERGEABLE used to clear the upper half of the VMA's flags. Affected were 4.6 to 6.17; fixed in 6.12.55,
+    6.17.3 and 6.18 (CVE-2025-40040).
+
+    Every kernel: the mapping is still registered.
     """
     try:
         faults = userfault.Userfault(userfault.FEATURE_MINOR_SHMEM)
@@ -134,14 +143,20 @@ def _refused(knob: str, value: int | str, code: int) -> None:
     ],
 )
 def test_values_out_of_range_are_refused(knob: str, value: int | str, ksm: Ksm) -> None:
-    """Row 136, knob-errors: EINVAL, and the knob keeps its value."""
+    """Row 136 (knob-errors): a value out of range is written to a knob of KSM.
+
+    Every kernel: EINVAL, and the knob keeps its value.
+    """
     if not (mm_ksm.DIRECTORY / knob).exists():
         pytest.skip(f"this kernel has no {knob}")
     _refused(knob, value, errno.EINVAL)
 
 
 def test_the_number_of_pages_to_scan_belongs_to_the_advisor(ksm: Ksm) -> None:
-    """Row 136, knob-errors: EINVAL for pages_to_scan while the advisor chooses it (6.8)."""
+    """Row 136 (knob-errors): pages_to_scan is written while the advisor is active (6.8), and after it was turned off.
+
+    Every kernel: EINVAL while the advisor is active, success afterwards.
+    """
     if not (mm_ksm.DIRECTORY / "advisor_mode").exists():
         pytest.skip("needs Linux 6.8 (the KSM advisor)")
     mm_ksm.write("advisor_mode", "scan-time")
@@ -154,12 +169,15 @@ def test_the_number_of_pages_to_scan_belongs_to_the_advisor(ksm: Ksm) -> None:
 def test_knobs_that_shape_the_trees_are_busy_while_pages_are_shared(
     knob: str, value: int, area: CarveOut, ksm: Ksm
 ) -> None:
-    """Row 137, knob-busy: EBUSY while anything is merged, moved or not; free when nothing is.
+    """Row 137 (knob-busy): max_page_sharing and merge_across_nodes are written while a moved page is merged, and after
+    it was un-merged.
 
     ::
 
         moved and merged  | A | . | A |    EBUSY
         run = 2           | a | . | b |    accepted
+
+    Every kernel: EBUSY while any page is merged, success afterwards.
     """
     if not (mm_ksm.DIRECTORY / knob).exists():
         pytest.skip(f"this kernel has no {knob}")

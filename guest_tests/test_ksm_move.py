@@ -49,7 +49,7 @@ def kb(pages: int) -> int:
 
 
 def test_a_move_unmerges_and_a_scan_merges_again(area: CarveOut, ksm: Ksm) -> None:
-    """Rows 101, move-unmerges, and 102, move-remerges.
+    """Rows 101 (move-unmerges) and 102 (move-remerges): ten merged pages move plainly, and KSM scans them again.
 
     ::
 
@@ -57,6 +57,9 @@ def test_a_move_unmerges_and_a_scan_merges_again(area: CarveOut, ksm: Ksm) -> No
         before  | A A A A A A A A A A |
         moved   |                     | a b c d e f g h i j |    all equal, all with their own frame
         scanned |                     | A A A A A A A A A A |
+
+    Every kernel: after the move each page has a frame of its own and the mapping is still mergeable; after the scans
+    all share one frame.
     """
     source = merged_mapping(area, 0, 10, ksm)
     assert merged_kb(source) == kb(10)
@@ -73,13 +76,15 @@ def test_a_move_unmerges_and_a_scan_merges_again(area: CarveOut, ksm: Ksm) -> No
 
 
 def test_a_partial_move_unmerges_only_what_moves(area: CarveOut, ksm: Ksm) -> None:
-    """Row 103, partial-unmerge.
+    """Row 103 (partial-unmerge): three of ten merged pages move.
 
     ::
 
         page      0                    20
         before  | A A A A A A A A A A |
         after   | A A A . . . A A A A | a b c |
+
+    Every kernel: these three have frames of their own; the others still share the old frame.
     """
     source = merged_mapping(area, 0, 10, ksm)
     frame = pagemap.pfn(source.address)
@@ -92,7 +97,7 @@ def test_a_partial_move_unmerges_only_what_moves(area: CarveOut, ksm: Ksm) -> No
 
 
 def test_resizing_in_place_unmerges_nothing(area: CarveOut, ksm: Ksm) -> None:
-    """Row 104, inplace.
+    """Row 104 (inplace): merged pages grow and shrink in place.
 
     ::
 
@@ -100,6 +105,8 @@ def test_resizing_in_place_unmerges_nothing(area: CarveOut, ksm: Ksm) -> None:
         before  | A A A A A | . . . . . |
         grown   | A A A A A   0 0 0 0 0 |    free space behind it
         shrunk  | A A A |
+
+    Every kernel: they still share the same frame.
     """
     source = merged_mapping(area, 0, 5, ksm)
     frame = pagemap.pfn(source.address)
@@ -115,13 +122,16 @@ def test_resizing_in_place_unmerges_nothing(area: CarveOut, ksm: Ksm) -> None:
 
 
 def test_dontunmap_unmerges_too(area: CarveOut, ksm: Ksm) -> None:
-    """Row 105, dontunmap.
+    """Row 105 (dontunmap): merged pages move with DONTUNMAP.
 
     ::
 
         page      0           10
         before  | A A A A A |
         after   | . . . . . | a b c d e |    page 0 is still mapped and mergeable, but empty
+
+    Every kernel: the moved pages have frames of their own; the source is empty and still mergeable; a scan merges the
+    moved pages.
     """
     source = merged_mapping(area, 0, 5, ksm)
     moved = move(source, area.page(10), syscalls.MREMAP_DONTUNMAP)
@@ -135,7 +145,7 @@ def test_dontunmap_unmerges_too(area: CarveOut, ksm: Ksm) -> None:
 
 
 def test_a_child_that_moves_unmerges_only_its_own(area: CarveOut, ksm: Ksm) -> None:
-    """Row 106, child-moves.
+    """Row 106 (child-moves): a child moves merged pages that it inherited.
 
     ::
 
@@ -143,6 +153,8 @@ def test_a_child_that_moves_unmerges_only_its_own(area: CarveOut, ksm: Ksm) -> N
         parent   | A A A A A |                   before and after
         child    | A A A A A |                   inherited
         child    |           | a b c d e |       moved
+
+    Every kernel: the child's pages have frames of their own; the parent's pages still share the same frame.
     """
     source = merged_mapping(area, 0, 5, ksm)
     frame = pagemap.pfn(source.address)
@@ -159,7 +171,8 @@ def test_a_child_that_moves_unmerges_only_its_own(area: CarveOut, ksm: Ksm) -> N
 
 
 def test_memory_offered_by_prctl_is_treated_the_same(area: CarveOut, ksm: Ksm) -> None:
-    """Row 107, prctl-mode: rows 101 and 102 for a process that offers all of its memory.
+    """Row 107 (prctl-mode): rows 101 and 102 in a process that offers all of its memory to KSM (PR_SET_MEMORY_MERGE,
+    6.4).
 
     ::
 
@@ -167,6 +180,8 @@ def test_memory_offered_by_prctl_is_treated_the_same(area: CarveOut, ksm: Ksm) -
         before  | A A A A A |
         moved   |           | a b c d e |
         scanned |           | A A A A A |
+
+    Every kernel: the move un-merges the pages, and the next scans merge them again.
     """
     with Child() as child:  # the setting stays with a process until it ends
         try:
@@ -200,7 +215,7 @@ def _map_same(area: CarveOut, at: int, pages: int) -> Mapping:
 
 
 def test_memory_that_is_no_longer_mergeable_just_moves(area: CarveOut, ksm: Ksm) -> None:
-    """Row 108, no-mergeable.
+    """Row 108 (no-mergeable): merged pages are made unmergeable and move.
 
     ::
 
@@ -208,6 +223,8 @@ def test_memory_that_is_no_longer_mergeable_just_moves(area: CarveOut, ksm: Ksm)
         merged  | A A A A A |
         called  | a b c d e |                    MADV_UNMERGEABLE
         moved   |           | a b c d e |        the same frames
+
+    Every kernel: the move keeps their frames, because there is nothing to un-merge.
     """
     source = merged_mapping(area, 0, 5, ksm)
     source.madvise(syscalls.MADV_UNMERGEABLE)
@@ -221,13 +238,15 @@ def test_memory_that_is_no_longer_mergeable_just_moves(area: CarveOut, ksm: Ksm)
 
 
 def test_a_move_takes_pages_out_of_the_zero_page(area: CarveOut, ksm: Ksm) -> None:
-    """Row 109, zero-pages: KSM's zero pages are no KSM pages, but a move gives each a frame too.
+    """Row 109 (zero-pages): pages of zeros that KSM has mapped to the zero page (use_zero_pages, 6.6) move.
 
     ::
 
         page      0           10
         before  | 0 0 0 0 0 |                    all map the zero page
         after   |           | a b c d e |        zeros, in frames of their own
+
+    Every kernel: each gets a frame of its own, and ``ksm_zero_pages`` falls to 0.
     """
     if ksm.counters().ksm_zero_pages is None:
         pytest.skip("needs Linux 6.6 (ksm_zero_pages)")
@@ -246,13 +265,15 @@ def test_a_move_takes_pages_out_of_the_zero_page(area: CarveOut, ksm: Ksm) -> No
 
 
 def test_a_huge_page_is_split_merged_and_unmerged(ksm: Ksm) -> None:
-    """Row 130, thp-source: a huge page of equal small ones.
+    """Row 130 (thp-source): a huge page whose small pages are equal is merged, which splits it, and moves.
 
     ::
 
         before  | one huge page       |    written with one byte everywhere
         merged  | A A A A ... A A A A |    split by KSM; max_page_sharing makes several frames of it
         moved   | a b c d ... w x y z |
+
+    Every kernel: each small page has a frame of its own.
     """
     size_file = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
     if not size_file.exists():
@@ -273,13 +294,15 @@ def test_a_huge_page_is_split_merged_and_unmerged(ksm: Ksm) -> None:
 
 
 def test_only_the_mergeable_one_of_several_mappings_is_unmerged(area: CarveOut, ksm: Ksm) -> None:
-    """Row 135, multi-vma-ksm: three mappings moved by one call (6.17); before, such a call moves nothing.
+    """Row 135 (multi-vma-ksm): one call moves three mappings, of which the middle one has merged pages (6.17).
 
     ::
 
         page      0    2    4         10   12   14
         before  | a b| A A| c d| ... |    |    |    |    only the middle one is mergeable
         after   |    |    |    | ... | a b| e f| c d|
+
+    Every kernel: only the pages of the middle mapping get other frames; before 6.17, EFAULT and nothing changes.
     """
     whole = area.map(0, 6).fill()
     for index in (2, 3):
@@ -315,13 +338,16 @@ def _alarm_storm(interval: float) -> Iterator[None]:
 
 
 def test_a_move_interrupted_by_a_signal_moves_nothing(ksm: Ksm) -> None:
-    """Row 110, signal-abort: un-merging takes so long that a signal comes, the call ends with EINTR, and is repeated.
+    """Row 110 (signal-abort): signals arrive while a move un-merges 1024 pages; the move is repeated until it succeeds.
 
     ::
 
         before  | A A A ... A A A |
         EINTR   | a b c ... A A A |                            some un-merged already, all still there
         later   |                   | a b c ... x y z |        moved at last
+
+    Every kernel: an interrupted move fails with EINTR and leaves the mapping at its place; in the end all pages have
+    moved and are un-merged.
     """
     pages = 1024
     ksm.set(max_page_sharing=2 * pages)
@@ -347,13 +373,16 @@ def test_a_move_interrupted_by_a_signal_moves_nothing(ksm: Ksm) -> None:
 
 
 def test_a_move_without_memory_for_the_copies_moves_nothing(area: CarveOut, ksm: Ksm) -> None:
-    """Row 111, memcg-abort: the control group has no room for the pages that un-merging makes.
+    """Row 111 (memcg-abort): merged pages of a child are to move while its control group has no memory for half of the
+    copies.
 
     ::
 
         before  | A A A ... A A A |
         ENOMEM  | a b c ... A A A |                       some un-merged already, all still there
         later   |                  | a b c ... x y z |    moved when there is room
+
+    Every kernel: ENOMEM, with some pages un-merged and all at the old place; the move succeeds when there is memory.
     """
     memcg.require_memcg()
     pages = 512
@@ -391,7 +420,7 @@ def _answered(child: Child) -> bool:
 
 
 def test_moves_that_race_ksmd_lose_nothing(area: CarveOut, ksm: Ksm, relocate: bool) -> None:
-    """Row 134, relocate-ksm-race: to and fro while ksmd merges at full speed; with relocation where there is such.
+    """Row 134 (relocate-ksm-race): pages move there and back while ksmd scans at full speed.
 
     ::
 
@@ -399,6 +428,9 @@ def test_moves_that_race_ksmd_lose_nothing(area: CarveOut, ksm: Ksm, relocate: b
                | A A A A |         |
                      `---------.
                |         | A A A A |    and back
+
+    Unpatched: after plain moves the data is right, and KSM merges the pages in the end.
+    Patched: so it is with flag 8.
     """
     flag = syscalls.MREMAP_RELOCATE_ANON if relocate else 0
     mapping = area.map(0, 4).fill_same(SAME).madvise(syscalls.MADV_MERGEABLE)

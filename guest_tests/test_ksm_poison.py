@@ -29,7 +29,13 @@ def _move_away(inherited: Mapping, to: int) -> None:
 
 @pytest.mark.finding("ksm-poison-bystander", match="where it maps nothing")
 def test_a_process_that_moved_its_inherited_page_away_is_not_told_of_anothers_poison(area: CarveOut, ksm: Ksm) -> None:
-    """Row 115, rmap-hwpoison: only processes that map the page get SIGBUS.
+    """Row 115 (rmap-hwpoison): a child moves its inherited page away and writes to it; then the parent's page is merged
+    and poisoned.
+
+    The child's VMA at page 10 keeps the page offset and the anon_vma of page 0. collect_procs_ksm() (mm/ksm.c of
+    6.12.117 and 7.3.4) signals every process with a VMA in that anon_vma, for the address in the rmap item. It lacks
+    the check of rmap_walk_ksm() that the VMA contains the address. So the child gets SIGBUS for page 0, where it maps
+    nothing, and dies if it does not catch the signal.
 
     ::
 
@@ -37,10 +43,7 @@ def test_a_process_that_moved_its_inherited_page_away_is_not_told_of_anothers_po
         parent   [ KSM ]   ....    [ KSM ]       one frame, poisoned
         child     ....   [ own ]    ....         page 0 as inherited, moved to 10, written
 
-    The child's VMA at page 10 keeps the page offset and the anon_vma of page 0. collect_procs_ksm() (mm/ksm.c of
-    6.12.117 and 7.3.4) tells every process with a VMA in that anon_vma of the rmap item's address, without the check
-    that rmap_walk_ksm() makes, that the VMA contains the address at all. So the child gets SIGBUS for page 0, where it
-    maps nothing, although it maps nothing of the poisoned frame either; a process that does not catch it dies.
+    Every kernel: only the process that maps the page gets SIGBUS. This fails: finding ksm-poison-bystander.
     """
     if missing := offline.missing("hard"):
         pytest.skip(missing)

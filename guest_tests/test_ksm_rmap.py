@@ -36,13 +36,16 @@ pytestmark = pytest.mark.usefixtures("own_group")
 
 @every_probe
 def test_both_places_are_found_after_a_move_and_a_merge(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
-    """Row 112, hugh-reclaim; 114, rmap-soft-offline; 116, rmap-idle; 117, rmap-damon; 118, rmap-compaction.
+    """Rows 112 (hugh-reclaim), 114 (rmap-soft-offline), 116 (rmap-idle), 117 (rmap-damon) and 118 (rmap-compaction):
+    one of two equal pages moves, KSM merges both afterwards, and each kind of walk is forced.
 
     ::
 
         before   | A | A | . |    one mapping
                        `---.
         after    | A | . | A |    merged at the new place
+
+    Every kernel: each walk finds both places.
     """
     pair = hugh(area, ksm)
     assert_found_by(probe, pair.places, "a move and a merge at the new place")
@@ -52,7 +55,8 @@ def test_both_places_are_found_after_a_move_and_a_merge(probe: Probe, area: Carv
 
 @every_probe
 def test_every_process_of_a_tree_is_found(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
-    """Row 113, rmap-migrate: a parent, its child and a grandchild each move a page, by different distances.
+    """Row 113 (rmap-migrate): a parent, its child and a grandchild each move a page by different distances, and KSM
+    merges all pages afterwards.
 
     ::
 
@@ -60,6 +64,8 @@ def test_every_process_of_a_tree_is_found(probe: Probe, area: CarveOut, ksm: Ksm
         parent     | A | . |   | A | . | . |
         child      | A | . |   | . | A | . |
         grandchild | A | . |   | . | . | A |
+
+    Every kernel: each walk finds all six places.
     """
     pair = equal_pair(area, dontfork=False)
     with Child() as child, child.fork() as grandchild:
@@ -81,12 +87,15 @@ def _check_same(address: int) -> None:
 
 
 def test_poison_is_told_to_a_process_that_only_has_the_moved_place(area: CarveOut, ksm: Ksm) -> None:
-    """Row 115, rmap-hwpoison: each of two processes maps the page once, one of them at a moved address.
+    """Row 115 (rmap-hwpoison): two processes map a merged page once each, one of them at an address that the page was
+    moved to; the page is poisoned.
 
     ::
 
         stays    | A | . | . |    process 1
         moves    | . | . | A |    process 2, from the second page
+
+    Every kernel: both get SIGBUS with the address where they map the page.
     """
     probe = usable(HwPoison())
     with pair_in_two_children(area) as (pair, stays, moves):
@@ -99,13 +108,15 @@ def test_poison_is_told_to_a_process_that_only_has_the_moved_place(area: CarveOu
 
 
 def test_many_moved_pages_survive_compaction(area: CarveOut, ksm: Ksm) -> None:
-    """Row 118, rmap-compaction: whatever compaction does with many of them, each pair stays a pair.
+    """Row 118 (rmap-compaction): 13 moved pages are merged with 13 that stayed, and all memory is compacted.
 
     ::
 
         before   | a b c ... | a b c ... | . . . ... |
                                    `-----------.
         after    | A B C ... | . . . ... | A B C ... |    merged
+
+    Every kernel: each two still share a KSM page and hold their data.
     """
     compact = Path("/proc/sys/vm/compact_memory")
     if not compact.exists():
@@ -123,7 +134,11 @@ def test_many_moved_pages_survive_compaction(area: CarveOut, ksm: Ksm) -> None:
 
 @every_probe
 def test_found_after_the_head_of_the_mapping_is_cut_off(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
-    """Row 119, split-after-merge: KSM merges a page in the middle of a moved mapping that is split afterwards.
+    """Row 119 (split-after-merge): a page in a moved mapping is merged; then the head of the mapping is unmapped, or
+    made read-only.
+
+    A kernel that remembers the page offset of the mapping instead of the page's would lose the page here, because the
+    rest of the mapping begins behind that offset.
 
     ::
 
@@ -131,8 +146,7 @@ def test_found_after_the_head_of_the_mapping_is_cut_off(probe: Probe, area: Carv
         moved   | A |  | b c A |      | d e A |
         split   | A |  | . c A |      | d'|e A |    d' is read-only, a mapping of its own
 
-    An implementation that remembers the offset of the *mapping* instead of the page's loses the page here: what is
-    left of the mapping begins behind that offset.
+    Every kernel: each walk finds all three places.
     """
     stayed = area.map(0, 1).fill_same(SAME)
     cut, protected = (_moved_with_last(area, source, target) for source, target in ((30, 10), (35, 20)))
@@ -157,13 +171,16 @@ def _moved_with_last(area: CarveOut, source: int, target: int) -> Mapping:
 
 @every_probe
 def test_found_after_the_mapping_grew_at_its_head(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
-    """Row 120, merge-after-merge: the kernel joins another mapping to the moved one after KSM merged in there.
+    """Row 120 (merge-after-merge): a page in a moved mapping is merged; then the kernel merges another mapping with the
+    moved one.
 
     ::
 
         page      0      17      20              30
         first   | A |          | d A f |       | a b c . . . |    d A f came from behind c
         then    | A |  | a b c   d A f |                          a b c follows: one mapping again
+
+    Every kernel: each walk finds both places.
     """
     stayed = area.map(0, 1).fill_same(SAME).madvise(syscalls.MADV_MERGEABLE)
     whole = area.map(30, 6).fill()
@@ -184,12 +201,17 @@ def test_found_after_the_mapping_grew_at_its_head(probe: Probe, area: CarveOut, 
 
 @every_probe
 def test_a_child_forked_after_the_merge_is_found(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
-    """Row 121, fork-after-remerge: ksmd knows nothing of the child, the walk finds it by the parent's entries.
+    """Row 121 (fork-after-remerge): the process forks after its moved page was merged, and ksmd does not scan the
+    child.
+
+    ksmd knows nothing of the child; a walk finds it by the parent's entries.
 
     ::
 
         parent   | A | . | A |
         child    | A | . | A |    forked after the merge, never scanned
+
+    Every kernel: each walk finds both places in both processes.
     """
     pair = hugh(area, ksm, dontfork=False)
     with Child() as child:
@@ -206,7 +228,11 @@ def test_a_child_forked_after_the_merge_is_found(probe: Probe, area: CarveOut, k
 )
 @every_probe
 def test_a_child_is_found_after_its_parent_moved_away(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
-    """Beyond the rows: the child's pages are found by what KSM knows of the parent's, and that does not last.
+    """No row: a process forks after a merge and moves its page away, and ksmd scans the parent but not yet the child.
+
+    The walk finds the child's pages by the entries that KSM has for the parent's. ksmd drops the entry for page 1 when
+    it scans the parent. It makes one for the child only when it scans the child, which comes last (__ksm_enter()).
+    (mm/ksm.c: scan_get_next_rmap_item(), get_next_rmap_item(), rmap_walk_ksm(); 6.12 and 7.3.)
 
     ::
 
@@ -219,7 +245,7 @@ def test_a_child_is_found_after_its_parent_moved_away(probe: Probe, area: CarveO
         parent   | A | . |  | b |   ksmd comes by the parent and drops the entry for page 1; it has yet to make one
         child    | A |(A)|          for the child, which it visits last (__ksm_enter())
 
-    (mm/ksm.c: scan_get_next_rmap_item(), get_next_rmap_item(), rmap_walk_ksm(); 6.12 and 7.3.)
+    Every kernel: each walk finds the parent's page and both of the child's. This fails: finding ksm-forked-forgotten.
     """
     pair = equal_pair(area, dontfork=False)
     ksm.scan()
@@ -235,13 +261,15 @@ def test_a_child_is_found_after_its_parent_moved_away(probe: Probe, area: CarveO
 
 @every_probe
 def test_found_after_two_moves(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
-    """Row 122, two-moves: moved, merged, moved again, merged again.
+    """Row 122 (two-moves): a page moves, is merged, moves again and is merged again.
 
     ::
 
         first    | A | . | A | . . . | . |
                            `-----------.
         second   | A | . | . | . . . | A |
+
+    Every kernel: each walk finds both places.
     """
     pair = hugh(area, ksm)
     pair = Pair(pair.stayed, move(pair.moved, area.page(30)))
@@ -255,7 +283,9 @@ def test_found_after_two_moves(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
 
 @every_probe
 def test_private_pages_of_a_file_are_found(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
-    """Row 129, private-file: pages copied on write from a file; their page offset is the file's, before and after.
+    """Row 129 (private-file): two copied pages of a private file mapping are merged; one moves and is merged again.
+
+    Their page offset is that of the file, before and after the move.
 
     ::
 
@@ -263,6 +293,8 @@ def test_private_pages_of_a_file_are_found(probe: Probe, area: CarveOut, ksm: Ks
         before  | A |   | A |              written copies of a private mapping of a file
         moved   | A |            | a |     a copy of its own
         later   | A |            | A |     merged again
+
+    Every kernel: the move un-merges the page; after the next merge each walk finds both places.
     """
     fd = syscalls.memfd_create("private")
     try:
@@ -285,7 +317,7 @@ def test_private_pages_of_a_file_are_found(probe: Probe, area: CarveOut, ksm: Ks
 
 @every_probe
 def test_relocation_of_merged_pages(probe: Probe, area: CarveOut, ksm: Ksm, relocate: bool) -> None:
-    """Row 133, relocate-ksm: a patched kernel un-merges, then relocates; another one refuses and touches nothing.
+    """Row 133 (relocate-ksm): one of two merged pages moves with flag 16.
 
     ::
 
@@ -293,6 +325,9 @@ def test_relocation_of_merged_pages(probe: Probe, area: CarveOut, ksm: Ksm, relo
                          `---.
         patched    | A | . | a |    and merged again later
         unpatched  | A | A | . |    EINVAL
+
+    Unpatched: EINVAL; the pages are still merged, and each walk finds both places.
+    Patched: the page is un-merged and relocated; after the next merge each walk finds both places.
     """
     pair = equal_pair(area)
     ksm.scan()

@@ -70,12 +70,15 @@ def _large(mapping: Mapping) -> list[bool]:
 
 @ways
 def test_to_an_aligned_place(relocate: bool, scene: Scene, flags: int) -> None:
-    """Row 76, thp-aligned: a huge page remains one.
+    """Row 76 (thp-aligned): a huge page moves to a place that is aligned to its size.
 
     ::
 
         half    0   1   2   3   4   5   6   7
                 |TTTTTTT|       |--> here |
+
+    Unpatched: after a plain move a PMD still maps it.
+    Patched: so it does with both flags, and the page is found.
     """
     before = pagemap.pfn(scene.source.address)
     with counted(relocate, relocated=1 if flags else 0):
@@ -89,12 +92,15 @@ def test_to_an_aligned_place(relocate: bool, scene: Scene, flags: int) -> None:
 @ways
 @pytest.mark.parametrize("off", [1, -1])
 def test_to_a_misaligned_place(relocate: bool, scene: Scene, flags: int, off: int) -> None:
-    """Row 77, thp-misaligned: the PMD is split, because no other maps it at the new place; the folio need not be.
+    """Row 77 (thp-misaligned): a huge page moves to a place that is off by one page.
 
     ::
 
         half    0   1   2   3   4   5   6   7
                 |TTTTTTT|        |--> here |            one page off
+
+    Unpatched: after a plain move small entries map it, because no PMD can; the frames are the same.
+    Patched: so it is with both flags, and every page is found. The folio need not be split.
     """
     before = pagemap.pfns(scene.source.address, scene.pages)
     result = move_or_refused(relocate, scene.area, scene.source, scene.at(4, off), flags)
@@ -106,7 +112,11 @@ def test_to_a_misaligned_place(relocate: bool, scene: Scene, flags: int, off: in
 
 @ways
 def test_the_huge_zero_page(relocate: bool, scene: Scene, flags: int) -> None:
-    """Row 83, huge-zero: a huge page that was only read is nobody's."""
+    """Row 83 (huge-zero): a huge page that was only read moves.
+
+    Unpatched: after a plain move the zero page is mapped at the new place; it can be written, and is found then.
+    Patched: so it is with both flags.
+    """
     source = scene.area.map(scene.pages, scene.pages).touch_read([0])
     if kpage.Flag.ZERO_PAGE not in kpage.flags_at(source.address):
         pytest.skip("needs the huge zero page: /sys/kernel/mm/transparent_hugepage/use_zero_page is 0")
@@ -123,13 +133,15 @@ def test_the_huge_zero_page(relocate: bool, scene: Scene, flags: int) -> None:
 @ways
 @pytest.mark.parametrize("half", [0, 1], ids=["first", "second"])
 def test_half_of_it(relocate: bool, scene: Scene, flags: int, half: int) -> None:
-    """Row 78, thp-half: to be relocated, a part of a huge page must become a folio of its own. Both halves are whole,
-    and are found.
+    """Row 78 (thp-half): one half of a huge page moves.
 
     ::
 
         half    0   1   2   3   4   5   6   7
                 |TTT|TTT|       |--> here
+
+    Unpatched: a plain move; both halves hold their data and are found.
+    Patched: both flags split the folio and relocate the half; both halves are found.
     """
     count = scene.pages // 2
     part, rest = scene.source.part(half * count, count), scene.source.part((1 - half) * count, count)
@@ -143,14 +155,18 @@ def test_half_of_it(relocate: bool, scene: Scene, flags: int, half: int) -> None
 
 @ways
 def test_half_of_it_within_the_mapping(relocate: bool, flags: int) -> None:
-    """Row 79, thp-half-same-root: onto another part of the same mapping, so that both ends have one anon_vma. "Must"
-    succeeds, or is refused without a trace (the folio cannot be split while its anon_vma is locked).
+    """Row 79 (thp-half-same-root): one half of a huge page moves onto another part of the same mapping, which has the
+    same anon_vma.
 
     ::
 
         half    0   1   2   3   4   5
                 |.......|TTT|TTT|.......|
                 |...|<---TTT|   |.......|
+
+    Unpatched: a plain move; all pages are found.
+    Patched: flag 8 succeeds. Flag 16 succeeds or is refused without a trace, because a folio cannot be split while its
+    anon_vma is locked. All pages are found.
     """
     pages = pmd_size() // PAGE_SIZE
     with thp("never"), carve_out(3 * pages) as area:
@@ -172,13 +188,16 @@ def test_half_of_it_within_the_mapping(relocate: bool, flags: int) -> None:
 
 @ways
 def test_scattered(relocate: bool, scene: Scene, flags: int) -> None:
-    """Row 82, scattered: half of a huge page has gone elsewhere by a plain move, still part of the same folio. The
-    rest is relocated, or refused; nothing is lost, neither here nor there.
+    """Row 82 (scattered): one half of a huge page was moved plainly, and the other half, which still belongs to the
+    same folio, moves.
 
     ::
 
         half    0   1   2   3   4   5   6   7
                 |TTT|hole       |TTT|                    the folio is in two mappings
+
+    Unpatched: a plain move; both halves are found.
+    Patched: flag 8 succeeds, flag 16 succeeds or is refused without a trace; both halves are found.
     """
     count = scene.pages // 2
     away = move(scene.source.part(count, count), scene.at(4))
@@ -192,8 +211,13 @@ def test_scattered(relocate: bool, scene: Scene, flags: int) -> None:
 
 @lenient_ways
 def test_split_afterwards(relocate: bool, scene: Scene, flags: int) -> None:
-    """Row 84, split-huge: the kernel can split a huge page that is mapped by pages, part of it elsewhere: to do so it
-    has to find all of them."""
+    """Row 84 (split-huge): one half of a huge page moves, and the kernel is told to split the folio (debugfs).
+
+    To split a folio the kernel has to find all of its pages.
+
+    Unpatched: after a plain move no page belongs to a large folio any more, and all are found.
+    Patched: so it is with flag 8.
+    """
     control = Path("/sys/kernel/debug/split_huge_pages")
     system.require_file(str(control), "DEBUG_FS")
     count = scene.pages // 2
@@ -227,12 +251,16 @@ def _folios(number: int) -> Iterator[tuple[CarveOut, Mapping, int]]:
 @ways
 @pytest.mark.parametrize("off", [0, 1, 5])
 def test_folios_inside(relocate: bool, flags: int, off: int) -> None:
-    """Row 80, mthp-inside: folios wholly inside of the range remain what they are, wherever they go.
+    """Row 80 (mthp-inside): two large folios that lie completely in the range move, also to places that are not aligned
+    for them.
 
     ::
 
         before    |FFFF|FFFF|FFFF|FFFF|
         after     |FFFF|               |FFFF|                |FFFF|FFFF|
+
+    Unpatched: after a plain move they are still large folios with the same frames.
+    Patched: so they are with both flags; every page is found.
     """
     with _folios(4) as (area, source, pages):
         part = source.part(pages, 2 * pages)
@@ -247,13 +275,16 @@ def test_folios_inside(relocate: bool, flags: int, off: int) -> None:
 @ways
 @pytest.mark.parametrize("first", [1, 3])
 def test_folios_across(relocate: bool, flags: int, first: int) -> None:
-    """Row 81, mthp-cross: what reaches beyond the range is split before it is relocated, what does not is not.
+    """Row 81 (mthp-cross): a range that begins inside of a large folio moves.
 
     ::
 
         before    |FFFF|FFFF|FFFF|FFFF|
         range       |-----------------|
         after     |ff               |ff|FFFF|FFFF|FFFF|
+
+    Unpatched: a plain move splits no folio.
+    Patched: both flags split the folio at the edge and no other; the frames stay, and every page is found.
     """
     with _folios(4) as (area, source, pages):
         part, rest = source.part(first, source.pages - first), source.part(0, first)
@@ -269,7 +300,11 @@ def test_folios_across(relocate: bool, flags: int, first: int) -> None:
 
 @ways
 def test_a_swapped_part(relocate: bool, flags: int) -> None:
-    """Rows 70 and 80: some pages of a folio have been swapped out or unmapped by the time the rest moves."""
+    """Rows 70 (swapped) and 80 (mthp-inside): large folios move, one page of which was unmapped (MADV_DONTNEED).
+
+    Unpatched: after a plain move every page is found.
+    Patched: so it is with both flags.
+    """
     with _folios(2) as (area, source, pages):
         source.part(2, 1).madvise(MADV_DONTNEED)
         source.contents[2] = ZERO
@@ -280,13 +315,18 @@ def test_a_swapped_part(relocate: bool, flags: int) -> None:
 
 @ways
 def test_a_stranger_between_the_pages_of_a_folio(relocate: bool, flags: int) -> None:
-    """Rows 80 and 82: a small page took the place of one of a folio's. It may be busy or pinned when its turn comes,
-    and the folio around it must not be half moved by then: it is split before it is relocated, the others are not.
+    """Rows 80 (mthp-inside) and 82 (scattered): a large folio moves in whose place of one page a small page is mapped.
+
+    The small page may turn out to be busy or pinned when half of the folio has been relocated. So the kernel splits the
+    folio before it relocates it.
 
     ::
 
         before    |FFsFFFFF|FFFFFFFF|
         after                               |ffsfffff|FFFFFFFF|
+
+    Unpatched: a plain move splits no folio.
+    Patched: both flags split this folio and not the next one; every page is found.
     """
     with _folios(2) as (area, source, pages):
         source.part(2, 1).madvise(MADV_DONTNEED)
@@ -306,7 +346,11 @@ def test_a_stranger_between_the_pages_of_a_folio(relocate: bool, flags: int) -> 
 
 @lenient_ways
 def test_a_pinned_huge_page(relocate: bool, scene: Scene, flags: int) -> None:
-    """Row 74, pinned-thp: best effort moves it plainly."""
+    """Row 74 (pinned-thp): a pinned huge page moves plainly and with flag 8.
+
+    Unpatched: a plain move; a PMD still maps it.
+    Patched: flag 8 moves it like a plain move.
+    """
     with pin_in_the_way(relocate, scene.at(0, 7), flags):
         result = move_or_refused(relocate, scene.area, scene.source, scene.at(4), flags)
     if result is not None:
@@ -315,7 +359,11 @@ def test_a_pinned_huge_page(relocate: bool, scene: Scene, flags: int) -> None:
 
 
 def test_a_pinned_huge_page_is_refused(relocate: bool, scene: Scene) -> None:
-    """Row 74, pinned-thp: "must" is an error, and the huge page is what it was."""
+    """Row 74 (pinned-thp): a pinned huge page is to move with flag 16.
+
+    Unpatched: EINVAL; a PMD still maps it.
+    Patched: EFAULT; a PMD still maps it, and it is found after the pin is gone.
+    """
     with pinned(scene.at(0, 7)), counted(relocate, relocated=0, refused_pinned=1, undone=0):
         refused_move(relocate, scene.area, scene.source, scene.at(4))
         assert _huge_kb(scene.source) == scene.source.length >> 10, "a refused relocation split a huge page"
@@ -324,7 +372,11 @@ def test_a_pinned_huge_page_is_refused(relocate: bool, scene: Scene) -> None:
 
 @pytest.mark.parametrize("half", [0, 1], ids=["first", "second"])
 def test_half_of_a_pinned_huge_page(relocate: bool, scene: Scene, half: int) -> None:
-    """Rows 74 and 78: a pinned folio cannot be split, so that a part of it must be refused, whichever is pinned."""
+    """Rows 74 (pinned-thp) and 78 (thp-half): one half of a pinned huge page is to move with flag 16.
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: EFAULT, and nothing changes, whichever half has the pin: a pinned folio cannot be split.
+    """
     count = scene.pages // 2
     with pinned(scene.at(0, 7)):
         refused_move(relocate, scene.area, scene.source.part(half * count, count), scene.at(4))
@@ -337,13 +389,16 @@ def test_half_of_a_pinned_huge_page(relocate: bool, scene: Scene, half: int) -> 
 @lenient_ways
 @pytest.mark.parametrize("mover", ["part", "rest"])
 def test_copy_on_write(relocate: bool, scene: Scene, flags: int, mover: str) -> None:
-    """Row 90, cow-suite: after half of a huge page has moved, a child gives a page to a pipe and unmaps its copy; what
-    the parent writes then must not arrive in the pipe.
+    """Row 90 (cow-suite): after one half of a huge page has moved, a child gives one of its pages to a pipe and unmaps
+    it, and the parent writes to that page.
 
     ::
 
         parent     move half ── fork ──────────────────────── write
         child                     └─ page into pipe, unmap ──────── read the pipe: as before
+
+    Unpatched: after a plain move the pipe holds what the page held before the write.
+    Patched: so it does with flag 8.
     """
     count = scene.pages // 2
     part, rest = scene.source.part(0, count), scene.source.part(count, count)

@@ -108,110 +108,140 @@ def _move_between(
 
 @plain_or_must
 def test_after_unfaulted(relocate: bool, area: CarveOut, flags: int) -> None:
-    """Row 25, after-unfaulted.
+    """Row 25 (after-unfaulted): faulted memory moves to the place right behind unfaulted memory.
 
     ::
 
         page   0         5         10
                |uuuuuuuuu|sssssssss|          two; relocated: one
+
+    Unpatched: two mappings after a plain move.
+    Patched: one mapping of ten pages.
     """
     _move_between(relocate, area, flags, unfaulted=[0], to=5, plain=[(0, 5), (5, 5)], relocated=[(0, 10)])
 
 
 @plain_or_must
 def test_before_unfaulted(relocate: bool, area: CarveOut, flags: int) -> None:
-    """Row 26, before-unfaulted.
+    """Row 26 (before-unfaulted): faulted memory moves to the place right before unfaulted memory.
 
     ::
 
         page   0         5         10
                |sssssssss|uuuuuuuuu|          two; relocated: one
+
+    Unpatched: two mappings after a plain move.
+    Patched: one mapping of ten pages.
     """
     _move_between(relocate, area, flags, unfaulted=[5], to=0, plain=[(0, 5), (5, 5)], relocated=[(0, 10)])
 
 
 @plain_or_must
 def test_between_unfaulted(relocate: bool, area: CarveOut, flags: int) -> None:
-    """Row 27, between-unfaulted.
+    """Row 27 (between-unfaulted): faulted memory moves between two unfaulted mappings.
 
     ::
 
         page   0         5         10        15
                |uuuuuuuuu|sssssssss|uuuuuuuuu|          three; relocated: one
+
+    Unpatched: three mappings after a plain move.
+    Patched: one mapping of 15 pages.
     """
     _move_between(relocate, area, flags, unfaulted=[0, 10], to=5, plain=_THREE, relocated=[(0, 15)])
 
 
 @plain_or_must
 def test_after_faulted(relocate: bool, area: CarveOut, flags: int) -> None:
-    """Row 28, after-faulted.
+    """Row 28 (after-faulted): faulted memory moves to the place right behind other faulted memory.
 
     ::
 
         page   0         5         10
                |fffffffff|sssssssss|          two; relocated: one
+
+    Unpatched: two mappings after a plain move.
+    Patched: one mapping of ten pages.
     """
     _move_between(relocate, area, flags, faulted=[0], to=5, plain=[(0, 5), (5, 5)], relocated=[(0, 10)])
 
 
 @plain_or_must
 def test_before_faulted(relocate: bool, area: CarveOut, flags: int) -> None:
-    """Row 29, before-faulted.
+    """Row 29 (before-faulted): faulted memory moves to the place right before other faulted memory.
 
     ::
 
         page   0         5         10
                |sssssssss|fffffffff|          two; relocated: one
+
+    Unpatched: two mappings after a plain move.
+    Patched: one mapping of ten pages.
     """
     _move_between(relocate, area, flags, faulted=[5], to=0, plain=[(0, 5), (5, 5)], relocated=[(0, 10)])
 
 
 @plain_or_must
 def test_between_faulted_and_unfaulted(relocate: bool, area: CarveOut, flags: int) -> None:
-    """Row 30, between-faulted-unfaulted: without flag never two, for the source's offset fits neither side.
+    """Row 30 (between-faulted-unfaulted): faulted memory moves between a faulted and an unfaulted mapping.
 
     ::
 
         page   0         5         10        15
                |fffffffff|sssssssss|uuuuuuuuu|          three; relocated: one
+
+    Unpatched: three mappings after a plain move: the offset of the source fits neither neighbour.
+    Patched: one mapping of 15 pages.
     """
     _move_between(relocate, area, flags, faulted=[0], unfaulted=[10], to=5, plain=_THREE, relocated=[(0, 15)])
 
 
 @plain_or_must
 def test_between_unfaulted_and_faulted(relocate: bool, area: CarveOut, flags: int) -> None:
-    """Row 31, between-unfaulted-faulted: without flag never two, for the source's offset fits neither side.
+    """Row 31 (between-unfaulted-faulted): faulted memory moves between an unfaulted and a faulted mapping.
 
     ::
 
         page   0         5         10        15
                |uuuuuuuuu|sssssssss|fffffffff|          three; relocated: one
+
+    Unpatched: three mappings after a plain move: the offset of the source fits neither neighbour.
+    Patched: one mapping of 15 pages.
     """
     _move_between(relocate, area, flags, faulted=[10], unfaulted=[0], to=5, plain=_THREE, relocated=[(0, 15)])
 
 
 @plain_or_must
 def test_between_faulted(relocate: bool, area: CarveOut, flags: int) -> None:
-    """Row 32, between-faulted: the neighbours were faulted in separately, each with an anon_vma of its own. A relocated
-    source can share one of them only, and find_mergeable_anon_vma() (mm/vma.c) prefers the one behind it.
+    """Row 32 (between-faulted): faulted memory moves between two mappings that were faulted in separately.
+
+    Each neighbour has an anon_vma of its own. Relocated memory can share only one of them, and
+    find_mergeable_anon_vma() (mm/vma.c) prefers that of the mapping behind it.
 
     ::
 
         page   0         5         10        15
                |fffffffff|sssssssss|fffffffff|          three; relocated: the right pair is one
+
+    Unpatched: three mappings after a plain move.
+    Patched: two mappings: the moved one merges with the neighbour behind it.
     """
     _move_between(relocate, area, flags, faulted=[0, 10], to=5, plain=_THREE, relocated=[(0, 5), (5, 10)])
 
 
 @pytest.mark.parametrize("unlike", ["before", "after"])
 def test_between_a_neighbour_alike_and_one_that_is_not(relocate: bool, area: CarveOut, unlike: str) -> None:
-    """Row 32, between-faulted: only one of two faulted neighbours has the same protection. The one it can merge with
-    has to be the one whose anon_vma is joined, though the other one would do for that as well.
+    """Row 32 (between-faulted): only one of two faulted neighbours has the same protection as the source.
+
+    The kernel must join the anon_vma of that neighbour, although it could join that of the other as well.
 
     ::
 
         page   10        15        20        25
                |fffffffff|sssssssss|rrrrrrrrr|     two where r, which is read-only, comes after, or before
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: the moved memory merges with the neighbour of the same protection.
     """
     neighbours = {"before": _block(area, 10), "after": _block(area, 20)}
     neighbours[unlike].mprotect(PROT_READ)
@@ -224,8 +254,8 @@ def test_between_a_neighbour_alike_and_one_that_is_not(relocate: bool, area: Car
 
 @plain_or_must
 def test_between_the_halves_of_one_mapping(relocate: bool, area: CarveOut, flags: int) -> None:
-    """Row 33, between-correct-faulted: the neighbours share their anon_vma, because they were one mapping. Without flag
-    a stranger between them stays alone; only what was cut out there fits (row 36).
+    """Row 33 (between-correct-faulted): faulted memory moves between two neighbours that were one mapping and share an
+    anon_vma.
 
     ::
 
@@ -233,6 +263,9 @@ def test_between_the_halves_of_one_mapping(relocate: bool, area: CarveOut, flags
                |fffffffff|fffffffff|fffffffff|
                |fffffffff|         |fffffffff|
                |fffffffff|sssssssss|fffffffff|          three; relocated: one
+
+    Unpatched: three mappings after a plain move; only what was cut out there would fit (row 36).
+    Patched: one mapping of 15 pages.
     """
     whole = area.map(0, 15).fill()
     area.reserve(5, 5)
@@ -246,7 +279,7 @@ def test_between_the_halves_of_one_mapping(relocate: bool, area: CarveOut, flags
 @plain_or_must
 @pytest.mark.parametrize("faulted", [True, False], ids=["faulted", "unfaulted"])
 def test_a_neighbour_that_becomes_equal_later(relocate: bool, area: CarveOut, flags: int, faulted: bool) -> None:
-    """Row 34, mprotect-later: the neighbour is read-only at the time of the move.
+    """Row 34 (mprotect-later): the neighbour is read-only during the move, and is made writable afterwards.
 
     ::
 
@@ -255,6 +288,9 @@ def test_a_neighbour_that_becomes_equal_later(relocate: bool, area: CarveOut, fl
                 read-only  writable
                |fffffffff|sssssssss|          two; relocated: one
                 writable   writable
+
+    Unpatched: two mappings, also after mprotect().
+    Patched: two mappings, and one after mprotect().
     """
     neighbour = _block(area, 0, faulted=faulted).mprotect(PROT_READ)
     moved = _moved(relocate, area, _block(area, _AWAY), 5, flags)
@@ -282,14 +318,18 @@ def test_a_neighbour_that_becomes_equal_later(relocate: bool, area: CarveOut, fl
 def test_an_unfaulted_source_merges_anywhere(
     area: CarveOut, faulted: list[int], unfaulted: list[int], to: int, merged: Layout
 ) -> None:
-    """Row 35, unfaulted-plain: it has no pages that would hold it to an offset. Between two that were faulted
-    separately it joins the first, and the second cannot join them: two anon_vmas.
+    """Row 35 (unfaulted-plain): unfaulted memory moves plainly next to faulted and unfaulted neighbours.
+
+    It has no pages that would bind it to an offset. Between two mappings that were faulted in separately it joins the
+    first one. The second cannot join them, because the anon_vmas differ.
 
     ::
 
         page   0         5         10        15
                |fffffffff|uuuuuuuuu|fffffffff|          moved between two faulted
                |-------------------|---------|
+
+    Every kernel: it merges with its neighbours, as far as these share an anon_vma.
     """
     neighbours = [_block(area, at) for at in faulted] + [_block(area, at, faulted=False) for at in unfaulted]
     moved = move(_block(area, _AWAY, faulted=False), area.page(to)).check()
@@ -299,8 +339,10 @@ def test_an_unfaulted_source_merges_anywhere(
 
 @pytest.mark.parametrize("first", [0, 5, 10], ids=["head", "middle", "tail"])
 def test_a_move_back_closes_the_hole(area: CarveOut, first: int) -> None:
-    """Row 36, away-and-back: a hole made with mremap() is closed by moving the piece back: the offset it kept is the
-    right one again. Twice, because the second time must find everything as the first time left it.
+    """Row 36 (away-and-back): a plain move takes a piece out of a mapping, another one brings it back.
+
+    The piece kept its offset, which is the right one again. The test does this twice, because the second time must find
+    everything as the first time left it.
 
     ::
 
@@ -308,6 +350,8 @@ def test_a_move_back_closes_the_hole(area: CarveOut, first: int) -> None:
                |fffffffff|fffffffff|fffffffff|                       one
                |fffffffff|         |fffffffff|     ...   |sssssssss| three
                |fffffffff|fffffffff|fffffffff|                       one
+
+    Every kernel: one mapping again, with the same frames.
     """
     whole = area.map(0, 15).fill()
     frames = pagemap.pfns(whole.address, whole.pages)
@@ -324,7 +368,7 @@ def test_a_move_back_closes_the_hole(area: CarveOut, first: int) -> None:
 
 
 def test_a_whole_mapping_moved_back_merges_with_what_it_left(area: CarveOut) -> None:
-    """Row 36, away-and-back: over an intermediate place, and back in two halves.
+    """Row 36 (away-and-back): half of a mapping moves away in two steps, and comes back in two pieces.
 
     ::
 
@@ -334,6 +378,8 @@ def test_a_whole_mapping_moved_back_merges_with_what_it_left(area: CarveOut) -> 
                |fffffffff|                             |sssssssss|
                |fffffffff|ssss                             |sssss|      the first two pages
                |fffffffff|sssssssss|                                    one again
+
+    Every kernel: one mapping again.
     """
     whole = area.map(0, 10).fill()
     once = move(whole.part(5, 5), area.page(20))
@@ -356,10 +402,12 @@ def test_a_whole_mapping_moved_back_merges_with_what_it_left(area: CarveOut) -> 
     ],
 )
 def test_a_move_back_next_to_unfaulted_memory(area: CarveOut, new: list[int], merged: Layout) -> None:
-    """Rows 25 to 27 with the offset out of the way: the source returns to where it was faulted in, between neighbours
-    that appeared meanwhile and were never touched. Linux 6.16 (879bca0a2c4f) lets faulted memory merge with unfaulted
-    memory in every position; before, only an unfaulted range could be added to a faulted mapping, because
-    is_mergeable_anon_vma() (mm/vma.c of 6.12) wants one anon_vma in the chain of its neighbour, which has none.
+    """Rows 25 (after-unfaulted), 26 (before-unfaulted) and 27 (between-unfaulted): faulted memory moves away and back,
+    while unfaulted neighbours appear at its place.
+
+    The offset fits, so only the rule about anon_vmas counts. Linux 6.16 (879bca0a2c4f) lets faulted memory merge with
+    unfaulted memory in every position. Before, only an unfaulted range could be added to a faulted mapping:
+    is_mergeable_anon_vma() (mm/vma.c of 6.12) wants exactly one anon_vma in the chain of the neighbour, which has none.
 
     ::
 
@@ -368,6 +416,8 @@ def test_a_move_back_next_to_unfaulted_memory(area: CarveOut, new: list[int], me
                                                    moved away
                |uuuuuuuuu|         |uuuuuuuuu|     new
                |uuuuuuuuu|sssssssss|uuuuuuuuu|     moved back: one; before 6.16: three
+
+    Every kernel: they merge since 6.16, and stay apart before.
     """
     away = move(_block(area, 5), area.page(_AWAY))
     neighbours = [_block(area, at, faulted=False) for at in new]
@@ -380,15 +430,19 @@ def test_a_move_back_next_to_unfaulted_memory(area: CarveOut, new: list[int], me
 @pytest.mark.parametrize("called", ["faulted", "unfaulted"])
 @pytest.mark.parametrize("first", ["faulted", "unfaulted"])
 def test_mprotect_merges_faulted_and_unfaulted_memory(area: CarveOut, first: str, called: str) -> None:
-    """Rows 25 and 26 without any move: two halves of one mapping, one of them faulted in while they differ in
-    protection, become equal. A call about the unfaulted half merges them on every kernel; a call about the faulted half
-    does since Linux 6.16 (879bca0a2c4f), see above.
+    """Rows 25 (after-unfaulted) and 26 (before-unfaulted): without any move, mprotect() makes a faulted and an
+    unfaulted half of one mapping equal.
+
+    The kernel rule is that of the move back above (879bca0a2c4f).
 
     ::
 
         page   0         5         10
                |fffffffff|uuuuuuuuu|      one executable, one not
                |-------------------|      neither
+
+    Every kernel: they merge if mprotect() is called for the unfaulted half; if it is called for the faulted half, since
+    6.16.
     """
     # Not read-only: mprotect_fixup() (mm/mprotect.c) then drops VM_ACCOUNT of unfaulted memory alone, and the halves
     # would never be equal.
@@ -410,14 +464,18 @@ def test_mprotect_merges_faulted_and_unfaulted_memory(area: CarveOut, first: str
 
 @pytest.mark.parametrize("back", [0, MREMAP_RELOCATE_ANON], ids=["plain-back", "relocate-back"])
 def test_relocated_away_and_moved_back(relocate: bool, area: CarveOut, back: int) -> None:
-    """Row 37, relocate-away-plain-back: relocated memory is native to the intermediate place, so that a plain move back
-    does not close the hole; relocating it back does.
+    """Row 37 (relocate-away-plain-back): a piece is relocated out of a mapping with flag 8, and comes back plainly or
+    with flag 8.
 
     ::
 
         page   0         5         10        15          30
                |fffffffff|         |fffffffff|     ...   |sssssssss|   relocated
                |fffffffff|sssssssss|fffffffff|                         three; relocated again: one
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: a plain move back leaves three mappings, because the piece has the offset of the place in between; with
+    flag 8 there is one.
     """
     whole = area.map(0, 15).fill()
     moved = move_or_refused(relocate, area, whole.part(5, 5), area.page(_AWAY), MREMAP_RELOCATE_ANON)
@@ -431,13 +489,16 @@ def test_relocated_away_and_moved_back(relocate: bool, area: CarveOut, back: int
 @plain_or_must
 @pytest.mark.parametrize("side", ["after", "before"])
 def test_a_new_neighbour_joins_relocated_memory(relocate: bool, area: CarveOut, flags: int, side: str) -> None:
-    """Row 38, isolated-then-merge: the destination has no neighbour at the time of the move.
+    """Row 38 (isolated-then-merge): the moved memory has no neighbour; new memory is mapped next to it afterwards.
 
     ::
 
         page   15        20        25        30
                          |sssssssss|               moved
                          |sssssssss|uuuuuuuuu|     new: two; relocated: one
+
+    Unpatched: two mappings after a plain move.
+    Patched: one mapping: new memory joins relocated memory.
     """
     moved = _moved(relocate, area, _block(area, 0), 20, flags)
     if moved is not None:
@@ -450,12 +511,15 @@ def test_a_new_neighbour_joins_relocated_memory(relocate: bool, area: CarveOut, 
 
 
 def test_an_unfaulted_source_must_relocate(relocate: bool, area: CarveOut) -> None:
-    """Row 39, must-unfaulted: there is nothing to relocate, and so nothing that could fail.
+    """Row 39 (must-unfaulted): unfaulted memory moves with flag 16 next to a faulted neighbour.
 
     ::
 
         page   0         5         10
                |fffffffff|uuuuuuuuu|      moved there with "must": one
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: success, although there is nothing to relocate; one mapping of ten pages.
     """
     neighbour = _block(area, 0)
     source = _block(area, _AWAY, faulted=False)
@@ -483,12 +547,18 @@ _PERMUTATIONS: dict[tuple[bool, bool, bool], tuple[Layout, Layout]] = {
 )
 @pytest.mark.parametrize("faulted", _PERMUTATIONS, ids=lambda faulted: "".join("uf"[each] for each in faulted))
 def test_every_combination(relocate: bool, area: CarveOut, flags: int, faulted: tuple[bool, bool, bool]) -> None:
-    """Row 40, 8-permutations: all combinations of faulted and unfaulted.
+    """Row 40 (8-permutations): the middle one of three mappings is moved in, for all combinations of faulted and
+    unfaulted.
 
     ::
 
         page   0         5         10        15
                |  left   | middle  |  right  |      the middle one is moved in
+
+    Unpatched: an unfaulted middle merges, as far as the neighbours share an anon_vma; a faulted middle stays alone
+    after a plain move.
+    Patched: an unfaulted middle merges as on an unpatched kernel. A faulted middle merges with both neighbours, or
+    with the one behind it if both are faulted.
     """
     first, last = _block(area, 0, faulted=faulted[0]), _block(area, 10, faulted=faulted[2])
     moved = _moved(relocate, area, _block(area, _AWAY, faulted=faulted[1]), 5, flags)
@@ -500,13 +570,16 @@ def test_every_combination(relocate: bool, area: CarveOut, flags: int, faulted: 
 
 @plain_or_must
 def test_the_middle_of_a_mapping(relocate: bool, area: CarveOut, flags: int) -> None:
-    """Row 41, partial-middle: the source is split in two, on every kernel.
+    """Row 41 (partial-middle): the middle of a faulted mapping moves next to unfaulted memory.
 
     ::
 
         page   0         5         10        15        20        25        30
                |fffffffff|sssssssss|fffffffff|         |uuuuuuuuu|
                |fffffffff|         |fffffffff|         |uuuuuuuuu|sssssssss|   four; relocated: three
+
+    Unpatched: the source is split in two, and the moved part stays alone after a plain move.
+    Patched: the source is split in two, and the moved part merges at its new place.
     """
     whole = area.map(0, 15).fill()
     neighbour = _block(area, 20, faulted=False)
@@ -518,13 +591,16 @@ def test_the_middle_of_a_mapping(relocate: bool, area: CarveOut, flags: int) -> 
 
 
 def test_relocating_and_keeping_the_source(relocate: bool, area: CarveOut) -> None:
-    """Row 42, dontunmap-relocate: the source stays mapped, empty, and as good as new.
+    """Row 42 (dontunmap-relocate): faulted memory is relocated with DONTUNMAP next to unfaulted memory.
 
     ::
 
         page   0         5         20        25        30
                |sssssssss|         |uuuuuuuuu|
                |    0    |         |uuuuuuuuu|sssssssss|    relocated: merged at its new place
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: the moved memory merges at its new place; the source is mapped, reads as zero and can be used.
     """
     source, neighbour = _block(area, 0), _block(area, 20, faulted=False)
     moved = move_or_refused(relocate, area, source, area.page(25), MREMAP_MUST_RELOCATE_ANON | MREMAP_DONTUNMAP)
@@ -537,14 +613,17 @@ def test_relocating_and_keeping_the_source(relocate: bool, area: CarveOut) -> No
 
 @pytest.mark.parametrize(("first", "to"), [(0, 10), (5, -5)], ids=["head-behind", "tail-in-front"])
 def test_a_copy_beside_what_it_was_made_of(relocate: bool, area: CarveOut, first: int, to: int) -> None:
-    """Row 42, dontunmap-relocate: the source stays, and is no neighbour to merge with, although part of it was moved
-    and another part is what lies beside.
+    """Row 42 (dontunmap-relocate): part of a mapping is relocated with DONTUNMAP to the place right beside that
+    mapping.
 
     ::
 
         page   10        15        20        25
                |sssssssss|fffffffff|
                |    0    |fffffffff|sssssssss|    two
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: two mappings: the source is no neighbour to merge with.
     """
     source = area.map(10, 10).fill()
     expected = sorted([(10, 10), (10 + to, 5)])
@@ -558,13 +637,17 @@ def test_a_copy_beside_what_it_was_made_of(relocate: bool, area: CarveOut, first
 
 @pytest.mark.parametrize("fixed", [True, False], ids=["to-a-place", "anywhere"])
 def test_growing_while_relocating(relocate: bool, area: CarveOut, fixed: bool) -> None:
-    """Row 43, grow-move: there is no room in place, because the carve-out's reservation follows.
+    """Row 43 (grow-move): five pages are relocated and grow to ten, because the carve-out's reservation leaves no room
+    in place.
 
     ::
 
         page   0         5         15        20        25        30
                |sssssssss|         |uuuuuuuuu|
                                    |uuuuuuuuu|sssssssss 000000000|    relocated: one
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: the first five pages keep their frames, the other five are zero, and all merge with an unfaulted neighbour.
     """
     source, neighbour = _block(area, 0), _block(area, 15, faulted=False)
     before = pagemap.pfns(source.address, 5)
@@ -580,13 +663,16 @@ def test_growing_while_relocating(relocate: bool, area: CarveOut, fixed: bool) -
 
 
 def test_shrinking_while_relocating(relocate: bool, area: CarveOut) -> None:
-    """Row 44, mremap-shrink-move: five of ten pages arrive, the others are gone.
+    """Row 44 (mremap-shrink-move): ten pages are relocated to a place and shrink to five.
 
     ::
 
         page   0         5         10        15        20        25
                |sssssssss sssssssss|         |uuuuuuuuu|
                                              |uuuuuuuuu|sssssssss|    relocated: one
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: five pages arrive and merge with an unfaulted neighbour; nothing is mapped at the source.
     """
     source, neighbour = area.map(0, 10).fill(), _block(area, 15, faulted=False)
     moved = move_or_refused(relocate, area, source, area.page(20), MREMAP_MUST_RELOCATE_ANON, pages=5)
@@ -597,12 +683,15 @@ def test_shrinking_while_relocating(relocate: bool, area: CarveOut) -> None:
 
 
 def test_a_neighbour_of_another_name(relocate: bool, area: CarveOut) -> None:
-    """Row 45, named-vma: names must be equal to merge, and nothing else is in the way once it is relocated.
+    """Row 45 (named-vma): faulted memory is relocated next to memory of another name (PR_SET_VMA_ANON_NAME).
 
     ::
 
         page   15        20        25
                |uuuuuuuuu|sssssssss|     two of different names; one as soon as the names are equal
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: two mappings, and one as soon as the names are equal.
     """
     neighbour, source = _block(area, 15, faulted=False), _block(area, 0)
     try:
@@ -620,12 +709,15 @@ def test_a_neighbour_of_another_name(relocate: bool, area: CarveOut) -> None:
 
 
 def test_a_neighbour_of_another_memory_policy(relocate: bool, area: CarveOut) -> None:
-    """Row 46, mempolicy-differs: like row 45 for memory policies.
+    """Row 46 (mempolicy-differs): faulted memory is relocated next to memory of another memory policy (mbind()).
 
     ::
 
         page   15        20        25
                |uuuuuuuuu|sssssssss|     two of different policies; one as soon as the policies are equal
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: two mappings, and one as soon as the policies are equal.
     """
     system.require_config("NUMA")
     neighbour, source = _block(area, 15, faulted=False), _block(area, 0)

@@ -80,13 +80,16 @@ def _refused_too_late(area: CarveOut, target: CarveOut, pages: int, what: str, *
     ],
 )
 def test_gaps_are_kept(area: CarveOut, target: CarveOut, starts: tuple[int, ...], pages: int) -> None:
-    """Row 142, multi-gap.
+    """Row 142 (multi-gap): one call moves three mappings, with and without gaps between them.
 
     ::
 
         page     0     3     5     8    11
                  |fffff|     |fffff|fffff|         source: one call moves all of it
                  |fffff|     |fffff|fffff|         destination
+
+    Every kernel: since 6.17 all three arrive with their gaps and frames, and every page is found; before, EFAULT with
+    the source whole and the destination unmapped.
     """
     blocks = _blocks(area, *starts)
     if not _several():
@@ -102,7 +105,7 @@ def test_gaps_are_kept(area: CarveOut, target: CarveOut, starts: tuple[int, ...]
 
 
 def test_what_lies_in_a_gap_of_the_destination_stays(area: CarveOut, target: CarveOut) -> None:
-    """Row 142, multi-gap: only what a mapping goes to is unmapped, not the destination as a whole.
+    """Row 142 (multi-gap): one call moves two mappings with a gap onto a mapping that covers the destination (6.17).
 
     ::
 
@@ -110,6 +113,8 @@ def test_what_lies_in_a_gap_of_the_destination_stays(area: CarveOut, target: Car
                  |fffff|     |fffff|         source
                  |xxxxxxxxxxxxxxxxx|         destination before
                  |fffff|xxxxx|fffff|         destination after
+
+    Every kernel: the old mapping is replaced where the two arrive, and stays in the gap.
     """
     system.require_kernel(6, 17, "several mappings in one call")
     blocks = _blocks(area, 0, 6)
@@ -122,7 +127,7 @@ def test_what_lies_in_a_gap_of_the_destination_stays(area: CarveOut, target: Car
 
 
 def test_part_of_a_mapping_at_either_end(area: CarveOut, target: CarveOut) -> None:
-    """Row 142, multi-gap: the range begins and ends within mappings, which are split.
+    """Row 142 (multi-gap): the range begins and ends inside of mappings, which are split (6.17).
 
     ::
 
@@ -130,6 +135,8 @@ def test_part_of_a_mapping_at_either_end(area: CarveOut, target: CarveOut) -> No
                  |fffffff|     |fffffff|         source
                     |------------|               the range: pages 1 to 6
                  |f|                |f|          what is left
+
+    Every kernel: two pages of each mapping and the gap arrive, one page of each stays, and every page is found.
     """
     system.require_kernel(6, 17, "several mappings in one call")
     first, last = _blocks(area, 0, 5)
@@ -142,7 +149,7 @@ def test_part_of_a_mapping_at_either_end(area: CarveOut, target: CarveOut) -> No
 
 
 def test_moving_several_back_merges_them(area: CarveOut, target: CarveOut) -> None:
-    """Row 142, multi-gap: three that were one, moved away and back, become one again by mprotect().
+    """Row 142 (multi-gap): three mappings that were one move away and back, and are made equal by mprotect() (6.17).
 
     ::
 
@@ -150,6 +157,8 @@ def test_moving_several_back_merges_them(area: CarveOut, target: CarveOut) -> No
                  |fffffffffffffffff|         one
                  |fffff|rrrrr|fffff|         three, the middle one read-only; moved away and back
                  |fffffffffffffffff|         one, when all are writable
+
+    Every kernel: they are one mapping again.
     """
     system.require_kernel(6, 17, "several mappings in one call")
     area.hole(0, 20)
@@ -165,13 +174,15 @@ def test_moving_several_back_merges_them(area: CarveOut, target: CarveOut) -> No
 
 
 def test_a_gap_at_the_beginning(area: CarveOut, target: CarveOut) -> None:
-    """Row 143, multi-lead-gap: EFAULT on every kernel, before anything is unmapped.
+    """Row 143 (multi-lead-gap): the range begins where nothing is mapped.
 
     ::
 
         page     0  1     4     6
                     |fffff|     |fffff|         source
                  |--------------------|         the range begins in a hole
+
+    Every kernel: EFAULT before anything is unmapped.
     """
     blocks = _blocks(area, 1, 6)
     destination = State.of(target)
@@ -180,13 +191,16 @@ def test_a_gap_at_the_beginning(area: CarveOut, target: CarveOut) -> None:
 
 
 def test_a_userfaultfd_in_the_middle(area: CarveOut, target: CarveOut) -> None:
-    """Row 144, multi-uffd: EFAULT on every kernel. Since 6.17 what lies before it has been moved by then.
+    """Row 144 (multi-uffd): the middle one of three mappings is registered with userfaultfd.
 
     ::
 
         page     0     3  4     7  8     11
                  |fffff|  |userf|  |fffff|         source
                           |userf|  |fffff|         left; before 6.17 all of it
+
+    Every kernel: EFAULT. Since 6.17 the mapping before it has moved by then; before, nothing has moved, but the
+    destination is unmapped.
     """
     system.require_config("USERFAULTFD")
     blocks = _blocks(area, 0, 4, 8)
@@ -205,12 +219,14 @@ def test_a_userfaultfd_in_the_middle(area: CarveOut, target: CarveOut) -> None:
 
 
 def test_a_userfaultfd_at_the_beginning(area: CarveOut, target: CarveOut) -> None:
-    """Row 144, multi-uffd: EFAULT on every kernel, with nothing moved. Alone it can be moved.
+    """Row 144 (multi-uffd): the first of two mappings is registered with userfaultfd.
 
     ::
 
         page     0     3  4     7
                  |userf|  |fffff|         source
+
+    Every kernel: EFAULT, and nothing moves; the first mapping can be moved alone.
     """
     system.require_config("USERFAULTFD")
     blocks = _blocks(area, 0, 4)
@@ -226,13 +242,15 @@ def test_a_userfaultfd_at_the_beginning(area: CarveOut, target: CarveOut) -> Non
 
 @pytest.mark.parametrize("fixed", [True, False], ids=["to-a-place", "anywhere"])
 def test_two_mappings_do_not_grow(area: CarveOut, target: CarveOut, fixed: bool) -> None:
-    """Row 145, multi-resize: EFAULT on every kernel. Since 6.17 that is found out before the destination is unmapped.
+    """Row 145 (multi-resize): a range of two mappings is to grow, to a given place or to any.
 
     ::
 
         page     0     3     6  7
                  |fffff|fffff|            source
                  |--------------|         new length
+
+    Every kernel: EFAULT with the source whole; since 6.17 the destination is intact too.
     """
     blocks = _blocks(area, 0, 3)
     destination = State.of(target)
@@ -247,14 +265,17 @@ def test_two_mappings_do_not_grow(area: CarveOut, target: CarveOut, fixed: bool)
 
 
 def test_two_mappings_do_not_shrink_to_more_than_one(area: CarveOut, target: CarveOut) -> None:
-    """Row 145, multi-resize: EFAULT on every kernel. Before 6.17 the tail of the source and the destination are gone by
-    then (mremap_to() unmaps both before it looks at the source); since, nothing is.
+    """Row 145 (multi-resize): a range of two mappings is to shrink to a length that still covers both.
+
+    Before 6.17 mremap_to() unmaps the tail of the source and the destination before it looks at the source.
 
     ::
 
         page     0     3     6
                  |fffff|fffff|         source
                  |--------|            new length
+
+    Every kernel: EFAULT; since 6.17 nothing changes, before it the tail of the source and the destination are unmapped.
     """
     blocks = _blocks(area, 0, 3)
     source, destination = State.of(area), State.of(target)
@@ -269,13 +290,15 @@ def test_two_mappings_do_not_shrink_to_more_than_one(area: CarveOut, target: Car
 
 
 def test_two_mappings_shrink_to_one(area: CarveOut, target: CarveOut) -> None:
-    """Row 145, multi-resize: what goes away may lie in other mappings, on every kernel: only what is moved must be one.
+    """Row 145 (multi-resize): a range of two mappings shrinks to a part of the first.
 
     ::
 
         page     0     3     6
                  |fffff|fffff|         source
                  |---|                 new length
+
+    Every kernel: success: only what moves must be one mapping.
     """
     first, _ = _blocks(area, 0, 3)
     before = pagemap.pfns(first.address, 2)
@@ -288,13 +311,16 @@ def test_two_mappings_shrink_to_one(area: CarveOut, target: CarveOut) -> None:
 
 
 def test_several_mappings_are_relocated(relocate: bool, area: CarveOut, target: CarveOut) -> None:
-    """Row 142, multi-gap, with relocation: each is native to its new place, so that new memory in the gaps joins.
+    """Row 142 (multi-gap): one call moves two mappings with flag 16, and new memory is mapped into their gap.
 
     ::
 
         page     0     3     6     9
                  |fffff|     |rrrrr|         source
                  |fffff|uuuuu|rrrrr|         destination, and new memory in its gap: two
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: both arrive with their frames, and the new memory joins the one of equal protection.
     """
     blocks = _blocks(area, 0, 6)
     before = _frames(*blocks)

@@ -60,6 +60,10 @@ def move_second(stays: int, goes: int) -> int:
 
 
 def test_a_move_unmerges_ksm_pages(ksm: Ksm, record_property: Record) -> None:
+    """No row: one of two merged pages moves.
+
+    Every kernel: it has a frame of its own and is no KSM page.
+    """
     stays, goes = build()
     ksm.scan()
     before = pagemap.pfns(goes, 1)[0]
@@ -81,6 +85,11 @@ def test_a_move_unmerges_ksm_pages(ksm: Ksm, record_property: Record) -> None:
 @pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.name)
 @pytest.mark.usefixtures("own_group")
 def test_the_walk_finds_pages_merged_again_after_the_move(probe: Probe, ksm: Ksm, record_property: Record) -> None:
+    """No row: a process and its child each move one of two equal pages, KSM merges all four, and each kind of walk is
+    forced.
+
+    Every kernel: each walk finds all four places.
+    """
     if missing := probe.missing():
         record_property("question", {"step": "walk", "probe": probe.name, "missing": missing})
         pytest.skip(missing)

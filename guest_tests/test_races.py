@@ -56,8 +56,14 @@ def _there_and_back(relocate: bool, area: CarveOut, source: Mapping, flags: int,
 @ways
 @pytest.mark.parametrize("hold", [False, True], ids=["succeeds", "fails"])
 def test_migration(relocate: bool, area: CarveOut, flags: int, hold: bool) -> None:
-    """Row 72, migration-race: a thread migrates the pages from node to node meanwhile. Migration that fails puts back
-    what was there before it began, so that a page must not be relocated in between; references make every one fail."""
+    """Row 72 (migration-race): memory moves there and back while a thread migrates its pages between nodes.
+
+    Migration that fails puts back the page-table entry from before, so that a page must not be relocated in between. In
+    one variant references from a pipe make every migration fail.
+
+    Unpatched: after plain moves the data is right and every page is found.
+    Patched: so it is with both flags; flag 16 may be refused at times.
+    """
     require_migration()
     source = area.map(0, _PAGES).fill()
     addresses = [*source.page_addresses, *(area.page(20 + index) for index in range(_PAGES))]
@@ -115,7 +121,12 @@ _TAKING: Final = {"references": contextmanager(_splice), "pins": contextmanager(
 @ways
 @pytest.mark.parametrize("what", _TAKING)
 def test_taking_pages(relocate: bool, area: CarveOut, flags: int, what: str) -> None:
-    """Row 75, gup-fast-race: a thread takes references or pins, at both places, and gives them back."""
+    """Row 75 (gup-fast-race): memory moves there and back while a thread takes references or pins at both places and
+    drops them.
+
+    Unpatched: after plain moves the data is right and every page is found.
+    Patched: so it is with both flags; flag 16 may be refused at times.
+    """
     source = area.map(0, _PAGES).fill()
     addresses = [area.page(page) for page in (0, 20, 5, 25, 11, 31)]
     with _TAKING[what](addresses) as step, Busy(step) as thread:
@@ -127,7 +138,11 @@ def test_taking_pages(relocate: bool, area: CarveOut, flags: int, what: str) -> 
 
 @ways
 def test_signals(relocate: bool, area: CarveOut, flags: int) -> None:
-    """Row 98, signal: no move is interrupted by a storm of signals, nor does one get lost in it."""
+    """Row 98 (signal): memory moves there and back while signals arrive every 3 ms.
+
+    Unpatched: no plain move is interrupted, and the signals arrive.
+    Patched: so it is with both flags.
+    """
     with Child() as child:
         arrived = child.call(_storm, relocate, area, flags)
         assert arrived > 5, f"only {arrived} signals arrived: that is no storm"

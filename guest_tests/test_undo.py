@@ -110,15 +110,23 @@ def scene() -> Iterator[Scene]:
 
 @lenient_ways
 def test_falling_back(relocate: bool, scene: Scene, flags: int) -> None:
-    """Row 92, undo-mid: with a pin in the middle, best effort moves plainly, and every page is found: those in front
-    of the obstacle, the obstacle itself, and those behind it."""
+    """Row 92 (undo-mid): a range of small pages and a huge page moves while the huge page is pinned; plainly and with
+    flag 8.
+
+    Unpatched: a plain move; every page is found.
+    Patched: flag 8 moves it plainly; every page is found: those before the pin, the pinned one, and those behind it.
+    """
     with pin_in_the_way(relocate, scene.parts[1].page(9), flags):
         result = move_or_refused(relocate, scene.area, scene.source, scene.to, flags)
     assert_found(scene.source if result is None else result)
 
 
 def test_refusing(relocate: bool, scene: Scene) -> None:
-    """Row 93, undo-must: with a pin in the middle, "must" is refused; all is as before."""
+    """Row 93 (undo-must): the range of row 92 is to move with flag 16 while its huge page is pinned.
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: EFAULT, nothing changes, and every page is found.
+    """
     with pin_in_the_way(relocate, scene.parts[1].page(9), MREMAP_MUST_RELOCATE_ANON):
         refused_move(relocate, scene.area, scene.source, scene.to)
     assert_found(scene.source)
@@ -130,7 +138,11 @@ _NUMBERS: Final = (1, _SIDE, _SIDE + 1, _SIDE + 2, 2 * _SIDE + 1)
 
 @pytest.mark.parametrize("number", _NUMBERS)
 def test_falling_back_half_way(relocate: bool, scene: Scene, number: int) -> None:
-    """Row 92, undo-mid: best effort with a failure at a chosen folio brings back what it had, and moves plainly."""
+    """Row 92 (undo-mid): the range of row 92 moves with flag 8, and the relocation of a chosen folio is made to fail.
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: the folios before it are restored, the range moves plainly, and every page is found.
+    """
     if not relocate:
         refused_move(relocate, scene.area, scene.source, scene.to, MREMAP_RELOCATE_ANON)
         assert_found(scene.source)
@@ -143,13 +155,19 @@ def test_falling_back_half_way(relocate: bool, scene: Scene, number: int) -> Non
 
 @pytest.mark.parametrize("number", [1, 9])
 def test_falling_back_where_page_tables_could_move(relocate: bool, number: int) -> None:
-    """Row 92, undo-mid: small pages that a plain move would bring along with their page tables. What was undone has
-    left page tables of its own at the new place, and moving one over them is a warning (move_normal_pmd()).
+    """Row 92 (undo-mid): whole page tables of small pages move with flag 8, and the relocation of a chosen page is made
+    to fail.
+
+    A plain move hands over whole page tables. The undone relocation has left page tables of its own at the new place,
+    and the kernel warns when it moves one over them (move_normal_pmd()).
 
     ::
 
         page tables   0       1       2       3       4       5
                       |x x x x|x x x x|               |       |
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: the range moves plainly, every page is found, and there is no warning.
     """
     pages = pmd_size() // PAGE_SIZE
     with thp("never"), carve_out(6 * pages) as area:
@@ -169,16 +187,21 @@ def test_falling_back_where_page_tables_could_move(relocate: bool, number: int) 
 
 
 def test_undoing_allocates_no_page_table(relocate: bool) -> None:
-    """Row 95, fault-inject-pgtable: what an undo had to allocate could be refused to it, and the pages of the user
-    would be lost. It goes by where memory came from, and looks for no page table where none was.
+    """Row 96 (fault-inject-pgtable): three pages move with flag 16 to a place half a page table off, and the last one
+    is made to fail.
 
-    The destination is half a table off: one table there stands for parts of two at the source, one of which is not.
+    If the undo had to allocate memory, the allocation could fail, and pages would be lost. The undo must not look for a
+    page table where there was none. One page table at the destination stands for parts of two at the source, one of
+    which does not exist.
 
     ::
 
         page tables      0       1       2               4       5       6       7
         there before     |p   p   |       |pp      |
         on the way                                            |p   |p       |pp  |     the last page fails
+
+    Unpatched: EINVAL.
+    Patched: EFAULT; the size of the page tables is as before, and every page is found.
     """
     table = pmd_size() // PAGE_SIZE
     grown = []
@@ -204,7 +227,12 @@ def test_undoing_allocates_no_page_table(relocate: bool) -> None:
 
 @pytest.mark.parametrize("number", _NUMBERS)
 def test_refusing_half_way(relocate: bool, scene: Scene, number: int) -> None:
-    """Row 93, undo-must: a failure at a chosen folio: all is as before."""
+    """Row 93 (undo-must): the range of row 92 is to move with flag 16, and the relocation of a chosen folio is made to
+    fail.
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: EFAULT, nothing changes, and every page is found; the same move succeeds afterwards.
+    """
     if not relocate:
         refused_move(relocate, scene.area, scene.source, scene.to)
         assert_found(scene.source)
@@ -219,7 +247,12 @@ def test_refusing_half_way(relocate: bool, scene: Scene, number: int) -> None:
 @pytest.mark.parametrize("index", [0, 11], ids=["first", "last"])
 @pytest.mark.parametrize("how", ["pinned", "injected"])
 def test_at_either_end(relocate: bool, area: CarveOut, flags: int, index: int, how: str) -> None:
-    """Row 94, undo-at-first and undo-at-last: the obstacle is the first page of the range, or its last."""
+    """Row 94 (undo-at-either-end): the first or the last page of a range is pinned, or its relocation is made to fail;
+    flags 8 and 16.
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: flag 8 moves the range plainly, flag 16 is refused with EFAULT; every page is found.
+    """
     source, to = area.map(0, 12).fill(), area.page(20)
     area.hole(20, 12)
     result: Mapping | None = None
@@ -241,8 +274,11 @@ def _nothing(number: int) -> None:
 
 
 def test_room_is_made_before_a_late_failure(relocate: bool, area: CarveOut) -> None:
-    """Row 64, fixed-must-fail: a failure half way comes after room was made at the destination, which cannot be taken
-    back; the source is whole."""
+    """Row 64 (fixed-must-fail): a move with flag 16 onto a place that is in use is made to fail in its middle.
+
+    Unpatched: EINVAL; source and destination are as before.
+    Patched: EFAULT; the destination is unmapped by then, which cannot be undone; the source is whole.
+    """
     source = area.map(0, 8).fill()
     area.map(20, 8).fill(seed=1)
     if not relocate:
@@ -333,14 +369,18 @@ _KINDS: Final = {
 @ways
 @pytest.mark.parametrize("kind", _KINDS)
 def test_out_of_memory(relocate: bool, flags: int, kind: str) -> None:
-    """Rows 95 and 96, fault-inject-anon-vma and fault-inject-pgtable: each allocation of a move fails in turn. Pages
-    that have been relocated by then are brought back; then all of it works. The place has no page tables, and the
-    range needs three.
+    """Rows 95 (fault-inject-anon-vma) and 96 (fault-inject-pgtable): each memory allocation of a move fails in turn.
+
+    The destination has no page tables, and the range needs three.
 
     ::
 
         page table    0               1               2               3
                               |ssss...|               |           here|... |
+
+    Unpatched: a plain move fails with ENOMEM and changes nothing, or succeeds.
+    Patched: a move with either flag fails with ENOMEM or EFAULT and changes nothing, or succeeds; every page is found
+    in the end.
     """
     table = PAGE_SIZE // 8
     if table * PAGE_SIZE > 32 << 20:
@@ -377,8 +417,14 @@ def _anon_vmas() -> int:
 
 @pytest.mark.parametrize("how", ["pinned", "injected"])
 def test_failing_again_and_again(relocate: bool, area: CarveOut, how: str) -> None:
-    """Row 97, fail-accounting: a thousand refused moves cost nothing. Allocators keep counts in batches, so that a
-    difference below one for every ten moves is theirs."""
+    """Row 97 (fail-accounting): a thousand moves with flag 16 are refused, because a page is pinned or because
+    relocation is made to fail.
+
+    Allocators keep counts in batches, so that a difference below one for every ten moves is allowed.
+
+    Unpatched: EINVAL; the accounting and the number of anon_vmas are as before.
+    Patched: EFAULT; the accounting and the number of anon_vmas are as before, and every page is found.
+    """
     moves = 1000
     source, to = area.map(0, 12).fill(), area.page(20)
     area.hole(20, 12)
@@ -417,7 +463,11 @@ def test_failing_again_and_again(relocate: bool, area: CarveOut, how: str) -> No
 
 @ways
 def test_too_many_mappings(relocate: bool, area: CarveOut, flags: int) -> None:
-    """Row 99, map-count: near the limit a move is refused with ENOMEM before it has done anything."""
+    """Row 99 (map-count): the middle of a mapping is to move while the process has as many mappings as it may have.
+
+    Unpatched: a plain move fails with ENOMEM and changes nothing.
+    Patched: so do both flags.
+    """
     source = area.map(0, 8).fill()
     part = source.part(2, 4)
     before = State.of(area)
@@ -434,8 +484,14 @@ def test_too_many_mappings(relocate: bool, area: CarveOut, flags: int) -> None:
 
 
 def test_lock_order(relocate: bool, scene: Scene) -> None:
-    """Row 100, lockdep: all that relocation does, in one go, and the lock checker is still on in the end: it turns
-    itself off with its first complaint, which the harness sees on the console as well."""
+    """Row 100 (lockdep): on a kernel with PROVE_LOCKING, moves of all kinds of folios, of shared memory, of half a huge
+    page, and an undo.
+
+    The lock checker turns itself off with its first complaint, which also appears on the console.
+
+    Unpatched: the lock checker is on before and after plain moves.
+    Patched: it is on before and after moves with flag 8.
+    """
     system.require_config("PROVE_LOCKING")
     system.require_file("/proc/lockdep_stats", "PROVE_LOCKING")
     assert _lock_checking(), "the lock checker was off before the test began: something complained earlier"
