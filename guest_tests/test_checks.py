@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The checks that other tests rest on, each seen failing: one that cannot fail proves nothing."""
+"""Tests of the shared checks: each is shown a situation that it must not accept."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_refusal_that_copies_a_page_is_noticed(area: CarveOut) -> None:
         ctypes.memmove(source.page(2), ctypes.string_at(source.page(2), 1), 1)
         _refuse()
 
-    # The child keeps the old frame: freed, it might come back.
+    # The child keeps the old frame in use, so that the copy cannot get the same frame again.
     with Child(), pytest.raises(AssertionError, match=r"changed pages of the carve-out: .*page 2: "):
         refused(area, errno.EINVAL, call, "the call", source)
     assert pagemap.pfn(source.page(2)) != before, "the test needs a page that was copied"

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What a move costs, in instructions of the guest: row 88's sizes and alignments, with each way to ask for it.
+"""How many instructions of the guest a move takes, for the sizes and alignments of row 88 and each flag.
 
-Only for guests whose clock counts instructions, one a nanosecond (``--icount``). Machine code of our own reads the
-clock right before and after the system call. What the same call costs if it is refused at once (EINVAL) is taken off:
-clock, entry and exit of the kernel. What remains is the kernel's work. Each repetition of a string instruction (``rep
-movs``) counts.
+These tests need a guest whose clock counts instructions, one for each nanosecond (``--icount``). Machine code in this
+module reads the clock right before and after the system call. The cost of a call that is refused at once (EINVAL) is
+subtracted: reading the clock, entering and leaving the kernel. The rest is the kernel's work. Each repetition of a
+string instruction (``rep movs``) counts.
 
-Of many moves the cheapest counts. Whatever disturbs one makes it dearer: an interrupt, a per-CPU list that runs empty,
-a tree of VMAs that is balanced again. The last of these depends on how many VMAs a process happens to have (10 000
-instructions, as much as a small move, seen on 7.3.4), so that their number is varied on purpose.
+The cheapest of many moves is recorded, because every disturbance makes a move more expensive: an interrupt, a per-CPU
+list that runs empty, a tree of VMAs that is rebalanced. Whether the tree is rebalanced depends on how many VMAs the
+process has. It was seen to cost 10 000 instructions on 7.3.4, as much as a small move, so the tests vary that number.
 
-An instruction is no unit of time: flushing TLBs is one, and so is an access that misses every cache. The figures are
-for comparisons between kernels, flags and alignments.
+Instructions are no measure of time: a TLB flush counts as one, and so does an access that misses every cache. The
+figures are for comparisons between kernels, flags and alignments.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ _PUD: Final = _PMD * PAGE_SIZE // 8
 
 @dataclass(frozen=True)
 class _Code:
-    """Machine code: two functions, one after the other.
+    """Machine code of two functions. Both return how many ticks of the clock they took.
 
-    The first takes a block of six words, a system call's number and arguments; it replaces the number by the result.
-    The second takes a number of rounds, and goes through a loop of two instructions. Both return ticks of the clock.
+    The first takes a block of six words, the number and the arguments of a system call. It makes the call and replaces
+    the number by the result. The second takes a number of rounds and runs a loop of two instructions as often.
     """
 
-    #: of both functions
+    #: the code of both functions
     text: bytes
-    #: where the second begins
+    #: where the second function begins, in bytes
     loop: int
-    #: another one, that returns the clock's ticks a second; None for one a nanosecond
+    #: where a function begins that returns the clock's ticks per second; None if there is one tick per nanosecond
     frequency: int | None = None
 
 
@@ -111,7 +111,7 @@ class Counter:
         ctypes.memmove(page.address, code.text, len(code.text))
         # The kernel makes new code visible to instruction fetches when a page becomes executable.
         page.mprotect(syscalls.PROT_READ | syscalls.PROT_EXEC)
-        # PYFUNCTYPE keeps the GIL: handing it over costs instructions, and may cost those of another thread.
+        # PYFUNCTYPE keeps the GIL. Releasing it would take instructions, and let another thread run.
         self._call = ctypes.PYFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)(page.address)
         self._loop = ctypes.PYFUNCTYPE(ctypes.c_uint64, ctypes.c_uint64)(page.address + code.loop)
         frequency = 1_000_000_000
@@ -119,18 +119,21 @@ class Counter:
             frequency = ctypes.PYFUNCTYPE(ctypes.c_uint64)(page.address + code.frequency)()
         #: instructions in a tick of the clock
         self.resolution = 1_000_000_000 // frequency
-        #: of a system call that does nothing, and of reading the clock
+        #: instructions of a system call that does nothing, and of reading the clock
         self.overhead = 0
         self.overhead = min(self._refused() for _ in range(32))
 
     def loop(self, rounds: int) -> int:
-        """Instructions that a loop of two instructions and so many rounds took, and those around it."""
+        """How many instructions a loop of two instructions took, with those around it.
+
+        :param rounds: how often the loop runs.
+        """
         with _undisturbed():
             ticks = self._loop(rounds)
         return int(ticks) * self.resolution
 
     def mremap(self, old: int, length: int, flags: int, new: int) -> tuple[int, int]:
-        """Move memory; what the system call returned, and how many instructions it took inside the kernel."""
+        """Move memory; returns the result of the system call, and the instructions that it took inside the kernel."""
         block = (ctypes.c_int64 * 6)(syscalls.number("mremap"), old, length, length, flags, new)
         with _undisturbed():
             ticks = self._call(ctypes.addressof(block))
@@ -144,7 +147,7 @@ class Counter:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """No other process runs meanwhile: its instructions would be counted too. Interrupts still come."""
+    """Keep other processes from running: their instructions would be counted too. Interrupts still arrive."""
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     try:
         yield
@@ -158,7 +161,7 @@ def counter(request: pytest.FixtureRequest) -> Counter:
     if not request.config.getoption("--icount", False):
         pytest.skip("needs a guest whose clock counts instructions: give --icount")
     counter = Counter()
-    # The cheapest of a few, because an interrupt may come. A loop's own two instructions are all that is in between.
+    # The cheapest of five, because an interrupt may arrive. The two loops differ by nothing but their rounds.
     short, long = (min(counter.loop(rounds) for _ in range(5)) for rounds in (10_000, 30_000))
     off = long - short - 2 * 20_000
     assert abs(off) < counter.resolution, f"20000 rounds of 2 instructions make {off:+} instructions too many"
@@ -198,19 +201,19 @@ class Move:
 
     #: what the memory is made of
     kind: str
-    #: in bytes
+    #: its size in bytes
     size: int
-    #: what the addresses are multiples of, and of nothing larger; see :meth:`places`
+    #: the largest unit that the addresses are multiples of; see :meth:`places`
     alignment: str
-    #: part of the memory that is present
+    #: which part of the memory is present, from 0 to 1
     touched: float = 1.0
     #: further ``MAP_*`` flags
     flags: int = 0
-    #: given for all of it; 0 for none
+    #: the ``MADV_*`` advice given for all of it; 0 for none
     advice: int = 0
-    #: its pages hold the same
+    #: whether all pages hold the same
     same: bool = False
-    #: brings pages that have been written into the state they are to move in
+    #: called after the pages were written, to bring them into the state in which they move
     prepare: Callable[[Mapping], object] = _nothing
 
     def __str__(self) -> str:
@@ -224,10 +227,10 @@ class Move:
         return int(self.size * self.touched) // PAGE_SIZE
 
     def places(self) -> tuple[int, int]:
-        """Where it moves from and to, in bytes from the beginning of an area.
+        """The offsets of source and target in an area, in bytes.
 
-        In pieces of what the alignment names, with a free one below each, so that nothing keeps the kernel from
-        moving whole page tables (``try_realign_addr()``, 6.7)::
+        There is a free piece of the alignment's size below each, so that nothing keeps the kernel from moving whole
+        page tables (``try_realign_addr()``, 6.7)::
 
             alignment   [ free  ][source ][ free  ][target ]
             1 MiB       [ free  ][ .sourc][e free ][ .targe][t
@@ -239,11 +242,11 @@ class Move:
         return step + source, step + target + -(-self.size // step) * step + step
 
     def room(self) -> int:
-        """Pages of an area for it."""
+        """How many pages an area needs for it."""
         return (self.places()[1] + self.size) // PAGE_SIZE + 1
 
 
-#: of source and target, in a page table
+#: offsets of source and target in a page table, in bytes
 _OFFSETS: Final = {"page": (PAGE_SIZE, 2 * PAGE_SIZE), "1 MiB": (_MB, _MB), "PMD to page": (0, PAGE_SIZE)}
 
 
@@ -254,10 +257,11 @@ def _words(address: int, pages: int) -> memoryview:
 
 
 def _move_once(counter: Counter, relocate: bool, what: Move, flags: int, neighbours: int, *, last: bool) -> int:
-    """Move fresh memory, and make sure that it arrived, relocated if asked for; what it cost.
+    """Move fresh memory, and assert that it arrived, and was relocated if a flag asks for that.
 
-    :param neighbours: how many VMAs lie near.
-    :param last: look at the reverse map too.
+    :param neighbours: how many other VMAs the area has.
+    :param last: also assert that the pages are found.
+    :returns: the cost in instructions.
     """
     numbers = memoryview(array("Q", [7] * what.pages if what.same else range(1, what.pages + 1)))
     with carve_out(what.room()) as area:
@@ -288,7 +292,7 @@ def _move_once(counter: Counter, relocate: bool, what: Move, flags: int, neighbo
 
 
 def _is_native(memory: Mapping, what: Move, area: CarveOut) -> bool:
-    """Whether memory has the page offset of its place: only then does what is mapped right behind it join it."""
+    """Whether memory has the page offset of its place: only then a new mapping right behind it merges with it."""
     behind = area.map((memory.end - area.address) // PAGE_SIZE, 1, flags=what.flags)
     if what.advice:
         behind.madvise(what.advice)
@@ -299,7 +303,7 @@ def _is_native(memory: Mapping, what: Move, area: CarveOut) -> bool:
 
 #: A node of the tree of VMAs has 16 slots, two of which a neighbour takes, with the hole beside it.
 _NEIGHBOURS: Final = 8
-#: Two series of moves must find the same minimum. What is left are the interrupts, which every long move has.
+#: Two series of moves must find the same minimum, up to this part of it: every long move has interrupts.
 _TOLERANCE: Final = 0.02
 
 
@@ -332,8 +336,8 @@ def _measure(counter: Counter, relocate: bool, record: Record, what: Move, flags
     )
 
 
-# A guest has 640 MiB, and beyond 16 MiB there is nothing but more of the same page tables. Of a PUD's gigabyte a part
-# is present.
+# A guest has 640 MiB. More than 16 MiB only adds page tables of the same kind. The moves of 1 GiB (one PUD) have a part
+# of their pages present.
 _MATRIX: Final = [
     Move("small pages", size, alignment)
     for alignment, sizes in {

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
 """Which memory can be relocated, and which must be left alone: rows 47 to 64.
 
-Relocation rewrites pages, so that it must be the only one who uses them: memory shared by fork, whoever is the parent,
-is not relocated, nor is anything but private anonymous memory. Best effort moves such memory as any move does. "Must"
-says EFAULT, and everything is as before. All other kernels say EINVAL to both flags, and move plainly without.
+Relocation rewrites pages, so that no other process may use them. Memory that is shared by fork is not relocated,
+neither in the parent nor in the child. Only private anonymous memory is. Flag 8 ("best effort") moves other memory like
+a plain move. Flag 16 ("must") fails with EFAULT and changes nothing.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ def source(area: CarveOut) -> Mapping:
 
 
 def _must_not_relocate(relocate: bool, area: CarveOut, mapping: Mapping) -> None:
-    """In whatever process: "must" is refused, and the kernel still finds every page."""
+    """Assert, in the process that calls this, that flag 16 is refused, and that every page is found."""
     with counted(relocate, refused_forked=1, relocated=0, undone=0):
         refused_move(relocate, area, mapping, area.page(_TO))
     assert_found(mapping, pageout=False)
 
 
 def _relocates(relocate: bool, area: CarveOut, mapping: Mapping, flags: int, *, pageout: bool = True) -> Mapping | None:
-    """Move to page 20 and see that the memory is whole there, and found."""
+    """Move to page 20 and assert that the frames are the same and every page is found."""
     before = pagemap.pfns(mapping.address, mapping.pages)
     relocated = 1 if flags else 0
     with counted(relocate, relocated=relocated):
@@ -120,7 +120,7 @@ def test_best_effort_after_fork(relocate: bool, area: CarveOut, flags: int, move
             here, there = source, result
         for index in range(_PAGES):
             assert_found_at(Place(here.page(index)), Place(there.page(index), child))
-        # A write must not show on the other side, whoever writes.
+        # A write of one process must not show in the other.
         here.write(0, b"written by the parent")
         child.call(there.check)
         child.call(there.write, 1, b"written by the child")
@@ -274,7 +274,7 @@ def test_threads(relocate: bool, area: CarveOut, source: Mapping, flags: int) ->
     finally:
         there.set()
         thread.join()
-    assert not failed, f"another thread does not find the memory at its new place: {failed[0]}"
+    assert not failed, f"another thread does not read the right data: {failed[0]}"
 
 
 # --- other kinds of memory ---------------------------------------------------------------------------------------
@@ -384,7 +384,7 @@ def test_special_mappings(relocate: bool, name: str) -> None:
     Unpatched: EINVAL with flag 16; a plain move works, there and back.
     Patched: EFAULT with flag 16; flag 8 moves it like a plain move.
     """
-    with Child() as child:  # nothing else may read the clock meanwhile, which is in there
+    with Child() as child:  # no other thread may read the clock while [vvar] and [vdso] are away
         child.call(_move_special, relocate, name)
 
 
@@ -402,8 +402,8 @@ def _move_special(relocate: bool, name: str) -> None:
         )
         assert vma in maps.vmas(), f"a refused relocation of {name} changed it"
         flags = ordinary | (MREMAP_RELOCATE_ANON if relocate else 0)
-        # There and back in one breath: the interpreter must not need the clock in between. That the second move finds
-        # something to move shows that the first one moved it.
+        # No Python may run between the two calls, because the interpreter might need the clock. The second move
+        # succeeds only if the first one has moved the mapping.
         there = syscalls.call("mremap", vma.start, length, length, flags, area.address)
         back = syscalls.call("mremap", area.address, length, length, flags, vma.start)
         assert (there, back) == (area.address, vma.start), f"{name} moved to {there:#x} and back to {back:#x}"
@@ -462,7 +462,7 @@ def test_userfault(relocate: bool, area: CarveOut, source: Mapping, flags: int, 
     with Userfault(FEATURE_EVENT_REMAP if event else 0) as uffd:
         uffd.register(source)
         events: list[Event | None] = []
-        # A move with event waits until it is read.
+        # A move that sends an event waits until the event is read.
         thread = threading.Thread(target=lambda: events.append(uffd.read(2 if relocate or not flags else 0.1)))
         if event:
             thread.start()

@@ -2,8 +2,8 @@
 """The flags of mremap(), and bad input: rows 1 to 24.
 
 A kernel without the relocation flags must refuse them with EINVAL before it looks at anything else, and change
-nothing. The rules that hold for every kernel are asserted with ordinary flags too, so that a refusal here cannot be
-mistaken for one of the flags alone. All rules are those of check_mremap_params() and check_prep_vma() in mm/mremap.c of
+nothing. Rules that hold for every kernel are also asserted without these flags, because a kernel that does not know a
+flag refuses it for that reason alone. The rules are in check_mremap_params() and check_prep_vma() in mm/mremap.c of
 Linux 7.3; 6.12 has them in mremap(2) itself, mremap_to() and vma_to_resize().
 """
 
@@ -32,7 +32,7 @@ from guest_tests.support.moves import move_or_refused
 
 pytestmark = pytest.mark.shared_guest
 
-#: how much off a page boundary the misaligned addresses are, in bytes
+#: distance of the misaligned addresses from a page boundary, in bytes
 _OFF = 1024
 
 
@@ -43,12 +43,12 @@ def source(area: CarveOut) -> Mapping:
 
 
 def _mremap(old: int, old_pages: int, new_pages: int, flags: int, new: int = 0) -> Callable[[], int]:
-    """The raw call, to be made later; lengths in pages."""
+    """A function that makes the raw system call; lengths in pages."""
     return lambda: syscalls.mremap(old, old_pages * PAGE_SIZE, new_pages * PAGE_SIZE, flags, new)
 
 
 def _moves_or_is_refused(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
-    """Move ``source`` to page 20 with relocation flags, and judge the outcome."""
+    """Move ``source`` to page 20 with relocation flags; assert success, or EINVAL and no change."""
     before = pagemap.pfns(source.address, source.pages)
     moved = move_or_refused(relocate, area, source, area.page(20), flags)
     if moved is not None:
@@ -58,7 +58,7 @@ def _moves_or_is_refused(relocate: bool, area: CarveOut, source: Mapping, flags:
 
 
 def _stays_or_is_refused(relocate: bool, area: CarveOut, source: Mapping, flags: int) -> None:
-    """Ask for nothing but flags: the same length at the same place."""
+    """Call mremap() with relocation flags, the same length and no place; assert success, or EINVAL and no change."""
     stayed = move_or_refused(relocate, area, source, None, flags)
     if stayed is not None:
         assert stayed.address == source.address, f"nothing asked for a move, but it moved to {stayed.address:#x}"
@@ -248,7 +248,7 @@ def test_no_old_length_of_shared_memory(relocate: bool, area: CarveOut) -> None:
     """
     shared = area.map(0, 5, shared=True).fill()
     code = errno.EFAULT if relocate else errno.EINVAL
-    # A place of the kernel's choice: a fixed one would be unmapped before the kernel finds out.
+    # No fixed place: that would be unmapped before the kernel looks at the source.
     call = _mremap(shared.address, 0, 5, MREMAP_MAYMOVE | MREMAP_MUST_RELOCATE_ANON)
     refused(area, code, call, "duplicating shared memory with MREMAP_MUST_RELOCATE_ANON", shared)
 
@@ -318,9 +318,9 @@ def test_growing_across_two_mappings(relocate: bool, area: CarveOut) -> None:
 
 
 def _task_size(inside: int) -> int:
-    """The first address behind those a process may map, found out by asking; in bytes.
+    """The end of the address space that a process may map, in bytes; found by trying.
 
-    :param inside: an address below.
+    :param inside: an address below the end.
     """
     low, high = inside // PAGE_SIZE, (1 << 63) // PAGE_SIZE
     flags = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_NORESERVE | syscalls.MAP_FIXED_NOREPLACE
@@ -363,7 +363,7 @@ def test_a_sealed_source(relocate: bool) -> None:
     Patched: EPERM for both; frames and data stay.
     """
     system.require_kernel(6, 10, "mseal")
-    with Child() as child:  # sealed memory goes away with its process only
+    with Child() as child:  # sealed memory stays until its process ends
         child.call(_move_sealed, relocate)
 
 
@@ -464,7 +464,7 @@ def test_growing_in_place_relocates_nothing(relocate: bool, area: CarveOut, sour
     before = pagemap.pfns(source.address, 5)
     grown = move_or_refused(relocate, area, source, None, MREMAP_MUST_RELOCATE_ANON, pages=10)
     if grown is None:
-        grown = move(source, None, pages=10).check()  # what the refused flag would have had no effect on
+        grown = move(source, None, pages=10).check()  # the same without the flag
     assert grown.address == source.address, "there was room in place, but it moved"
     expect_layout(area, [(0, 10)], "five pages grew to ten in place")
     assert pagemap.pfns(grown.address, 5) == before, "growing in place changed frames"

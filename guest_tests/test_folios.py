@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
 """Small folios in every state, moved with and without relocation: rows 65 to 73 and 85 to 91.
 
-A moved page shows the right data whatever its folio says of its place, so that each test makes the kernel look for the
-pages afterwards: it migrates them, swaps them out, or takes their frames out of use. What holds for a plain move on any
-kernel holds for relocated memory too, which is why most tests have one expectation for all three ways to ask.
+A moved page shows the right data even if its folio has the wrong index or anon_vma. So each test makes the kernel look
+for the pages afterwards: it migrates them, swaps them out, or takes their frames out of use. What holds for a plain
+move on any kernel holds for relocated memory too, so most tests expect the same for all three ways to ask.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def test_mixed_with_holes(relocate: bool, area: CarveOut, flags: int) -> None:
     before = pagemap.pfns(source.address, 12)
     result = move_or_refused(relocate, area, source, area.page(_TO), flags)
     if result is not None:
-        # Before the data is compared, which maps the zero page into the holes.
+        # Before the data is compared, because reading maps the zero page into the holes.
         assert_found(*(result.part(index) for index in range(0, 12, 3)))
         assert [pfn is None for pfn in before] == [index % 3 > 0 for index in range(12)]
         assert_found(result.fill(seed=1))
@@ -247,7 +247,9 @@ def test_referenced(relocate: bool, area: CarveOut, source: Mapping, flags: int)
     """
     with Spliced(source.page(3)) as pipe:
         result = move_or_refused(relocate, area, source, area.page(_TO), flags)
-        assert pipe.read(PAGE_SIZE) == source.contents[3].data if source.contents[3] else False, "another page"
+        assert pipe.read(PAGE_SIZE) == source.contents[3].data if source.contents[3] else False, (
+            "the pipe holds another page"
+        )
     assert_found(source if result is None else result)
 
 
@@ -306,7 +308,7 @@ def _mapped(area: CarveOut) -> Mapping:
 
 
 def _move_poisoned(relocate: bool, area: CarveOut, source: Mapping, flags: int, pfn: int) -> int | None:
-    """Returns the address that must not be touched, or None where nothing moved."""
+    """Move memory with one poisoned page. Returns that page's address, or None if nothing moved."""
     left, right = (0, 3), (4, 4)
     if flags and not relocate:
         unknown_flags(source, area.page(_TO), flags)
@@ -380,7 +382,7 @@ def test_write_protection(relocate: bool, area: CarveOut, source: Mapping, flags
 
 @contextmanager
 def _events_read(uffd: Userfault) -> Iterator[None]:
-    """Serve the event of one move, which waits for that."""
+    """Read the event of one move in a thread, because the move waits until it is read."""
     thread = threading.Thread(target=uffd.read)
     thread.start()
     try:
@@ -393,7 +395,7 @@ def _events_read(uffd: Userfault) -> Iterator[None]:
 
 
 class _Bulk:
-    """Memory in bulk whose every byte follows from its place; fast, because whole megabytes are written at once."""
+    """Memory in which every byte follows from its offset. Fast, because it is written in megabytes."""
 
     _BLOCK = 1 << 20
 
@@ -411,7 +413,7 @@ class _Bulk:
         return words.tobytes()
 
     def fill(self) -> None:
-        """Write it."""
+        """Write all of it."""
         for offset in range(0, self.length, self._BLOCK):
             data = self._expected(offset)
             ctypes.memmove(self.address + offset, data, len(data))
@@ -428,21 +430,21 @@ class _Bulk:
                 )
 
     def sample(self, address: int) -> Mapping:
-        """Some of its pages: a whole run in the middle of the smaller ones, less of the larger."""
+        """At most 96 pages from the middle."""
         pages = self.length // PAGE_SIZE
         count = min(pages, 96)
         return Mapping(address + (pages - count) // 2 * PAGE_SIZE, count)
 
 
 def _refused(source: Mapping, to: int, flags: int) -> None:
-    """Assert that a kernel without relocation refuses to move so much memory that only its first page is looked at."""
+    """Assert that a kernel without relocation refuses the flags. Checks only the first page, because there are many."""
     before = pagemap.pfn(source.touch([0]).address)
     unknown_flags(source, to, flags)
     assert pagemap.pfn(source.address) == before, "a refused move changed the first page"
 
 
 _MB = 1 << 20
-#: length, how far from a multiple of 1 GiB source and destination are, and whether there are huge pages
+#: length; offsets of source and destination from a multiple of 1 GiB; whether huge pages are used
 _SIZES = [
     pytest.param(8 << 10, 1 << 12, 99 << 12, False, id="8KB-by-pages"),
     pytest.param(1 * _MB, 1 << 12, 2 * _MB, False, id="1MB-by-pages"),
@@ -488,7 +490,7 @@ def test_lengths(relocate: bool, length: int, start: int, to: int, huge: bool, f
         preamble.check()
 
 
-#: One page in so many is present: one or two in each page table of small pages, each in another slot.
+#: One page in 509 is present: one or two in each page table of small pages, at different indexes.
 _SPARSE = 509
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Whether the kernel's own page flags can be believed, which other tests would like to rely on."""
+"""Whether /proc/kpageflags is right about KSM, which other tests would like to rely on."""
 
 from __future__ import annotations
 

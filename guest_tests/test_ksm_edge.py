@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""KSM's reverse map in corners: swap cache, stale entries, many sharers, nodes that are not merged across.
+"""KSM's reverse map in special cases: swap cache, stale entries, many sharers, one tree for each node.
 
 Pictures as in :mod:`guest_tests.test_ksm_rmap`; ``s`` is a swap entry.
 """
@@ -67,7 +67,7 @@ def test_every_copy_of_a_page_with_many_sharers_is_found(probe: Probe, area: Car
         if now[0].pfn == frame:
             assert_found_by(probe, copy, "a move, and a merge of more mappings than max_page_sharing")
         else:
-            # The walk for an earlier copy took this one along: reclaim and compaction choose for themselves.
+            # The walk for an earlier copy also moved this one: reclaim and compaction choose pages themselves.
             assert len(set(now)) == 1, f"only some mappings of {frame:#x} at {copy} followed: {now}"
     if not destroys(probe):
         moved.check()
@@ -131,7 +131,7 @@ def _moved_in_swap_cache(area: CarveOut, ksm: Ksm) -> Pair:
     return pair
 
 
-@pytest.mark.finding(  # the second is what an audit says, where the probe cannot tell
+@pytest.mark.finding(  # the second text is that of an audit, for probes that cannot tell
     "ksm-swapcache-move", match=("does not find the page at", "rmap items of its stable node leads there")
 )
 @every_probe
@@ -212,7 +212,7 @@ def test_no_merged_page_comes_back_where_merging_was_called_off(area: CarveOut, 
     ksm.scan()
     pair.check()
     frame = pagemap.pfn(pair.moved.address)
-    walked = SoftOffline().walk(pair.places) if frame == pagemap.pfn(pair.stayed.address) else "not asked"
+    walked = SoftOffline().walk(pair.places) if frame == pagemap.pfn(pair.stayed.address) else "not probed"
     assert frame != pagemap.pfn(pair.stayed.address), (
         f"after MADV_UNMERGEABLE the page at {pair.moved.address:#x} is KSM's pfn {frame:#x} again, shared with "
         f"{pair.stayed.address:#x}, and three scans do not change that. Its reverse walk: {walked}"

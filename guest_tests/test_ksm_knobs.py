@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""KSM's counters and knobs, as far as moves have to do with them."""
+"""KSM's counters and knobs after moves."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_counters_of_a_process_follow_forks_moves_and_exits(area: CarveOut, ksm:
         assert mm_ksm.merging_pages() == 4, "the end of a child changed the parent's count"
     assert_merged(places_of(source))
     source.unmap()
-    other = area.map(20, 1).fill().madvise(syscalls.MADV_MERGEABLE)  # without any, ksmd would sleep
+    other = area.map(20, 1).fill().madvise(syscalls.MADV_MERGEABLE)  # ksmd sleeps if no memory is mergeable
     ksm.scan()
     assert mm_ksm.merging_pages() == 0
     counters = ksm.counters()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What a move does to pages that KSM merged, and what KSM does to pages that moved.
+"""Moves of pages that KSM has merged, and merges of pages that were moved.
 
 In the pictures ``A`` is a page that KSM merged, a small letter a page of its own, ``.`` is nothing, ``0`` is zero.
 """
@@ -29,7 +29,7 @@ from guest_tests.support.ksm_scenes import SAME, assert_merged, assert_unmerged
 
 
 def merged_mapping(area: CarveOut, at: int, pages: int, ksm: Ksm) -> Mapping:
-    """Equal pages that share one frame."""
+    """Equal pages that KSM has merged into one."""
     mapping = area.map(at, pages).fill_same(SAME)
     ksm.merge(mapping)
     assert_merged(places_of(mapping))
@@ -37,7 +37,7 @@ def merged_mapping(area: CarveOut, at: int, pages: int, ksm: Ksm) -> Mapping:
 
 
 def merged_kb(mapping: Mapping) -> int:
-    """The sum that smaps has for the mappings that overlap this one."""
+    """The sum of smaps' ``KSM`` over the mappings that overlap this one, in kB."""
     return maps.kilobytes(mapping.address, mapping.end, "KSM")
 
 
@@ -183,7 +183,7 @@ def test_memory_offered_by_prctl_is_treated_the_same(area: CarveOut, ksm: Ksm) -
 
     Every kernel: the move un-merges the pages, and the next scans merge them again.
     """
-    with Child() as child:  # the setting stays with a process until it ends
+    with Child() as child:  # the setting lasts until the process ends
         try:
             child.call(syscalls.set_memory_merge)
         except OSError as error:
@@ -203,7 +203,7 @@ def test_memory_offered_by_prctl_is_treated_the_same(area: CarveOut, ksm: Ksm) -
 
 
 def _call_off() -> None:
-    """Spare ksmd the memory of the interpreter; what is mapped later is mergeable from the start."""
+    """Make the interpreter's memory unmergeable, so that ksmd need not scan it. Later mappings are mergeable."""
     for vma in maps.vmas():
         if vma.perms == "rw-p":
             with contextlib.suppress(OSError):
@@ -327,7 +327,7 @@ def test_only_the_mergeable_one_of_several_mappings_is_unmerged(area: CarveOut, 
 
 @contextmanager
 def _alarm_storm(interval: float) -> Iterator[None]:
-    """SIGALRM again and again, with a handler that does not ask for interrupted calls to be restarted."""
+    """Send SIGALRM every ``interval`` seconds, to a handler that does not restart interrupted calls."""
     old = signal.signal(signal.SIGALRM, lambda *_: None)
     signal.setitimer(signal.ITIMER_REAL, interval, interval)
     try:
@@ -388,7 +388,7 @@ def test_a_move_without_memory_for_the_copies_moves_nothing(area: CarveOut, ksm:
     pages = 512
     with memcg.Memcg("tight") as group, Child() as child, carve_out(2 * pages) as wide:
         group.enter(child.pid)
-        # Not to be killed: with a victim the kernel would let it have the memory.
+        # It must not be killed: the kernel lets a process that it kills exceed the limit.
         Path(f"/proc/{child.pid}/oom_score_adj").write_text("-1000")
         source = child.call(_map_same, wide, 0, pages)
         child.call(source.madvise, syscalls.MADV_MERGEABLE)
@@ -398,8 +398,8 @@ def test_a_move_without_memory_for_the_copies_moves_nothing(area: CarveOut, ksm:
         group.set_max(group.current + source.length // 2)
         child.start(move, source, wide.page(pages))
         try:
-            # Once for the move, which then ends, and once more for what the interpreter does next (unless it needs no
-            # memory). Helping it earlier would let the move succeed.
+            # The first event is that of the move, which then fails. The second one is the interpreter's, unless it
+            # needs no memory. To raise the limit earlier would let the move succeed.
             wait_until(lambda: group.events()["oom"] > 1 or _answered(child), "the control group to run out of memory")
         finally:
             group.set_max(None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Who is told when a KSM page is poisoned, after a process moved what it inherited."""
+"""Which processes get SIGBUS for a poisoned KSM page, after one has moved its inherited page away."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_process_that_moved_its_inherited_page_away_is_not_told_of_anothers_po
             offline.offline("hard", frame)
             own = sigbus.take(0)
         heard = child.call(_heard)
-        first.unmap()  # reading what is poisoned would be fatal, for evidence too
+        first.unmap()  # reading poisoned memory would kill this process, also when evidence is collected
         second.unmap()
         offline.restore(frame)
         assert own is not None, "the process that maps the poisoned page was told nothing"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """KSM's reverse map after a move: does every kind of walk find every place where a merged page is mapped?
 
-Every scene is asked by every probe, and what survives the walk must hold what it held before. In the pictures ``A`` is
-a page that KSM merged, a letter of its own is a page of its own, ``.`` is nothing.
+Every probe walks in every scene, and pages that survive the walk must hold the same data. In the pictures ``A`` is a
+page that KSM merged, any other letter a page of its own, ``.`` is nothing.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def test_a_child_forked_after_the_merge_is_found(probe: Probe, area: CarveOut, k
             child.call(pair.check)
 
 
-@pytest.mark.finding(  # the second is what an audit says, where the probe cannot tell
+@pytest.mark.finding(  # the second text is that of an audit, for probes that cannot tell
     "ksm-forked-forgotten", match=("does not find the page at", "rmap items of its stable node leads there")
 )
 @every_probe

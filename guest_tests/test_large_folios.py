@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Large folios, moved whole, in part, to places where they fit and where they do not: rows 74, 76 to 84 and 90.
+"""Large folios, moved as a whole and in part, to aligned and other places: rows 74, 76 to 84 and 90.
 
-A large folio has one anon_vma and one index for all its pages. So it can be relocated as a whole or not at all: what
-reaches beyond the range must be split first, and what cannot be split must be refused. Pictures show a range of memory
-in units of half a huge page; ``T`` is where a huge page is.
+A large folio has one anon_vma and one index for all its pages, so that it can only be relocated as a whole. A folio
+that reaches beyond the range must be split first. If it cannot be split, the relocation must be refused. Pictures show
+memory in units of half a huge page; ``T`` is where a huge page is.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Scene:
     pages: int
 
     def at(self, halves: int, pages: int = 0) -> int:
-        """An address: so many halves of a huge page, and so many pages, from the beginning."""
+        """The address ``halves`` halves of a huge page and ``pages`` pages behind the beginning."""
         return self.area.page(halves * (self.pages // 2) + pages)
 
 
@@ -238,7 +238,7 @@ def test_split_afterwards(relocate: bool, scene: Scene, flags: int) -> None:
 
 @contextmanager
 def _folios(number: int) -> Iterator[tuple[CarveOut, Mapping, int]]:
-    """A mapping of so many large folios; the last value is the number of pages in each."""
+    """A carve-out, a mapping of ``number`` large folios in it, and the number of pages in each folio."""
     size = mthp_size()
     pages = size // PAGE_SIZE
     with thp("never"), mthp(size), carve_out(4 * number * pages) as area:
@@ -292,7 +292,7 @@ def test_folios_across(relocate: bool, flags: int, first: int) -> None:
         result = move_or_refused(relocate, area, part, area.page(8 * pages), flags)
         if result is not None:
             assert pagemap.pfns(result.address, result.pages) == before, "the move changed frames"
-            edge = not flags  # a plain move needs not care
+            edge = not flags  # a plain move splits nothing
             wanted = [edge] * (pages - first) + [True] * 3 * pages
             assert _large(result) == wanted, f"large folios are at {_large(result)}, expected {wanted}"
             assert_found(result, rest)
@@ -331,7 +331,7 @@ def test_a_stranger_between_the_pages_of_a_folio(relocate: bool, flags: int) -> 
     with _folios(2) as (area, source, pages):
         source.part(2, 1).madvise(MADV_DONTNEED)
         stamp(source)
-        assert _large(source) == [index != 2 for index in range(source.pages)], "the stranger is no small page"
+        assert _large(source) == [index != 2 for index in range(source.pages)], "page 2 is not a small page"
         before = pagemap.pfns(source.address, source.pages)
         result = move_or_refused(relocate, area, source, area.page(4 * pages), flags)
         if result is not None:

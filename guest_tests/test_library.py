@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The library's own tests: what the other tests rest on must be right on the very kernel that they run on.
+"""Tests of the library on the kernel under test, first part: system calls, mappings, carve-outs, pages.
 
-System calls, mappings, carve-outs, and what the kernel says of them; the rest is in ``test_library_system.py``.
+The rest is in ``test_library_system.py``.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def test_one_wrong_byte_is_found_and_named(area: CarveOut, offset: int) -> None:
     wrong = bytes(
         [*right[:offset], right[offset] ^ 1, *right[offset + 1 :]],
     )
-    Mapping(mapping.address, 5).write(3, wrong)  # behind the back of the mapping
+    Mapping(mapping.address, 5).write(3, wrong)  # through another object, so that ``mapping`` expects the old data
     expected = f"page 3 of mapping {mapping.address:#x} .* byte {wrong[offset]:#04x} at offset {offset}, expected"
     with pytest.raises(AssertionError, match=expected):
         mapping.check()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The library's own tests, second part: KSM, nodes, groups, swap, processes, poison, userfaultfd."""
+"""Tests of the library on the kernel under test, second part: KSM, nodes, groups, swap, processes, and more."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
 """Which mappings become one when memory moves: rows 25 to 46.
 
-Anonymous memory that was never faulted in takes the offset (``vm_pgoff``) of wherever it goes, so that it merges with
-compatible neighbours. Memory that was faulted in keeps the offset of the place where that happened, because its pages
-are found by it; at any other place no neighbour continues that offset, and nothing merges. That is what relocation is
-for: it rewrites the pages, so that the offset can follow.
+Anonymous memory that was never faulted in gets the page offset (``vm_pgoff``) of the place that it moves to, so that it
+merges with compatible neighbours. Memory that was faulted in keeps the offset of the place where that happened, because
+the reverse map finds its pages by that offset. At another place no neighbour continues the offset, and nothing merges.
+Relocation rewrites the pages, so that the memory can get the offset of its new place.
 
 The rules are copy_vma(), vma_merge_new_range() and is_mergeable_anon_vma() in mm/vma.c of Linux 6.12 and 7.3. Pictures
 show pages of the carve-out: ``f`` faulted, ``u`` unfaulted, ``s`` the faulted source, all in blocks of five pages.
@@ -43,7 +43,7 @@ Layout = list[tuple[int, int]]
 #: three blocks that did not merge
 _THREE: Final[Layout] = [(0, 5), (5, 5), (10, 5)]
 
-#: every kernel moves without a flag; with it a kernel either relocates or refuses
+#: run a test with a plain move and with flag 16
 plain_or_must = pytest.mark.parametrize("flags", [0, MREMAP_MUST_RELOCATE_ANON], ids=["plain", "must"])
 
 
@@ -53,9 +53,9 @@ def _block(area: CarveOut, at: int, *, faulted: bool = True) -> Mapping:
 
 
 def _moved(relocate: bool, area: CarveOut, source: Mapping, to: int, flags: int) -> Mapping | None:
-    """Move to page ``to``; None where the flag was refused and nothing changed. Frames and data must come along.
+    """Move to page ``to``, and assert that frames and data are the same; None if the flag was refused.
 
-    Checking the data has pages that were never touched read as zero, which does not count as faulting them in.
+    The check of the data reads pages that were never touched. That maps the zero page and gives them no anon_vma.
     """
     before = pagemap.pfns(source.address, source.pages)
     moved = move_or_refused(relocate, area, source, area.page(to), flags)
@@ -66,7 +66,7 @@ def _moved(relocate: bool, area: CarveOut, source: Mapping, to: int, flags: int)
 
 
 def _still_works(*mappings: Mapping) -> None:
-    """All data is right, every page is found by the reverse map, and untouched memory can be faulted in."""
+    """Assert that all data is right, that untouched memory can be faulted in, and that every page is found."""
     for number, mapping in enumerate(mappings):
         mapping.check()
         if all(content == ZERO for content in mapping.contents):
@@ -85,12 +85,12 @@ def _move_between(
     plain: Layout,
     relocated: Layout,
 ) -> None:
-    """Move five faulted pages from far away to page ``to``, and see what merges.
+    """Move five faulted pages from far away to page ``to``, and assert what merges.
 
     :param faulted: where faulted neighbours begin, in pages of ``area``.
-    :param unfaulted: the same of unfaulted ones.
-    :param plain: the mappings after a move without flag, as :func:`guest_tests.checks.layout` gives them.
-    :param relocated: the same after a relocation.
+    :param unfaulted: where unfaulted neighbours begin.
+    :param plain: the mappings after a move without flag, as :func:`guest_tests.support.checks.layout` gives them.
+    :param relocated: the mappings after a relocation.
     """
     neighbours = [_block(area, at) for at in faulted] + [_block(area, at, faulted=False) for at in unfaulted]
     source = _block(area, _AWAY)
@@ -248,7 +248,7 @@ def test_between_a_neighbour_alike_and_one_that_is_not(relocate: bool, area: Car
     moved = _moved(relocate, area, _block(area, _AWAY), 15, MREMAP_MUST_RELOCATE_ANON)
     if moved is not None:
         merged: Layout = [(10, 10), (20, 5)] if unlike == "after" else [(10, 5), (15, 10)]
-        expect_layout(area, merged, f"relocated memory is all that its neighbour is, but for the one {unlike} it")
+        expect_layout(area, merged, f"relocated memory merges, except with the read-only neighbour {unlike} it")
         _still_works(moved, *neighbours.values())
 
 
@@ -444,8 +444,8 @@ def test_mprotect_merges_faulted_and_unfaulted_memory(area: CarveOut, first: str
     Every kernel: they merge if mprotect() is called for the unfaulted half; if it is called for the faulted half, since
     6.16.
     """
-    # Not read-only: mprotect_fixup() (mm/mprotect.c) then drops VM_ACCOUNT of unfaulted memory alone, and the halves
-    # would never be equal.
+    # Not read-only: then mprotect_fixup() (mm/mprotect.c) would drop VM_ACCOUNT of the unfaulted half only, and the
+    # halves would never be equal.
     whole = area.map(0, 10)
     halves = [whole.part(0, 5), whole.part(5, 5)]
     faulted, unfaulted = halves if first == "faulted" else halves[::-1]
@@ -529,7 +529,7 @@ def test_an_unfaulted_source_must_relocate(relocate: bool, area: CarveOut) -> No
         _still_works(moved, neighbour)
 
 
-#: Row 40: mappings after a plain move and after a relocation, by which of left, middle and right are faulted
+#: Row 40: which of left, middle and right are faulted; the mappings after a plain move and after a relocation
 _PERMUTATIONS: dict[tuple[bool, bool, bool], tuple[Layout, Layout]] = {
     (False, False, False): ([(0, 15)], [(0, 15)]),
     (False, False, True): ([(0, 15)], [(0, 15)]),

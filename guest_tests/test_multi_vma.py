@@ -2,8 +2,8 @@
 """Several mappings in one call: rows 142 to 145.
 
 Linux 6.17 (d23cb648e365) lets mremap() move a range that holds several mappings, if it is given a place and keeps its
-length. Before, a range had to lie within one mapping, and the call failed with EFAULT only after it had unmapped the
-destination (mremap_to() in mm/mremap.c of 6.12). The rules since are in remap_move() and vma_multi_allowed() of the
+length. Before, a range had to lie within one mapping. The call failed with EFAULT only after it had unmapped the
+destination (mremap_to() in mm/mremap.c of 6.12). The rules of 6.17 are in remap_move() and vma_multi_allowed() of the
 same file.
 """
 
@@ -28,7 +28,7 @@ _MOVE = MREMAP_MAYMOVE | MREMAP_FIXED
 
 @pytest.fixture
 def target() -> Iterator[CarveOut]:
-    """A second carve-out, so that source and destination can be judged apart."""
+    """A second carve-out, for the destination."""
     with carve_out(40) as carved:
         yield carved
 
@@ -64,7 +64,7 @@ def _frames(*blocks: Mapping) -> list[list[int | None]]:
 
 
 def _refused_too_late(area: CarveOut, target: CarveOut, pages: int, what: str, *blocks: Mapping) -> None:
-    """A move that kernels before 6.17 refuse with EFAULT, the source whole, but the destination gone."""
+    """Assert what kernels before 6.17 do: EFAULT with the source whole and the destination unmapped."""
     refused(area, errno.EFAULT, lambda: _move(area, pages, target), what, *blocks)
     left = maps.vmas_between(target.address, target.page(pages))
     assert not left, f"{what} was refused before the destination was unmapped, expected that to come first: {left}"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The probes themselves: each finds what is there, reports what it cannot reach, and cannot be made to lie.
+"""Tests of the probes: each finds every place, reports a place it cannot reach as lost, and never claims a find.
 
-Unreachable situations are made without changing the kernel:
+Places that a walk cannot reach are made without changing the kernel:
 
 * a *twin* holds the same bytes as the page, but is another page: no walk from the page can find it;
 * a page with one more reference, from a pipe, is refused by migration after its entries were found and put back;
@@ -69,7 +69,7 @@ def map_mergeable(address: int, seed: int) -> None:
 
 
 def conclusive(answer: Answer) -> Answer:
-    """Compaction may have no use for our page; everybody else has to answer."""
+    """The answer, which must be conclusive. Skips for compaction, which may have no reason to move the page."""
     if answer.inconclusive and answer.probe == Compaction.name:
         pytest.skip(str(answer))
     assert not answer.inconclusive, answer
@@ -115,7 +115,7 @@ def test_finds_the_one_mapping_of_an_exclusive_page(probe: Probe, area: CarveOut
 
 @every_probe
 def test_finds_a_page_that_was_in_use_just_before(probe: Probe, area: CarveOut) -> None:
-    # The page is young, dirty and perhaps in a per-CPU batch: no reason to call it lost.
+    # The page is young, dirty and perhaps in a per-CPU batch. It must not be called lost for that.
     mapping = area.map(0, 1)
     for seed in range(3):
         mapping.fill(seed)
@@ -204,7 +204,7 @@ def test_a_probe_that_walks_every_page_but_ours_loses_ours(
 
 
 def test_a_page_that_moves_without_its_mappings_is_lost(merged: list[Place], area: CarveOut) -> None:
-    # Another frame in every place is not enough: it has to be the same one.
+    # All places must map the same new frame. A new frame in each place is not enough.
     usable(SoftOffline())
 
     class Scatters(SoftOffline):

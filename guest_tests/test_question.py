@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The question this project began with, in the smallest form that answers it; ``make run`` runs just this.
+"""The question that this project began with, in the smallest form that answers it. ``make run`` runs only this.
 
 On 16 June 2025 David Hildenbrand asked whether mremap() breaks KSM's reverse map: the rmap items of a KSM page hold
 virtual addresses, and a moved page is mapped at another one (b65dd020-5e02-4863-8994-def576e3d3dd@redhat.com). The
-answer has two halves. A move un-merges KSM pages first, so that no rmap item is left to be wrong. But KSM merges them
-again at the new place, in a VMA that still has the page offset of the old one, and Hugh Dickins showed in April 2026
-that a walk which mixes up the two loses the page (02e1b8df-d568-8cbb-b8f6-46d5476d9d75@google.com).
+answer has two parts. A move first un-merges KSM pages, so that no rmap item with the old address is left. But KSM
+merges them again at the new place, in a VMA that still has the page offset of the old place. Hugh Dickins showed in
+April 2026 that a walk which takes one for the other loses the page
+(02e1b8df-d568-8cbb-b8f6-46d5476d9d75@google.com).
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ pytestmark = pytest.mark.question
 
 Record = Callable[[str, object], None]
 
-#: What a process of the scene keeps mapped; module-level because children build theirs by name.
+#: The carve-outs that a process keeps. A variable of the module, because a child runs build() by name.
 _kept: list[CarveOut] = []
 
 
 def build() -> tuple[int, int]:
-    """Two mergeable pages of equal content, two pages apart; the addresses.
+    """Map two mergeable pages of equal content, two pages apart. Returns their addresses.
 
     ::
 
@@ -47,7 +48,7 @@ def build() -> tuple[int, int]:
 
 
 def move_second(stays: int, goes: int) -> int:
-    """Move the second page next to the first; its new address.
+    """Move the second page next to the first. Returns its new address.
 
     ::
 
@@ -67,7 +68,7 @@ def test_a_move_unmerges_ksm_pages(ksm: Ksm, record_property: Record) -> None:
     stays, goes = build()
     ksm.scan()
     before = pagemap.pfns(goes, 1)[0]
-    assert ksm_knobs.is_ksm(goes), f"KSM did not merge the page at {goes:#x}, so there is nothing to ask"
+    assert ksm_knobs.is_ksm(goes), f"KSM did not merge the page at {goes:#x}, so the test cannot tell anything"
     assert before == pagemap.pfns(stays, 1)[0], "two pages of equal content were merged with something else"
     moved = move_second(stays, goes)
     after = pagemap.pfns(moved, 1)[0]
@@ -77,7 +78,7 @@ def test_a_move_unmerges_ksm_pages(ksm: Ksm, record_property: Record) -> None:
         {"step": "unmerge", "from": goes, "to": moved, "pfn": [before, after], "unmerged": not still},
     )
     assert not still, (
-        f"the page moved from {goes:#x} to {moved:#x} is still KSM's, with an rmap item for the old address"
+        f"the page moved from {goes:#x} to {moved:#x} is still a KSM page, with an rmap item for the old address"
     )
     assert after != before, f"the page at {moved:#x} still shares PFN {before:#x} with the page at {stays:#x}"
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Moves while somebody else uses the pages: rows 72, 75 and 98.
+"""Moves while another thread uses the pages, or signals arrive: rows 72, 75 and 98.
 
-Each race lasts a second or so, and more on a machine with two CPUs (``--guest-cpus=2``), where both sides really run at
-once. Whoever wins, the data is right and every page is found in the end; the kernel must not complain meanwhile.
+Each race lasts less than a second with one CPU, and some seconds with two (``--guest-cpus=2``), where both threads run
+at the same time. However it goes, in the end the data is right, every page is found, and the kernel has not complained.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _SECONDS: Final = 0.7 if os.cpu_count() == 1 else 3.0
 
 
 def _there_and_back(relocate: bool, area: CarveOut, source: Mapping, flags: int, seconds: float = _SECONDS) -> Mapping:
-    """Move between two places for a while. Best effort always succeeds; "must" may be refused now and then.
+    """Move between two places for a while. Flag 8 must always succeed, flag 16 may be refused at times.
 
-    :returns: the mapping where it is in the end, its data checked.
+    :returns: the mapping at its last place, its data checked.
     """
     if flags and not relocate:
         unknown_flags(source, area.page(20), flags)
@@ -107,7 +107,7 @@ def _pin(addresses: list[int]) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def _not_mapped() -> Iterator[None]:
-    """The memory is at the other place, or is inaccessible here."""
+    """Ignore an error that says that the memory is not mapped here at this moment."""
     try:
         yield
     except OSError as error:
@@ -149,7 +149,7 @@ def test_signals(relocate: bool, area: CarveOut, flags: int) -> None:
 
 
 def _storm(relocate: bool, area: CarveOut, flags: int) -> int:
-    source = area.map(0, _PAGES).fill()  # the child's own: what it inherited cannot be relocated
+    source = area.map(0, _PAGES).fill()  # mapped by the child itself: inherited memory cannot be relocated
     arrived = 0
 
     def count(number: int, frame: object) -> None:

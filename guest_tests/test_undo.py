@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
 """Relocations that fail, early or half way, and what is left then: rows 92 to 97, 99 and 100.
 
-A relocation that meets an obstacle must bring back what it has rewritten, page for page: whatever it forgets is found
-by nobody any more, though the data is right. There are two kinds of obstacles. A pinned page is one that a kernel can
-see before it begins. A failure that is injected (``fail_mremap_relocate`` in debugfs), or an allocation that fails,
-comes when part of the range has been moved already.
+A relocation that meets an obstacle must restore every page that it has rewritten. The kernel would not find a page that
+it forgets, although the data is right. There are two kinds of obstacles. A kernel can see a pinned page before it
+begins. An injected failure (``fail_mremap_relocate`` in debugfs) or a failed allocation comes when part of the range
+has been moved.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _DEBUG: Final = Path("/sys/kernel/debug")
 
 @contextmanager
 def _injecting() -> Iterator[Callable[[int], None]]:
-    """A function that lets the relocation of the n-th folio from now on fail, once, in this thread.
+    """A function that makes the relocation of the n-th folio from now on fail, once, in this thread.
 
     The files are those of every fault attribute (Documentation/fault-injection/fault-injection.rst).
     """
@@ -54,7 +54,7 @@ def _injecting() -> Iterator[Callable[[int], None]]:
         pytest.skip(f"needs {place}: CONFIG_FAULT_INJECTION_DEBUG_FS=y, and a kernel that can fail at a chosen folio")
 
     def arm(number: int) -> None:
-        # All but the last of so many are let through (lib/fault-inject.c: "space" is compared before it is lowered).
+        # "space" is compared before it is lowered, so that the kernel lets number - 1 folios pass (lib/fault-inject.c).
         (place / "space").write_text(str(number))
         (place / "times").write_text("1")
 
@@ -74,7 +74,7 @@ _SIDE: Final = 64
 
 @dataclass(frozen=True)
 class Scene:
-    """A range of three parts, and a place for it where no page tables are yet.
+    """A range of three parts, and a place for it that has no page tables yet.
 
     ::
 
@@ -87,7 +87,7 @@ class Scene:
 
     @property
     def parts(self) -> tuple[Mapping, Mapping, Mapping]:
-        """The three."""
+        """The small pages, the huge page, and the small pages behind it."""
         middle = self.source.pages - 2 * _SIDE
         source = self.source
         return source.part(0, _SIDE), source.part(_SIDE, middle), source.part(_SIDE + middle, _SIDE)
@@ -132,7 +132,7 @@ def test_refusing(relocate: bool, scene: Scene) -> None:
     assert_found(scene.source)
 
 
-#: the folio that fails: the first, the last small one, the huge one, the first behind it, the very last
+#: which folio fails: the first, the last before the huge one, the huge one, the first behind it, the last
 _NUMBERS: Final = (1, _SIDE, _SIDE + 1, _SIDE + 2, 2 * _SIDE + 1)
 
 
@@ -207,7 +207,7 @@ def test_undoing_allocates_no_page_table(relocate: bool) -> None:
     grown = []
     with thp("never"), carve_out(8 * table) as area:
         area.hole(4 * table, 4 * table)
-        for _ in range(3):  # the interpreter may want a table of its own at any time, but not each time
+        for _ in range(3):  # the interpreter may need a page table of its own meanwhile, but not each time
             source = area.map(0, 3 * table)
             source.contents = [None] * source.pages
             for index in (0, table // 2, 2 * table, 2 * table + 1):
@@ -299,7 +299,7 @@ def test_room_is_made_before_a_late_failure(relocate: bool, area: CarveOut) -> N
 
 @contextmanager
 def _failing(name: str, config: str, **settings: str) -> Iterator[None]:
-    """Let allocations of one kind fail where ``fail-nth`` says so."""
+    """Make allocations of one kind fail where ``fail-nth`` says so."""
     place = _DEBUG / name
     if not place.exists():
         pytest.skip(f"needs {place}, which this kernel does not have: CONFIG_{config}=y brings it")
@@ -311,7 +311,7 @@ def _failing(name: str, config: str, **settings: str) -> Iterator[None]:
 
 
 def _fails_at(number: int, call: Callable[[], int]) -> tuple[bool, int]:
-    """Make a call whose n-th chance to fail is taken. Returns whether there were so many, and the error or 0."""
+    """Make a call whose n-th allocation fails. Returns whether it had so many, and its error or 0."""
     fd = os.open("/proc/thread-self/fail-nth", os.O_RDWR)
     code = 0
     try:
@@ -327,14 +327,14 @@ def _fails_at(number: int, call: Callable[[], int]) -> tuple[bool, int]:
     return injected, code
 
 
-#: more than a move allocates
+#: more allocations than a move makes
 _MOST_CHANCES: Final = 200
 
 
 def _out_of_memory(area: CarveOut, source: Mapping, to: int, flags: int) -> int:
     """Move ``source`` again and again, failing at each allocation in turn until there are none left to fail.
 
-    A failed move must leave everything as it was. One that does without what it did not get is brought back.
+    A failed move must leave everything as it was. A move that succeeds without the memory is moved back.
 
     :returns: how many moves failed.
     """
@@ -347,7 +347,7 @@ def _out_of_memory(area: CarveOut, source: Mapping, to: int, flags: int) -> int:
         )
         if code:
             assert injected, f"nothing was made to fail, but the move failed: {errno.errorcode.get(code, code)}"
-            # EFAULT where the failure was injected into relocation itself, which has chances of its own.
+            # EFAULT if the failure was injected into relocation itself, which fail-nth counts too.
             assert code in (errno.ENOMEM, errno.EFAULT), f"out of memory is {errno.errorcode.get(code, code)}"
             before.expect(area, f"a move that failed at its allocation {number}")
             failed += 1
@@ -403,8 +403,11 @@ def test_out_of_memory(relocate: bool, flags: int, kind: str) -> None:
 
 
 def _anon_vmas() -> int:
-    """How many there are in the system. KASAN holds back what is freed, and it counts as in use, until the cache is
-    shrunk (kasan_cache_shrink(), mm/kasan/generic.c)."""
+    """How many anon_vmas there are in the system.
+
+    KASAN keeps freed objects, which count as in use until the cache is shrunk (kasan_cache_shrink(),
+    mm/kasan/generic.c).
+    """
     shrink = Path("/sys/kernel/slab/anon_vma/shrink")
     if shrink.exists():
         shrink.write_text("1")
@@ -454,7 +457,7 @@ def test_failing_again_and_again(relocate: bool, area: CarveOut, how: str) -> No
     assert abs(now.committed - books.committed) < slack, f"{moves} refused moves turned {books} into {now}"
     assert abs(now.vm_size - books.vm_size) < slack, f"{moves} refused moves turned {books} into {now}"
     assert abs(now.rss_anon - books.rss_anon) < slack, f"{moves} refused moves turned {books} into {now}"
-    try:  # RCU hands them to KASAN with a delay (CONFIG_SLUB_RCU_DEBUG)
+    try:  # RCU passes them to KASAN with a delay (CONFIG_SLUB_RCU_DEBUG)
         wait_until(lambda: _anon_vmas() - anon_vmas < moves // 10, "anon_vmas to be freed", seconds=2)
     except TimeoutError:
         pytest.fail(f"{moves} refused moves left {_anon_vmas() - anon_vmas} anon_vmas behind")
@@ -472,7 +475,7 @@ def test_too_many_mappings(relocate: bool, area: CarveOut, flags: int) -> None:
     part = source.part(2, 4)
     before = State.of(area)
     code = errno.EINVAL if flags and not relocate else errno.ENOMEM
-    # The limit is the system's: restore it at once. The entry for vsyscall is no mapping of the process's own.
+    # The limit holds for the whole system, so it is restored at once. [vsyscall] does not count as a mapping.
     count = sum(vma.path != "[vsyscall]" for vma in maps.vmas())
     with knob("/proc/sys/vm/max_map_count", str(count)):
         fails(code, lambda: move(part, area.page(20), flags), f"a move with {count} of {count} mappings in use")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What the kernel says of page frames: /proc/kpageflags and /proc/kpagecount (root only, CONFIG_PROC_PAGE_MONITOR)."""
+"""Page frames as the kernel shows them: /proc/kpageflags and /proc/kpagecount (root only, CONFIG_PROC_PAGE_MONITOR)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from guest_tests.mm.mapping import map_anonymous
 class Flag(enum.IntFlag, boundary=enum.KEEP):
     """Bits of a frame (include/uapi/linux/kernel-page-flags.h, include/linux/kernel-page-flags.h, 7.3).
 
-    Bits 32 and up are for the kernel's own hackers and may change without notice.
+    Bits 32 and up are for kernel developers and may change without notice.
     """
 
     LOCKED = 1 << 0
@@ -39,7 +39,7 @@ class Flag(enum.IntFlag, boundary=enum.KEEP):
     #: poisoned, or taken away by soft offline
     HWPOISON = 1 << 19
     NOPAGE = 1 << 20
-    #: merged by KSM; KSM's zero pages are not marked so. Only where :func:`tells_ksm`: use guest_tests.mm.ksm.is_ksm
+    #: merged by KSM, but not for KSM's zero pages. Wrong unless :func:`tells_ksm`; use guest_tests.mm.ksm.is_ksm
     KSM = 1 << 21
     THP = 1 << 22
     OFFLINE = 1 << 23
@@ -89,10 +89,10 @@ def flags_at(address: int, pid: pagemap.Pid = "self") -> Flag:
 
 @functools.cache
 def tells_ksm() -> bool:
-    """Whether :attr:`Flag.KSM` can be trusted, found out by looking at a page that cannot be merged.
+    """Whether :attr:`Flag.KSM` can be trusted. It is not, if it is set for a page that cannot be merged.
 
     Linux 6.12 sets it for every anonymous page: ``stable_page_flags()`` in its fs/proc/page.c tests the two bits of
-    ``PAGE_MAPPING_KSM`` for "any" instead of "both". 7.3 has it right.
+    ``PAGE_MAPPING_KSM`` for any instead of both. 6.18 and 7.3 are right.
     """
     scratch = map_anonymous(1).fill()
     try:
@@ -102,10 +102,10 @@ def tells_ksm() -> bool:
 
 
 def mapcount(pfn: int) -> int:
-    """How often page frame ``pfn`` is mapped; for large folios a rounded average where the kernel keeps no more."""
+    """How often page frame ``pfn`` is mapped; for large folios a rounded average on kernels that keep only that."""
     return _word("/proc/kpagecount", pfn)
 
 
 def describe(pfn: int) -> str:
-    """A page frame in words, for messages: ``pfn 0x1234 ANON|KSM|LRU mapped 2 times``."""
+    """A page frame as text for messages: ``pfn 0x1234 ANON|KSM|LRU mapped 2 times``."""
     return f"pfn {pfn:#x} {flags(pfn).name or 'no flags'} mapped {mapcount(pfn)} times"

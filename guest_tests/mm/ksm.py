@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Kernel samepage merging: its knobs saved and restored, its scans waited for, its counters.
+"""Kernel samepage merging: save and restore its knobs, wait for its scans, read its counters.
 
 ::
 
     with Ksm() as ksm:
-        ksm.merge(mapping)     # offers it, scans, stops ksmd, proves that every page was merged
+        ksm.merge(mapping)     # makes it mergeable, scans, stops ksmd, asserts that every page was merged
         move(...)
-        ksm.scan()             # lets ksmd look again, and stops it
+        ksm.scan()             # lets ksmd scan again, and stops it
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ KNOBS: Final = (
 )
 #: knobs that the kernel refuses to change while any page is shared
 _NEED_UNMERGED: Final = ("merge_across_nodes", "max_page_sharing")
-#: What tests want: every scan complete, at once, and skipping nothing. A batch ends with the scan it is in, and `run`
-#: cannot be written during a batch (mm/ksm.c, ksm_thread_mutex), so that stopping also means "between two scans".
+#: Settings for tests: each scan is complete, immediate, and skips nothing. A batch ends with the scan it is in, and
+#: `run` cannot be written during a batch (mm/ksm.c, ksm_thread_mutex), so that ksmd always stops between two scans.
 _FOR_TESTS: Final[dict[str, int | str]] = {
     "smart_scan": 0,
     "advisor_mode": "none",
@@ -58,9 +58,9 @@ class Counters:
 
     #: merged pages in use
     pages_shared: int
-    #: further mappings of them: what is saved
+    #: further mappings of merged pages: how many pages are saved
     pages_sharing: int
-    #: looked at again and again, equal to no other
+    #: scanned repeatedly, and equal to no other page
     pages_unshared: int
     #: changing too fast to be merged
     pages_volatile: int
@@ -82,7 +82,7 @@ class Counters:
 
 @dataclass(frozen=True)
 class KsmStat:
-    """What KSM did for one process, from /proc/PID/ksm_stat (6.1). None where the kernel has no such line."""
+    """KSM's numbers of one process, from /proc/PID/ksm_stat (6.1). None where the kernel has no such line."""
 
     #: pages that ksmd keeps track of
     rmap_items: int
@@ -104,7 +104,7 @@ def available() -> bool:
 
 
 def read(knob: str) -> int:
-    """A number below /sys/kernel/mm/ksm.
+    """Read a number below /sys/kernel/mm/ksm.
 
     :raises FileNotFoundError: if this kernel does not have it.
     """
@@ -112,7 +112,7 @@ def read(knob: str) -> int:
 
 
 def read_text(knob: str) -> str:
-    """The value of a knob; of a choice like advisor_mode the chosen word."""
+    """Read a knob; of a choice like advisor_mode, the chosen word."""
     text = (DIRECTORY / knob).read_text().strip()
     return text[text.index("[") + 1 : text.index("]")] if "[" in text else text
 
@@ -127,13 +127,13 @@ def write(knob: str, value: int | str) -> None:
 
 
 def counters() -> Counters:
-    """All counters at one moment (nearly: the kernel has one file each)."""
+    """All counters, read one after the other: each has a file of its own."""
     names = [field.name for field in fields(Counters)]
     return Counters(**{name: read(name) for name in names if (DIRECTORY / name).exists()})
 
 
 def stat(pid: int | str = "self") -> KsmStat:
-    """What KSM did for a process.
+    """KSM's numbers of a process.
 
     :raises FileNotFoundError: without CONFIG_KSM, or if there is no such process.
     """
@@ -165,10 +165,10 @@ def merging_pages(pid: int | str = "self") -> int:
 
 
 def merged(address: int, pages: int, pid: int | str = "self") -> list[bool]:
-    """For each page from ``address`` whether a merged page is present there. KSM's zero pages are not such.
+    """For each page from ``address`` whether a merged page is present there. KSM's zero pages do not count.
 
-    :raises RuntimeError: where the kernel shows no page's state (see :func:`guest_tests.mm.kpage.tells_ksm`) and the
-        sum that smaps has for the mapping does not settle it either.
+    :raises RuntimeError: if the kernel does not show the state of a page (see
+        :func:`guest_tests.mm.kpage.tells_ksm`) and the sum in smaps leaves it open.
     """
     frames = pagemap.pfns(address, pages, pid)
     if kpage.tells_ksm():
@@ -206,7 +206,7 @@ def is_ksm(address: int, pid: int | str = "self") -> bool:
 
 
 class Ksm:
-    """KSM under control: ksmd stands still except during :meth:`scan`; every knob is restored in the end."""
+    """Control of KSM: ksmd is stopped except during :meth:`scan`. Every knob is restored in the end."""
 
     def __init__(self) -> None:
         self._saved: dict[str, str] = {}
@@ -228,7 +228,7 @@ class Ksm:
             self.unmerge_all()
         for knob, value in self._saved.items():
             if knob == "pages_to_scan" and self._saved.get("advisor_mode", "none") != "none":
-                continue  # the advisor owns it
+                continue  # the advisor sets it
             if read_text(knob) != value:
                 write(knob, value)
 
@@ -250,20 +250,20 @@ class Ksm:
         """Let ksmd complete at least ``passes`` scans of all mergeable memory, then stop it.
 
         Merging takes two complete scans (the first only notes each page's checksum), and the scan under way when
-        ksmd is started may have passed our pages already: three are always enough.
+        ksmd is started may have passed the pages already: three are always enough.
 
-        :raises TimeoutError: if ksmd does not get on, for example because no memory is mergeable at all.
+        :raises TimeoutError: if ksmd makes no progress, for example because no memory is mergeable.
         """
         goal = read("full_scans") + passes
         write("run", 1)
         try:
-            # ksmd is nice 5 and starves behind anything busy.
+            # ksmd has nice 5 and gets no time while another process is busy.
             wait_until(lambda: read("full_scans") >= goal, f"{passes} full scans of ksmd", seconds=20.0)
         finally:
             self.stop()
 
     def scan_until(self, done: Callable[[], bool], what: str) -> None:
-        """Let ksmd look at one page at a time, with a pause after each, and stop it in the middle of its scan.
+        """Let ksmd scan one page at a time, with a pause after each, and stop it in the middle of a scan.
 
         :param what: completes "waiting for …".
         :raises TimeoutError: if ``done()`` is not true in time.
@@ -276,9 +276,9 @@ class Ksm:
             self.stop()
 
     def merge(self, *mappings: Mapping, passes: int = 3) -> None:
-        """Offer ``mappings`` to KSM, scan, and make sure that every page of them was merged.
+        """Make ``mappings`` mergeable, scan, and assert that every page of them was merged.
 
-        :raises AssertionError: naming a page that was not: then what follows would prove nothing.
+        :raises AssertionError: naming a page that was not merged.
         """
         for mapping in mappings:
             mapping.madvise(syscalls.MADV_MERGEABLE)
@@ -293,11 +293,11 @@ class Ksm:
                 )
 
     def unmerge_all(self) -> None:
-        """Give every merged page of the system back to its owners as a copy, and leave ksmd stopped.
+        """Un-merge every page of the system by copying, and leave ksmd stopped.
 
         :raises OSError: ENOMEM if there is no memory for the copies, EINTR on a signal.
         """
-        # Writing the value it has already would do nothing.
+        # Writing the present value would do nothing.
         write("run", 0)
         write("run", 2)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Places to put memory (carve-outs), memory that knows what it should hold (mappings), and moves of it.
+"""Reserved address ranges (carve-outs), memory with the data that it should hold (mappings), and moves.
 
 ::
 
@@ -50,7 +50,7 @@ def _numbered(seed: int, number: int) -> bytes:
 
 @dataclass(frozen=True)
 class Content:
-    """What one page should hold: every byte of it."""
+    """The data that one page should hold, every byte of it."""
 
     #: bytes, repeated to fill the page; empty for a numbered page
     repeated: bytes = b""
@@ -74,7 +74,7 @@ class Content:
         return "bytes written by the test"
 
 
-#: what memory holds that was mapped but never written
+#: the data of memory that was mapped and never written
 ZERO: Final = Content(repeated=b"\0")
 
 # --- mappings ----------------------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ ZERO: Final = Content(repeated=b"\0")
 class Mapping:
     """A range of mapped pages, and what each should hold.
 
-    It can be pickled, so that forked processes may share it by value: the address means the same to them.
+    It can be pickled and sent to a forked process, where the address has the same meaning.
     """
 
     #: where it begins, in bytes
@@ -121,7 +121,7 @@ class Mapping:
     def part(self, first: int, pages: int = 1) -> Mapping:
         """Some of its pages as a mapping of their own, with what they should hold.
 
-        The two know nothing of each other from then on: what is written through one is a difference to the other.
+        The two objects are independent: data written through one is unexpected by the other.
         """
         if first < 0 or pages < 1 or first + pages > self.pages:
             raise IndexError(f"no pages {first} to {first + pages - 1} in a mapping of {self.pages} pages")
@@ -143,7 +143,7 @@ class Mapping:
         return self
 
     def fill_same(self, byte: int = 0x77) -> Self:
-        """Write one byte everywhere: pages for KSM to merge."""
+        """Write the same byte everywhere, so that KSM can merge the pages."""
         for index in range(self.pages):
             self._store(index, Content(repeated=bytes([byte])))
         return self
@@ -254,9 +254,9 @@ _SLOT = 1 << 30
 class CarveOut:
     """A reserved range of addresses in which tests place mappings side by side.
 
-    Nothing merges with it by accident: the reservation is an inaccessible *shared* mapping, which no anonymous
-    memory can merge with whatever its protection. It begins at a multiple of 1 GiB far below the place where the
-    kernel puts new mappings, so that holes that moves leave in it are not given to the interpreter's own memory.
+    The reservation is an inaccessible *shared* mapping, so that no anonymous memory merges with it. It begins at a
+    multiple of 1 GiB far below the place where the kernel puts new mappings, so that the interpreter's memory does not
+    get into holes that moves leave.
     """
 
     def __init__(self, pages: int) -> None:
@@ -293,7 +293,7 @@ class CarveOut:
         syscalls.munmap(self.page(at), pages * PAGE_SIZE)
 
     def reserve(self, at: int, pages: int) -> None:
-        """Unmap some pages and make them inaccessible reservation again."""
+        """Unmap some pages and reserve their addresses again."""
         self._within(at, pages)
         _map_reservation(self.page(at), pages * PAGE_SIZE, MAP_FIXED)
 
@@ -348,13 +348,13 @@ def _reserve(pages: int) -> int:
 
 
 def move(mapping: Mapping, to: int | None, flags: int = 0, *, pages: int | None = None) -> Mapping:
-    """Move ``mapping`` by the raw system call; what it should hold goes with it.
+    """Move ``mapping`` by the raw system call.
 
     :param to: the exact new address (``MREMAP_FIXED`` is added); None lets the kernel stay or choose.
     :param flags: further ``MREMAP_*`` flags; ``MREMAP_MAYMOVE`` is always added.
     :param pages: the new length in pages; unchanged by default. New pages are expected to be zero.
-    :returns: the mapping at its new place. The old object describes nothing any more, except with
-        ``MREMAP_DONTUNMAP``: then it is expected to be zero.
+    :returns: the mapping at its new place, with the data that it should hold. Do not use the old object afterwards,
+        except with ``MREMAP_DONTUNMAP``: then it is expected to be zero.
     :raises OSError: as :func:`guest_tests.mm.syscalls.mremap`; the old object is still valid.
     """
     pages = mapping.pages if pages is None else pages

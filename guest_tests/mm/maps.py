@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What the kernel says of address ranges: /proc/PID/maps (fast), /proc/PID/smaps (slow), ``PROCMAP_QUERY``.
+"""Address ranges as the kernel shows them: /proc/PID/maps (fast), /proc/PID/smaps (slow), ``PROCMAP_QUERY``.
 
 The offset of an anonymous mapping reads 0 in all of them: its ``vm_pgoff`` is not visible from user space.
 """

@@ -3,13 +3,13 @@
 
 ::
 
-    with Child() as child:                     # shares our memory copy-on-write
+    with Child() as child:                     # shares this process's memory copy-on-write
         child.call(mapping.check)              # any picklable callable: bound methods, module-level functions
-        with child.fork() as grandchild:       # forked by the child, talked to from here
+        with child.fork() as grandchild:       # forked by the child, controlled from here
             grandchild.call(move, mapping, area.page(10))
 
 No process is left behind: children die with the thread that forked them, and in the end of their ``with`` block.
-Requests are pickled; both ends are the same program, nothing of this crosses the border of the guest.
+Requests are pickled. Both ends are the same program in the same guest.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from guest_tests.mm.waiting import patience, wait_until
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: handles of this process: their sockets must not stay open in children, or nobody would ever see the end of file
+#: Children that this process controls. Their sockets must be closed in new children, or the end of file never comes.
 _handles: list[Child] = []
-#: our own end towards who commands us, in a child
+#: in a child, its end of the socket to the process that controls it
 _commands: socket.socket | None = None
 
 
@@ -99,16 +99,16 @@ def _receive(sock: socket.socket) -> Any:
 
 
 def _fork(outlive: bool) -> tuple[int, socket.socket]:
-    """Fork a process that serves; returns its id and our end of the socket to it."""
+    """Fork a process that runs requests; returns its id and this end of the socket to it."""
     ours, theirs = socket.socketpair()
     parent = os.getpid()
     with warnings.catch_warnings():
-        # The agent may have threads. The child runs only ours, and what it needs takes no lock of another thread.
+        # The agent may have threads. The child has only this one, and takes no lock that another thread may hold.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid:
         theirs.close()
-        # Wait until it is set up: a signal must find it as documented, not half way there.
+        # Wait until the child is set up: a signal must not arrive earlier.
         try:
             _receive(ours)
         except (EOFError, ConnectionError):
@@ -128,7 +128,7 @@ def _serve(sock: socket.socket, parent: int, outlive: bool) -> NoReturn:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(0)
-    faulthandler.disable()  # dying by a signal is what some children are for
+    faulthandler.disable()  # some tests want a child to be killed by a signal
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
@@ -171,7 +171,7 @@ def _answer(function: Callable[..., object], args: tuple[object, ...], kwargs: d
 
 
 def _reap(pid: int, seconds: float) -> int | None:
-    """Wait for a child of this process; None if it is not (or no longer) ours."""
+    """Wait for a child of this process; None if it is no child of this process (any more)."""
     status: int | None = None
 
     def gone() -> bool:
@@ -197,7 +197,7 @@ class Child:
 
         :param outlive_parent: do not kill it when its parent dies.
         """
-        # Orphans come to us instead of to init, so that we can reap them.
+        # Orphans become children of this process instead of init, so that it can reap them.
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         pid, sock = _fork(outlive_parent)
         self._become(pid, sock, None)
@@ -205,7 +205,7 @@ class Child:
     def _become(self, pid: int, sock: socket.socket, parent: Child | None) -> None:
         #: its process id
         self.pid = pid
-        #: our end of the connection to it
+        #: this end of the connection to it
         self.socket = sock
         #: the child that forked it; None if this process did
         self.parent = parent
@@ -229,8 +229,7 @@ class Child:
         return grandchild
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run ``function`` in the child and return its value; what it raises is raised here, with a note;
-        a skip is a skip here.
+        """Run ``function`` in the child and return its value. An error or skip that it raises is raised here too.
 
         :param function: picklable: a module-level function, or a method of a picklable object. Its arguments travel by
             value; addresses mean the same on both sides.
@@ -302,7 +301,7 @@ class Child:
         if self.parent is None or not self.parent.alive:
             self.status = _reap(self.pid, seconds)
         elif self.parent._running:
-            # Its parent cannot reap it now. It stays a zombie until close() of the parent makes it ours.
+            # Its parent cannot reap it now. It stays a zombie until the parent's close() makes it this process's child.
             wait_until(lambda: not self.alive, f"the end of process {self.pid}", seconds)
             return None
         else:
@@ -323,7 +322,7 @@ class Child:
     def close(self) -> None:
         """End it and everything it forked through :meth:`fork`. Doing so twice is fine."""
         self.kill()
-        # Its children are orphans now, so that we are the one who can reap them.
+        # Its children are orphans now, so that this process can reap them.
         for child in self.children:
             child.close()
         self.socket.close()

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Learning of poisoned memory: SIGBUS with its code and address (CONFIG_MEMORY_FAILURE).
+"""SIGBUS for poisoned memory, with its code and address (CONFIG_MEMORY_FAILURE).
 
 Two kinds arrive, see ``kill_proc()`` in mm/memory-failure.c of Linux 7.3:
 
 ``MCEERR_AO``
-    Sent early to processes that asked for it (:func:`early_kill`) and map the page. It may stay blocked, so that
-    :class:`Watch` can collect it like a message.
+    Sent early to processes that asked for it (:func:`early_kill`) and map the page. It may be blocked, so that
+    :class:`Watch` can collect it later.
 ``MCEERR_AR``
     Forced on the process that touches a poisoned page, and on the one that injects the error if it maps the page. A
     forced signal that is blocked or ignored kills, so that the injecting process should not be the watching one.
@@ -26,7 +26,7 @@ from guest_tests.mm.waiting import patience
 
 #: "action required": the page was about to be consumed (include/uapi/asm-generic/siginfo.h)
 MCEERR_AR: Final = 4
-#: "action optional": the page was found to be bad before anybody used it
+#: "action optional": the page was found to be bad before a process used it
 MCEERR_AO: Final = 5
 
 
@@ -38,12 +38,12 @@ class Sigbus:
     code: int
     #: where the lost memory was mapped in this process, in bytes
     address: int
-    #: how much was lost: 1 << this many bytes
+    #: the size of the lost memory as a power of two, in bytes
     address_lsb: int
 
 
 def early_kill(enable: bool = True) -> None:
-    """Ask the kernel to tell this thread of poisoned pages at once instead of when they are touched.
+    """Ask the kernel to signal this thread when a page is poisoned, instead of when the page is touched.
 
     :raises OSError: EINVAL without CONFIG_MEMORY_FAILURE.
     """
@@ -91,7 +91,9 @@ class Watch:
 
 
 def take(seconds: float) -> Sigbus | None:
-    """Take a pending SIGBUS, which must be blocked, by ``rt_sigtimedwait(2)``: Python's own does not tell the address.
+    """Take a pending SIGBUS, which must be blocked, by ``rt_sigtimedwait(2)``.
+
+    Python's own function does not return the address.
 
     :param seconds: how long to wait, not scaled.
     """

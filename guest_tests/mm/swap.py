@@ -17,9 +17,9 @@ class Area:
 
     #: device or file
     path: str
-    #: kB
+    #: its size in kB
     size: int
-    #: kB
+    #: how much of it is used, in kB
     used: int
 
 

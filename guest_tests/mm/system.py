@@ -17,7 +17,7 @@ from guest_tests.mm import mapping, numa, syscalls
 
 #: where to find the configuration, in this order; the harness puts the text there where it knows it
 _CONFIGS: Final = (Path("/proc/config.gz"), Path("/etc/harness/config"))
-#: marks a machine that nobody minds being damaged: the harness's images have it
+#: exists on machines that tests may damage: the harness's images have it
 _DISPOSABLE: Final = Path("/etc/harness")
 
 
@@ -37,7 +37,7 @@ def parse_config(text: str) -> dict[str, str]:
 
 @functools.cache
 def kernel_config() -> dict[str, str] | None:
-    """The options of the running kernel that are set, without their ``CONFIG_``; None where nobody knows.
+    """The options of the running kernel that are set, without their ``CONFIG_``; None if it is not known.
 
     From /proc/config.gz (CONFIG_IKCONFIG_PROC), else from the copy that the harness brought along.
     """
@@ -57,7 +57,7 @@ def has_config(option: str) -> bool | None:
 
 
 def require_config(*options: str) -> None:
-    """Skip the test if one of the options is known to be off; where nothing is known the test must find out."""
+    """Skip the test if one of the options is known to be off. Does not skip if the configuration is not known."""
     missing = [option for option in options if has_config(option) is False]
     if missing:
         wanted = ", ".join(f"CONFIG_{option}=y" for option in missing)
@@ -87,14 +87,16 @@ def require_file(path: str, config: str) -> None:
 
 
 def require_disposable() -> None:
-    """Skip the test outside of the harness's own guests, for what leaves lasting damage until the next boot."""
+    """Skip the test outside of the harness's own guests, because its damage lasts until the next boot."""
     if not _DISPOSABLE.is_dir():
-        pytest.skip(f"takes page frames away for good: needs a guest of the harness (marked by {_DISPOSABLE})")
+        pytest.skip(
+            f"takes page frames away until the next boot: needs a guest of the harness (marked by {_DISPOSABLE})"
+        )
 
 
 @functools.cache
 def supports_relocate() -> bool:
-    """Whether mremap() knows ``MREMAP_RELOCATE_ANON``, found out by asking: other kernels say EINVAL.
+    """Whether mremap() knows ``MREMAP_RELOCATE_ANON``, found by a call: other kernels answer EINVAL.
 
     :raises OSError: if the kernel answers anything else.
     """

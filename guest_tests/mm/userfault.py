@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""userfaultfd, as far as moving memory needs it: registered ranges, and the event a move sends."""
+"""userfaultfd: registered ranges, and the event of a move."""
 
 from __future__ import annotations
 

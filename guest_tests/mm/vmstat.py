@@ -19,7 +19,7 @@ def vmstat() -> dict[str, int]:
 
 
 def delta(before: dict[str, int], name: str) -> int:
-    """By how much a counter of :func:`vmstat` rose since ``before``.
+    """How far a counter of :func:`vmstat` rose since ``before``.
 
     :raises KeyError: if this kernel does not count it.
     """
@@ -35,7 +35,7 @@ def meminfo() -> dict[str, int]:
 def status(pid: Pid = "self") -> dict[str, int]:
     """The sizes in /proc/PID/status in kB: ``VmSize``, ``VmRSS``, ``RssAnon``, ``VmSwap``, ``VmLck`` ….
 
-    ``Rss*`` are exact only after a while: threads hand in their share in batches.
+    ``Rss*`` may be late: each thread adds its share in batches.
     """
     found = {}
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """Bounded waits inside the guest, scaled to the speed of the machine.
 
-An emulated guest may be twenty times slower than the machine a time was chosen on, so that times are given for an
-ordinary machine and stretched by the measured :func:`slowness`.
+An emulated guest may be twenty times slower than real hardware. So times are given for an ordinary machine and
+multiplied by the measured :func:`slowness`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import functools
 import time
 from collections.abc import Callable
 
-#: what the loop below takes on an ordinary machine of the 2020s, in seconds
+#: seconds that the loop below takes on an ordinary machine of the 2020s
 _REFERENCE = 0.004
-#: never stretch further: whoever runs us has a deadline too
+#: the largest factor: the harness has a deadline for each test as well
 _MOST = 6.0
 
 
