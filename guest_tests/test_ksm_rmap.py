@@ -22,11 +22,11 @@ from guest_tests.mm.proctree import Child
 from guest_tests.support.found import assert_found_by, destroys, every_probe, places_of, usable
 from guest_tests.support.ksm_scenes import (
     SAME,
-    Pair,
     assert_merged,
     assert_unmerged,
     equal_pair,
     hugh,
+    move_and_merge,
     pair_in_two_children,
 )
 
@@ -272,10 +272,7 @@ def test_found_after_two_moves(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
     Every kernel: each walk finds both places.
     """
     pair = hugh(area, ksm)
-    pair = Pair(pair.stayed, move(pair.moved, area.page(30)))
-    assert_unmerged(pair.moved, [pair.stayed])
-    ksm.scan()
-    assert_merged(pair.places)
+    pair = move_and_merge(pair, area.page(30), ksm)
     assert_found_by(probe, pair.places, "two moves, with a merge after each")
     if not destroys(probe):
         pair.check()
@@ -340,10 +337,7 @@ def test_relocation_of_merged_pages(probe: Probe, area: CarveOut, ksm: Ksm, relo
         assert assert_merged(pair.places) == frame, "a refused move touched the pages"
         assert_found_by(probe, pair.places, "a refused relocation")
     else:
-        pair = Pair(pair.stayed, move(pair.moved, area.page(2), flag))
-        assert_unmerged(pair.moved, [pair.stayed])
-        ksm.scan()
-        assert_merged(pair.places)
+        pair = move_and_merge(pair, area.page(2), ksm, flag)
         assert_found_by(probe, pair.places, "a relocation and a merge at the new place")
     if not destroys(probe):
         pair.check()

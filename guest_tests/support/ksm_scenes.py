@@ -78,6 +78,19 @@ def hugh(area: CarveOut, controlled: Ksm, at: int = 0, *, dontfork: bool = True)
     return pair
 
 
+def move_and_merge(pair: Pair, to: int, controlled: Ksm, flags: int = 0) -> Pair:
+    """Move one page of a merged pair, assert that this un-merges it, and let KSM merge both again.
+
+    :param to: the new address.
+    :param flags: further ``MREMAP_*`` flags.
+    """
+    pair = Pair(pair.stayed, move(pair.moved, to, flags))
+    assert_unmerged(pair.moved, [pair.stayed])
+    controlled.scan()
+    assert_merged(pair.places)
+    return pair
+
+
 @contextmanager
 def pair_in_two_children(area: CarveOut) -> Iterator[tuple[Pair, Child, Child]]:
     """An equal pair of which the first child maps only ``stayed``, the second only ``moved``, and this process none.
