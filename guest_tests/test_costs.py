@@ -141,7 +141,7 @@ class Counter:
 
     def _refused(self) -> int:
         result, cost = self.mremap(0, PAGE_SIZE, 1 << 30, 0)
-        assert result == -errno.EINVAL, f"mremap() with a flag that nobody knows returned {result}"
+        assert result == -errno.EINVAL, f"mremap() with a flag that no kernel knows returned {result}"
         return cost
 
 

@@ -309,7 +309,7 @@ def test_other_kinds_move_plainly(relocate: bool, area: CarveOut, kind: str, fla
     with flag 8.
 
     Unpatched: a plain move, and every page is found.
-    Patched: flag 8 moves them like a plain move.
+    Patched: the same with flag 8.
     """
     with _OTHER_KINDS[kind](area) as source:
         with counted(relocate, refused_vma=1 if flags else 0, relocated=0):
@@ -418,7 +418,7 @@ def test_locked_memory(relocate: bool, area: CarveOut, source: Mapping, flags: i
     """Row 60 (mlocked): locked memory moves.
 
     Unpatched: a plain move keeps it locked, and the amount of locked memory is the same.
-    Patched: so do both flags, which relocate it.
+    Patched: the same with either flag, which relocates it.
     """
     syscalls.mlock(source.address, source.length)
     locked = vmstat.status()["VmLck"]
@@ -435,7 +435,7 @@ def test_inaccessible_memory(relocate: bool, area: CarveOut, source: Mapping, fl
     """Row 61 (prot-none): faulted memory is made inaccessible and moves.
 
     Unpatched: a plain move keeps the frames; the data is there when it is made accessible again.
-    Patched: so do both flags.
+    Patched: the same with either flag.
     """
     before = pagemap.pfns(source.address, source.pages)
     source.mprotect(PROT_NONE)
@@ -456,7 +456,7 @@ def test_userfault(relocate: bool, area: CarveOut, source: Mapping, flags: int, 
     It stays registered only if the owner asked for the event (mremap_userfaultfd_prep(), fs/userfaultfd.c).
 
     Unpatched: a plain move sends the event that was asked for.
-    Patched: both flags behave like a plain move.
+    Patched: the same with either flag.
     """
     system.require_config("USERFAULTFD")
     with Userfault(FEATURE_EVENT_REMAP if event else 0) as uffd:
@@ -518,7 +518,7 @@ def test_guard_pages(relocate: bool, area: CarveOut, flags: int) -> None:
                |sssssssss|guard|sssssssss|     ->     |sssssssss|guard|sssssssss|
 
     Unpatched: a plain move takes the guards along: the same two pages cannot be read at the new place.
-    Patched: so do both flags.
+    Patched: the same with either flag.
     """
     system.require_kernel(6, 13, "guard pages")
     source = area.map(0, 6).fill()
@@ -547,7 +547,7 @@ def test_a_fixed_destination_is_replaced(relocate: bool, area: CarveOut, source:
     """Row 64 (fixed-must-fail): forked memory moves onto a place that is in use, plainly and with flag 8.
 
     Unpatched: a plain move replaces what was there.
-    Patched: so does flag 8.
+    Patched: the same with flag 8.
     """
     area.map(_TO, _PAGES).fill(seed=1)
     with Child() as child:

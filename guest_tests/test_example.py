@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The smallest test of a move, as :mod:`guest_tests` shows it to whoever writes the next one."""
+"""The smallest complete test of a move. :mod:`guest_tests` shows it as the example."""
 
 from guest_tests.mm.mapping import CarveOut, move
 from guest_tests.support.found import assert_found

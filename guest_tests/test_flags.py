@@ -257,7 +257,7 @@ def test_no_old_length_duplicates_shared_memory(relocate: bool, area: CarveOut) 
     """Row 14 (old-len-0-shared): an old length of 0 for shared memory, without a flag and with flag 8.
 
     Unpatched: a plain call maps the memory a second time.
-    Patched: so does the call with flag 8.
+    Patched: the same with flag 8.
     """
     shared = area.map(0, 5, shared=True).fill()
     for flag in [0, MREMAP_RELOCATE_ANON] if relocate else [0]:

@@ -54,7 +54,7 @@ def test_pageout(relocate: bool, area: CarveOut, source: Mapping, flags: int) ->
     """Row 65 (pageout): memory moves and is swapped out afterwards.
 
     Unpatched: after a plain move every page goes to swap and comes back with its data.
-    Patched: so it does after a relocation.
+    Patched: the same after a relocation.
     """
     swap.require_swap(source.length >> 10)
     result = move_or_refused(relocate, area, source, area.page(_TO), flags)
@@ -68,7 +68,7 @@ def test_migration(relocate: bool, area: CarveOut, source: Mapping, flags: int) 
     """Row 66 (migrate): memory moves and is migrated to the other node and back.
 
     Unpatched: after a plain move every page changes its node and its frame, and keeps its data.
-    Patched: so it does after a relocation.
+    Patched: the same after a relocation.
     """
     require_migration()
     result = move_or_refused(relocate, area, source, area.page(_TO), flags)
@@ -90,7 +90,7 @@ def test_soft_offline(relocate: bool, area: CarveOut, source: Mapping, flags: in
     """Row 67 (soft-offline): memory moves, and each page is soft-offlined.
 
     Unpatched: after a plain move every page gets another frame and keeps its data.
-    Patched: so it does after a relocation.
+    Patched: the same after a relocation.
     """
     probe = usable(SoftOffline())
     result = move_or_refused(relocate, area, source, area.page(_TO), flags)
@@ -111,7 +111,7 @@ def test_zero_pages(relocate: bool, area: CarveOut, flags: int) -> None:
     The zero page belongs to no mapping, so there is nothing to relocate. Pages that are written later are found.
 
     Unpatched: after a plain move the zero page is mapped where it was before.
-    Patched: so it is after a relocation.
+    Patched: the same after a relocation.
     """
     source = area.map(0, 8).touch_read()
     source.write(3, b"the only page")
@@ -132,7 +132,7 @@ def test_mixed_with_holes(relocate: bool, area: CarveOut, flags: int) -> None:
                |f  .  .  f  .  .  f  .  .  f  .  .|
 
     Unpatched: after a plain move every page is found, also those that are written later.
-    Patched: so it is after a relocation.
+    Patched: the same after a relocation.
     """
     source = area.map(0, 12)
     for index in range(0, 12, 3):
@@ -151,7 +151,7 @@ def test_swapped_out(relocate: bool, area: CarveOut, source: Mapping, flags: int
     """Row 70 (swapped): memory moves while it is swapped out.
 
     Unpatched: a plain move keeps the swap entries; every page is found after it was read back.
-    Patched: so do both flags.
+    Patched: the same with either flag.
     """
     swap.require_swap(source.length >> 10)
     assert_pages_out(source)
@@ -175,7 +175,7 @@ def test_in_swap_cache(relocate: bool, area: CarveOut, source: Mapping, flags: i
     as soon as it is written otherwise.
 
     Unpatched: after a plain move the data is right, and a page with another frame was counted as a copy.
-    Patched: so it is with both flags.
+    Patched: the same with either flag.
     """
     swap.require_swap(source.length >> 10)
     before = pagemap.pfns(source.address, source.pages)
@@ -203,7 +203,7 @@ def test_in_swap_cache_for_somebody_else(relocate: bool, area: CarveOut, source:
     has ended.
 
     Unpatched: after a plain move the data is right, and every page is found.
-    Patched: so it is with both flags.
+    Patched: the same with either flag.
     """
     swap.require_swap(source.length >> 10)
     assert_pages_out(source)
@@ -243,7 +243,7 @@ def test_referenced(relocate: bool, area: CarveOut, source: Mapping, flags: int)
     """Row 73 (pinned-4k): memory moves while a pipe holds a reference to one of its pages, without a pin.
 
     Unpatched: a plain move; the pipe still holds the page's data, and every page is found.
-    Patched: so it is with both flags.
+    Patched: the same with either flag.
     """
     with Spliced(source.page(3)) as pipe:
         result = move_or_refused(relocate, area, source, area.page(_TO), flags)
@@ -258,7 +258,7 @@ def test_lazily_freed(relocate: bool, area: CarveOut, source: Mapping, flags: in
     """Row 85 (lazyfree): memory that the kernel may drop (MADV_FREE) moves and is reclaimed.
 
     Unpatched: after a plain move each page holds its data or zeros, and one that was written again holds its data.
-    Patched: so it is with both flags.
+    Patched: the same with either flag.
     """
     source.madvise(syscalls.MADV_FREE)
     result = move_or_refused(relocate, area, source, area.page(_TO), flags)
@@ -281,7 +281,7 @@ def test_poisoned(relocate: bool, area: CarveOut, flags: int) -> None:
 
     Unpatched: a plain move keeps the poison entry; a touch at the new place is killed by SIGBUS; the other pages are
     found.
-    Patched: so it is with both flags.
+    Patched: the same with either flag.
     """
     reason = offline.missing("hard") or offline.over_budget()
     if reason is not None:
@@ -330,7 +330,7 @@ def test_soft_dirty(relocate: bool, area: CarveOut, source: Mapping, flags: int)
     """Row 87 (soft-dirty-and-uffd-wp): memory moves after its soft-dirty marks were cleared.
 
     Unpatched: a plain move marks every moved page, so that a program that looks for changes does not miss it.
-    Patched: so do both flags.
+    Patched: the same with either flag.
     """
     system.require_config("MEM_SOFT_DIRTY")
     Path("/proc/self/clear_refs").write_text("4")
@@ -357,11 +357,11 @@ def test_write_protection(relocate: bool, area: CarveOut, source: Mapping, flags
     because nobody could remove them later (0cef0bb836e3, Linux 6.13).
 
     Unpatched: a plain move keeps the marks with the event, and removes them without.
-    Patched: so do both flags. Without the event flag 16 may be refused, because a move that removes marks cannot be
-    undone.
+    Patched: the same with either flag. Without the event flag 16 may be refused, because a move that removes marks
+    cannot be undone.
     """
     system.require_config("USERFAULTFD", "HAVE_ARCH_USERFAULTFD_WP")
-    system.require_kernel(6, 13, "a move takes marks away that nobody is left to remove")
+    system.require_kernel(6, 13, "a move removes marks that could not be removed later")
     with Userfault(FEATURE_EVENT_REMAP if event else 0) as uffd:
         uffd.register(source, MODE_WP)
         request = array.array("Q", [source.page(2), 3 * PAGE_SIZE, 1])
@@ -466,7 +466,7 @@ def test_lengths(relocate: bool, length: int, start: int, to: int, huge: bool, f
 
     Unpatched: after a plain move every byte is right, a sample of pages is found, and memory before the destination is
     intact.
-    Patched: so it is with both flags.
+    Patched: the same with either flag.
     """
     length, start, to = (-(-number // PAGE_SIZE) * PAGE_SIZE for number in (length, start, to))
     with thp("always" if huge else "never"), carve_out((1 << 31) // PAGE_SIZE) as area:
@@ -515,7 +515,7 @@ def test_two_gigabytes(relocate: bool, start: int, to: int, flags: int) -> None:
 
     Unpatched: after a plain move all pages hold their data, a sample of pages is found, and all go to swap and come
     back.
-    Patched: so it is with both flags; as many pages are counted as relocated as were present.
+    Patched: the same with either flag; as many pages are counted as relocated as were present.
     """
     length = 2 << 30
     with thp("never"), carve_out((6 << 30) // PAGE_SIZE) as area:
@@ -558,7 +558,7 @@ def test_within_a_range(relocate: bool, flags: int, within: bool) -> None:
         after     |sssssssssssssss|.......hole....|        from-start
 
     Unpatched: after a plain move a sample of the moved pages and of the rest is found, with the right data.
-    Patched: so it is with both flags.
+    Patched: the same with either flag.
     """
     pages = _MB // PAGE_SIZE
     with thp("never"), carve_out(4 * pages) as area:
@@ -591,7 +591,7 @@ def test_accounting(own_group: Memcg | None, relocate: bool, area: CarveOut, sou
     allowed.
 
     Unpatched: after plain moves the sizes, the committed memory and the charge of the control group are as before.
-    Patched: so they are with both flags.
+    Patched: the same with either flag.
     """
     if flags and not relocate:
         refused_move(relocate, area, source, area.page(_TO), flags)

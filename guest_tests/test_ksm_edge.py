@@ -163,7 +163,8 @@ def test_a_page_moved_while_in_the_swap_cache_is_found(probe: Probe, area: Carve
 
 @every_probe
 def test_a_scan_finds_what_was_moved_while_in_the_swap_cache(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
-    """Row 125 (swapcache-hole): the scene above, followed by scans of ksmd.
+    """Row 125 (swapcache-hole): one swap entry of a merged page in the swap cache moves, both are read back, and ksmd
+    scans.
 
     ::
 
@@ -221,10 +222,11 @@ def test_no_merged_page_comes_back_where_merging_was_called_off(area: CarveOut, 
 
 
 def test_a_merged_page_where_merging_was_called_off_is_refused_early(relocate: bool, area: CarveOut, ksm: Ksm) -> None:
-    """Row 128 (unmergeable-after): in the scene above, the page is to move with flag 16 onto a place that is in use.
+    """Row 128 (unmergeable-after): a page that is merged although its mapping was made unmergeable is to move with flag
+    16 onto a place that is in use.
 
-    Such a page cannot be relocated, and no move un-merges it. The kernel must notice that before it unmaps the
-    destination.
+    The page comes back from the swap cache, as in the test before. It cannot be relocated, and no move un-merges it.
+    The kernel must notice that before it unmaps the destination.
 
     ::
 

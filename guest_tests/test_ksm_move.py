@@ -430,7 +430,7 @@ def test_moves_that_race_ksmd_lose_nothing(area: CarveOut, ksm: Ksm, relocate: b
                |         | A A A A |    and back
 
     Unpatched: after plain moves the data is right, and KSM merges the pages in the end.
-    Patched: so it is with flag 8.
+    Patched: the same with flag 8.
     """
     flag = syscalls.MREMAP_RELOCATE_ANON if relocate else 0
     mapping = area.map(0, 4).fill_same(SAME).madvise(syscalls.MADV_MERGEABLE)

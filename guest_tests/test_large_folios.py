@@ -78,7 +78,7 @@ def test_to_an_aligned_place(relocate: bool, scene: Scene, flags: int) -> None:
                 |TTTTTTT|       |--> here |
 
     Unpatched: after a plain move a PMD still maps it.
-    Patched: so it does with both flags, and the page is found.
+    Patched: the same with either flag, and the page is found.
     """
     before = pagemap.pfn(scene.source.address)
     with counted(relocate, relocated=1 if flags else 0):
@@ -100,7 +100,7 @@ def test_to_a_misaligned_place(relocate: bool, scene: Scene, flags: int, off: in
                 |TTTTTTT|        |--> here |            one page off
 
     Unpatched: after a plain move small entries map it, because no PMD can; the frames are the same.
-    Patched: so it is with both flags, and every page is found. The folio need not be split.
+    Patched: the same with either flag, and every page is found. The folio need not be split.
     """
     before = pagemap.pfns(scene.source.address, scene.pages)
     result = move_or_refused(relocate, scene.area, scene.source, scene.at(4, off), flags)
@@ -115,7 +115,7 @@ def test_the_huge_zero_page(relocate: bool, scene: Scene, flags: int) -> None:
     """Row 83 (huge-zero): a huge page that was only read moves.
 
     Unpatched: after a plain move the zero page is mapped at the new place; it can be written, and is found then.
-    Patched: so it is with both flags.
+    Patched: the same with either flag.
     """
     source = scene.area.map(scene.pages, scene.pages).touch_read([0])
     if kpage.Flag.ZERO_PAGE not in kpage.flags_at(source.address):
@@ -216,7 +216,7 @@ def test_split_afterwards(relocate: bool, scene: Scene, flags: int) -> None:
     To split a folio the kernel has to find all of its pages.
 
     Unpatched: after a plain move no page belongs to a large folio any more, and all are found.
-    Patched: so it is with flag 8.
+    Patched: the same with flag 8.
     """
     control = Path("/sys/kernel/debug/split_huge_pages")
     system.require_file(str(control), "DEBUG_FS")
@@ -260,7 +260,7 @@ def test_folios_inside(relocate: bool, flags: int, off: int) -> None:
         after     |FFFF|               |FFFF|                |FFFF|FFFF|
 
     Unpatched: after a plain move they are still large folios with the same frames.
-    Patched: so they are with both flags; every page is found.
+    Patched: the same with either flag; every page is found.
     """
     with _folios(4) as (area, source, pages):
         part = source.part(pages, 2 * pages)
@@ -303,7 +303,7 @@ def test_a_swapped_part(relocate: bool, flags: int) -> None:
     """Rows 70 (swapped) and 80 (mthp-inside): large folios move, one page of which was unmapped (MADV_DONTNEED).
 
     Unpatched: after a plain move every page is found.
-    Patched: so it is with both flags.
+    Patched: the same with either flag.
     """
     with _folios(2) as (area, source, pages):
         source.part(2, 1).madvise(MADV_DONTNEED)
@@ -349,7 +349,7 @@ def test_a_pinned_huge_page(relocate: bool, scene: Scene, flags: int) -> None:
     """Row 74 (pinned-thp): a pinned huge page moves plainly and with flag 8.
 
     Unpatched: a plain move; a PMD still maps it.
-    Patched: flag 8 moves it like a plain move.
+    Patched: the same with flag 8.
     """
     with pin_in_the_way(relocate, scene.at(0, 7), flags):
         result = move_or_refused(relocate, scene.area, scene.source, scene.at(4), flags)
@@ -398,7 +398,7 @@ def test_copy_on_write(relocate: bool, scene: Scene, flags: int, mover: str) -> 
         child                     └─ page into pipe, unmap ──────── read the pipe: as before
 
     Unpatched: after a plain move the pipe holds what the page held before the write.
-    Patched: so it does with flag 8.
+    Patched: the same with flag 8.
     """
     count = scene.pages // 2
     part, rest = scene.source.part(0, count), scene.source.part(count, count)

@@ -433,7 +433,7 @@ def test_mprotect_merges_faulted_and_unfaulted_memory(area: CarveOut, first: str
     """Rows 25 (after-unfaulted) and 26 (before-unfaulted): without any move, mprotect() makes a faulted and an
     unfaulted half of one mapping equal.
 
-    The kernel rule is that of the move back above (879bca0a2c4f).
+    The kernel rule is that of the test before (879bca0a2c4f).
 
     ::
 
@@ -557,8 +557,8 @@ def test_every_combination(relocate: bool, area: CarveOut, flags: int, faulted: 
 
     Unpatched: an unfaulted middle merges, as far as the neighbours share an anon_vma; a faulted middle stays alone
     after a plain move.
-    Patched: an unfaulted middle merges as on an unpatched kernel. A faulted middle merges with both neighbours, or
-    with the one behind it if both are faulted.
+    Patched: an unfaulted middle merges as on an unpatched kernel. A faulted middle merges with both neighbours, or with
+    the one behind it if both are faulted.
     """
     first, last = _block(area, 0, faulted=faulted[0]), _block(area, 10, faulted=faulted[2])
     moved = _moved(relocate, area, _block(area, _AWAY, faulted=faulted[1]), 5, flags)

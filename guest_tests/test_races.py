@@ -62,7 +62,7 @@ def test_migration(relocate: bool, area: CarveOut, flags: int, hold: bool) -> No
     one variant references from a pipe make every migration fail.
 
     Unpatched: after plain moves the data is right and every page is found.
-    Patched: so it is with both flags; flag 16 may be refused at times.
+    Patched: the same with either flag; flag 16 may be refused at times.
     """
     require_migration()
     source = area.map(0, _PAGES).fill()
@@ -125,7 +125,7 @@ def test_taking_pages(relocate: bool, area: CarveOut, flags: int, what: str) -> 
     drops them.
 
     Unpatched: after plain moves the data is right and every page is found.
-    Patched: so it is with both flags; flag 16 may be refused at times.
+    Patched: the same with either flag; flag 16 may be refused at times.
     """
     source = area.map(0, _PAGES).fill()
     addresses = [area.page(page) for page in (0, 20, 5, 25, 11, 31)]
@@ -141,7 +141,7 @@ def test_signals(relocate: bool, area: CarveOut, flags: int) -> None:
     """Row 98 (signal): memory moves there and back while signals arrive every 3 ms.
 
     Unpatched: no plain move is interrupted, and the signals arrive.
-    Patched: so it is with both flags.
+    Patched: the same with either flag.
     """
     with Child() as child:
         arrived = child.call(_storm, relocate, area, flags)

@@ -469,7 +469,7 @@ def test_too_many_mappings(relocate: bool, area: CarveOut, flags: int) -> None:
     """Row 99 (map-count): the middle of a mapping is to move while the process has as many mappings as it may have.
 
     Unpatched: a plain move fails with ENOMEM and changes nothing.
-    Patched: so do both flags.
+    Patched: the same with either flag.
     """
     source = area.map(0, 8).fill()
     part = source.part(2, 4)

@@ -25,7 +25,7 @@ MPOL_PREFERRED_MANY: Final = 5
 MPOL_MF_STRICT: Final = 1
 #: move pages that only this process maps
 MPOL_MF_MOVE: Final = 2
-#: move pages whoever maps them; CAP_SYS_NICE
+#: also move pages that other processes map; CAP_SYS_NICE
 MPOL_MF_MOVE_ALL: Final = 4
 
 _LONG_BITS: Final = 64

@@ -156,7 +156,7 @@ def _libc_syscall() -> Any:
     function = ctypes.CDLL(None, use_errno=True).syscall
     # All arguments are declared as full registers: ctypes would otherwise pass Python ints as 32-bit ints and leave
     # the upper half of an address or of a flag word undefined. Integer registers are the same for variadic and
-    # ordinary functions on both of our ABIs, so that fixed argtypes are right for the variadic syscall().
+    # ordinary functions on both ABIs, so that fixed argtypes are right for the variadic syscall().
     function.argtypes = [ctypes.c_long] + [ctypes.c_ulong] * 6
     function.restype = ctypes.c_long
     return function
