@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.judging import console
-from harness.judging.console import Kind
+from harness.host.safe_text import decode, escape
+from harness.judging import console, console_log
+from harness.judging.console_grammar import RULES, Kind, Rule
 
 LOGS = Path(__file__).parent / "console_logs"
 
@@ -42,7 +43,7 @@ class Case:
 def _load(log: Path) -> Case:
     facts = tomllib.loads(log.with_suffix(".toml").read_text())
     reports = tuple(Expected(**(report | {"lines": tuple(report["lines"])})) for report in facts["reports"])
-    return Case(log.stem, console.decode(log.read_bytes()), reports)
+    return Case(log.stem, decode(log.read_bytes()), reports)
 
 
 CASES = tuple(_load(log) for log in sorted(LOGS.glob("*.log")))
@@ -52,7 +53,7 @@ def _bare(line: str) -> str:
     return re.sub(r"^.*?\[ *\d+\.\d{6}\](?:\[ *[TC]\d+\])? ", "", line)
 
 
-def _seen(case: Case, rules: tuple[console.Rule, ...] = console.RULES) -> tuple[Expected, ...]:
+def _seen(case: Case, rules: tuple[Rule, ...] = RULES) -> tuple[Expected, ...]:
     seen = []
     for report in console.parse(case.text, rules):
         lines = report.text.split("\n")
@@ -84,16 +85,16 @@ def test_every_kind_has_a_golden_log(kind: Kind) -> None:
     assert any(report.kind == kind.name for case in CASES for report in case.reports)
 
 
-@pytest.mark.parametrize("index", range(len(console.RULES)), ids=lambda i: f"{i}-{console.RULES[i].hint.strip(' :[]')}")
+@pytest.mark.parametrize("index", range(len(RULES)), ids=lambda i: f"{i}-{RULES[i].hint.strip(' :[]')}")
 def test_no_rule_can_be_removed_unnoticed(index: int) -> None:
-    rules = console.RULES[:index] + console.RULES[index + 1 :]
+    rules = RULES[:index] + RULES[index + 1 :]
     assert any(_seen(case, rules) != case.reports for case in CASES)
 
 
 @pytest.mark.parametrize("shape", ["end", "joins"])
 def test_what_ends_and_joins_blocks_matters(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     never = re.compile(r"(?!)")
-    for rule in {id(rule.shape): rule.shape for rule in console.RULES}.values():
+    for rule in {id(rule.shape): rule.shape for rule in RULES}.values():
         if getattr(rule, shape) is None:
             continue
         with monkeypatch.context() as patch:
@@ -190,7 +191,7 @@ def test_a_block_is_bounded_in_lines_and_in_size() -> None:
     (report,) = console.parse(wide)
     assert len(report.text) < console.MAX_CHARS + 32
     assert re.fullmatch(r"\[\d+ more lines\]", report.text.split("\n")[-1])
-    assert max(map(len, report.text.split("\n"))) <= console.MAX_COLUMNS
+    assert max(map(len, report.text.split("\n"))) <= console_log.MAX_COLUMNS
 
 
 # Allowing
@@ -242,66 +243,57 @@ CONSOLE = "\n".join(
 
 
 def test_a_test_gets_the_lines_between_its_markers() -> None:
-    assert console.cut(CONSOLE, "aa-1") == "[    3.100000] first\n"
+    assert console_log.cut(CONSOLE, "aa-1") == "[    3.100000] first\n"
 
 
 def test_a_test_without_an_end_ends_at_the_next() -> None:
-    assert console.cut(CONSOLE, "bb-2") == "[    4.100000] second\n"
+    assert console_log.cut(CONSOLE, "bb-2") == "[    4.100000] second\n"
 
 
 def test_the_test_in_which_the_guest_died_gets_the_rest() -> None:
     died = CONSOLE.partition("[    5.200000]")[0]
-    assert console.cut(died, "cc-3") == "[    5.100000] third, harness: end cc-3 is only quoted here\n"
+    assert console_log.cut(died, "cc-3") == "[    5.100000] third, harness: end cc-3 is only quoted here\n"
 
 
 def test_a_test_whose_begin_was_lost_starts_at_the_marker_before() -> None:
     lost = CONSOLE.replace("begin aa-1", "beg")
-    assert console.cut(lost, "aa-1").split("\n")[-2] == "[    3.100000] first"
+    assert console_log.cut(lost, "aa-1").split("\n")[-2] == "[    3.100000] first"
     lost = CONSOLE.replace("begin bb-2\r", "(lost)").replace("begin cc-3", "end bb-2")
-    assert console.cut(lost, "bb-2").splitlines()[-1] == "[    4.100000] second"
-    assert "late" in console.cut(lost, "bb-2")
+    assert console_log.cut(lost, "bb-2").splitlines()[-1] == "[    4.100000] second"
+    assert "late" in console_log.cut(lost, "bb-2")
 
 
 def test_a_test_the_log_knows_nothing_of_has_no_lines() -> None:
-    assert console.cut(CONSOLE, "zz") == ""
-    assert console.cut("", "zz") == ""
-    assert console.cut(CONSOLE, "cc") == ""
-
-
-def test_boot_is_what_comes_before_the_first_test() -> None:
-    assert console.boot(CONSOLE).endswith("Run /init as init process\n")
-    assert console.boot("no marker at all") == "no marker at all"
+    assert console_log.cut(CONSOLE, "zz") == ""
+    assert console_log.cut("", "zz") == ""
+    assert console_log.cut(CONSOLE, "cc") == ""
 
 
 def test_the_aftermath_is_what_comes_before_the_next_test() -> None:
-    assert console.aftermath(CONSOLE, "aa-1") == "[    3.300000] late\n"
-    assert console.aftermath(CONSOLE, "bb-2") == ""
-    assert console.aftermath(CONSOLE, "cc-31") == ""
+    assert console_log.aftermath(CONSOLE, "aa-1") == "[    3.300000] late\n"
+    assert console_log.aftermath(CONSOLE, "bb-2") == ""
+    assert console_log.aftermath(CONSOLE, "cc-31") == ""
 
 
 def test_the_pieces_of_a_console_add_up() -> None:
-    """Boot, slices, aftermaths and markers are the whole log: no report falls between two tests."""
+    """The boot, the tests, the lines after them and the markers are the whole log: no report is lost between tests."""
     (case,) = (case for case in CASES if case.name == "arm64-7.3-reports-across-markers")
     ids = ["2-list", "3-dump"]
-    pieces = [console.boot(case.text)]
-    for token in ids:
-        pieces += [console.cut(case.text, token), console.aftermath(case.text, token)]
     marks = [line for line in case.text.splitlines(keepends=True) if "harness: " in line]
     assert len(marks) == 4
+    boot = case.text.partition(marks[0])[0]
+    pieces = [boot]
+    for token in ids:
+        pieces += [console_log.cut(case.text, token), console_log.aftermath(case.text, token)]
     assert sum(map(len, pieces)) + sum(map(len, marks)) == len(case.text)
     assert sum(len(console.parse(piece)) for piece in pieces) == len(case.reports)
-    late = console.parse(console.aftermath(case.text, "2-list"))
+    late = console.parse(console_log.aftermath(case.text, "2-list"))
     assert [report.title for report in late] == ["WARNING in ct_kernel_exit (kernel/context_tracking.c:107)"]
-
-
-def test_markers_written_by_the_agent_are_those_that_cut() -> None:
-    text = f"x\n[    3.000000] {console.begin_marker('k7')}\nin\n[    4.000000] {console.end_marker('k7')}\nout\n"
-    assert console.cut(text, "k7") == "in\n"
 
 
 def test_cutting_a_flooded_console_stays_quick() -> None:
     flood = "harness: " * (8 * 2**20 // 9) + "\n"
-    assert console.cut(flood + CONSOLE, "aa-1") == "[    3.100000] first\n"
+    assert console_log.cut(flood + CONSOLE, "aa-1") == "[    3.100000] first\n"
 
 
 # Escaping
@@ -309,7 +301,7 @@ def test_cutting_a_flooded_console_stays_quick() -> None:
 
 def test_escaped_text_holds_nothing_a_terminal_or_xml_obeys() -> None:
     every = "".join(map(chr, [*range(0x300), *range(0x2000, 0x2100), 0xFEFF, 0xFFFE, 0xFFFF, 0x1F600, 0xD800]))
-    safe = console.escape(every)
+    safe = escape(every)
     ET.fromstring(f"<a>{safe.replace('&', '&amp;').replace('<', '&lt;')}</a>")
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", safe)
     assert "\\x1b" in safe
@@ -318,17 +310,17 @@ def test_escaped_text_holds_nothing_a_terminal_or_xml_obeys() -> None:
 
 
 def test_escaping_keeps_lines_and_bounds_them() -> None:
-    assert console.escape("a\tb\r\nc\n") == "a\tb\nc\n"
-    assert console.escape("x" * 30 + "\nshort", columns=10) == "x" * 10 + "[… 20 more]\nshort"
+    assert escape("a\tb\r\nc\n") == "a\tb\nc\n"
+    assert escape("x" * 30 + "\nshort", columns=10) == "x" * 10 + "[… 20 more]\nshort"
 
 
 def test_escaping_twice_is_escaping_once() -> None:
-    once = console.escape("\x1b[2J\x00\x9b \u202e")
-    assert console.escape(once) == once
+    once = escape("\x1b[2J\x00\x9b \u202e")
+    assert escape(once) == once
 
 
 def test_bytes_that_are_no_text_become_visible() -> None:
-    assert console.decode(b"ok \xff\xc3\x28 \xc3\xa4") == "ok \\xff\\xc3( ä"
+    assert decode(b"ok \xff\xc3\x28 \xc3\xa4") == "ok \\xff\\xc3( ä"
 
 
 def test_titles_are_safe_to_print() -> None:

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 from harness.agent import protocol
 from harness.deadline import Deadline
 from harness.errors import BootError, DeadlineExceeded, GuestLost, LostCondition, ProtocolError
+from harness.host import safe_text
 from harness.judging import console
 from harness.machine.vm import Vm
 
@@ -239,11 +240,11 @@ class Guest:
             return False
 
     def _never_reached(self, why: str) -> str:
-        text = console.decode(self.carrier.console_bytes())
+        text = safe_text.decode(self.carrier.console_bytes())
         complaints = console.splats(text)
         first = f"; {complaints[0].title}" if complaints else "" if text else "; the console is empty"
         shown = complaints[0].text if complaints else "\n".join(text[-2000:].splitlines()[-12:])
-        return f"the guest never reached its agent: {why}{first}\n{console.escape(shown)}".rstrip()
+        return f"the guest never reached its agent: {why}{first}\n{safe_text.escape(shown)}".rstrip()
 
 
 def _checked(message: protocol.Message, wanted: type[_M]) -> _M:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The kernel's taint bits: what has happened to a kernel since it was started.
+"""The kernel's taint bits, which tell what happened to a kernel since it was started.
 
-A bit is set once and stays, so that a test is judged by the bits that are *new* after it: modules loaded at boot set
-some on every kernel.
+A bit that is set stays set. Modules that are loaded at boot set some bits on every kernel, so a test is judged only by
+the bits that were clear before it.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from harness.errors import ProtocolError
 class Taint:
     """One bit of ``/proc/sys/kernel/tainted``."""
 
-    #: number of the bit, from 0
+    #: number of the bit, counted from 0
     bit: int
-    #: the letter in the "Tainted:" line of a report; empty for a bit that this table does not know
+    #: the letter in the "Tainted:" line of a report; empty for a bit that is not in :data:`TAINTS`
     letter: str
-    #: TAINT_name in the kernel, in lower case with spaces
+    #: the name of the kernel's TAINT_… constant, in lower case with spaces
     name: str
-    #: first kernel with this bit; "2.6" stands for all that concern us
+    #: the first kernel with this bit; "2.6" if every supported kernel has it
     since: str
-    #: the bit tells that this kernel misbehaved, and not merely what was loaded into it or done to it
+    #: the bit means that the kernel misbehaved, not only that something was loaded into it or done to it
     damage: bool = False
 
     def __str__(self) -> str:
         return f"{self.letter or '?'}={self.name}"
 
 
-#: kernel/panic.c taint_flags and include/linux/panic.h, the same in 6.12 and 7.3 but for FWCTL
+#: taint_flags in kernel/panic.c and include/linux/panic.h; 6.12 and 7.3 differ only in FWCTL
 TAINTS: tuple[Taint, ...] = (
-    # G stands in the letter's place while this bit is clear; every other bit has a space there.
+    # The kernel prints G while this bit is clear, and a space for every other clear bit.
     Taint(0, "P", "proprietary module", "2.6"),
     Taint(1, "F", "forced module", "2.6"),
     Taint(2, "S", "cpu out of spec", "2.6"),
@@ -58,10 +58,10 @@ TAINTS: tuple[Taint, ...] = (
 
 
 def decode(value: int) -> tuple[Taint, ...]:
-    """The bits set in ``value``, lowest first. Bits of a newer kernel come with an empty letter.
+    """The bits set in ``value``, lowest first. Unknown bits of a newer kernel have an empty letter.
 
-    :param value: what ``/proc/sys/kernel/tainted`` holds.
-    :raises ProtocolError: if it is no unsigned long, which is what the kernel keeps the bits in.
+    :param value: the contents of ``/proc/sys/kernel/tainted``.
+    :raises ProtocolError: if the value does not fit in an unsigned long, in which the kernel keeps the bits.
     """
     if not 0 <= value < 1 << 64:
         raise ProtocolError(f"the guest reports a taint mask that no kernel can have: {value.bit_length()} bits")
@@ -71,10 +71,13 @@ def decode(value: int) -> tuple[Taint, ...]:
 
 
 def describe(value: int) -> str:
-    """``value`` for people, such as "W=warn, O=oot module", or "not tainted"."""
+    """The bits as text, such as "W=warn, O=oot module", or "not tainted"."""
     return ", ".join(map(str, decode(value))) or "not tainted"
 
 
 def new(before: int, after: int) -> tuple[Taint, ...]:
-    """The bits that ``after`` has and ``before`` had not. Each of them that is :attr:`Taint.damage` is a fault."""
+    """The bits that are set in ``after`` but not in ``before``.
+
+    Those with :attr:`Taint.damage` mean that the kernel misbehaved in between.
+    """
     return decode(after & ~before)

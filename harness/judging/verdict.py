@@ -17,6 +17,7 @@ from typing import Any, Literal
 import pytest
 
 from harness.errors import GuestLost, HarnessError, LostCondition, ProtocolError
+from harness.host import safe_text
 from harness.judging import console, taint
 
 #: Where the agent unpacks the tests, in a guest or on a board; host paths are shown instead.
@@ -139,7 +140,7 @@ def _complaints(seen: Observation) -> list[str]:
         complaints.append(f"guest lost ({seen.lost.condition}): {seen.lost}")
     splats = console.splats(seen.console)
     complaints += [
-        f"the kernel complained during this test: {each.title}\n{console.escape(each.text)}" for each in splats
+        f"the kernel complained during this test: {each.title}\n{safe_text.escape(each.text)}" for each in splats
     ]
     damage = [bit for bit in taint.new(*seen.taint) if bit.damage]
     if damage and not splats:
@@ -259,7 +260,7 @@ def _check_phases(reports: Sequence[pytest.TestReport], *, complete: bool) -> No
 
 def _clean(value: Any) -> Any:
     if isinstance(value, str):
-        return console.escape(_GUEST_TESTS.sub("", value))
+        return safe_text.escape(_GUEST_TESTS.sub("", value))
     if isinstance(value, list):
         return [_clean(each) for each in value]
     if isinstance(value, dict):

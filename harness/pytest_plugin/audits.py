@@ -11,7 +11,7 @@ from harness.agent import protocol
 from harness.deadline import Deadline
 from harness.errors import HarnessError
 from harness.guests.guest import Guest
-from harness.judging import console
+from harness.host import safe_text
 
 if TYPE_CHECKING:
     from harness.audit.live import Auditor
@@ -78,7 +78,7 @@ class Audits:
             except HarnessError as error:
                 text = f"the guest cannot be audited any more: {error}\n"
         errors = sum(len(found.errors) + found.unlisted for _, found in auditor.done)
-        text += "\n".join(f"{label}: {console.escape(found.report())}" for label, found in auditor.done)
+        text += "\n".join(f"{label}: {safe_text.escape(found.report())}" for label, found in auditor.done)
         if (failed or errors or self._when == "each-move") and (path := auditor.save_picture(title)):
             text += f"\ndrawn in {path}"
         return Audited(len(auditor.done), auditor.seconds, errors, (("audit of memory", text),))

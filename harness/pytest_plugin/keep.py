@@ -18,7 +18,7 @@ from harness.deadline import Deadline
 from harness.errors import HarnessError
 from harness.guests import ssh
 from harness.guests.guest import Guest
-from harness.judging import console
+from harness.host import safe_text
 from harness.machine.qmp import QmpFailed
 from harness.machine.vm import Vm
 from harness.pytest_plugin.target import Target
@@ -72,7 +72,7 @@ def _wait(target: Target, guest: Guest, failure: str, config: pytest.Config) -> 
                 transport = transport or ssh.connect(guest)
                 ssh.run(transport, "", vm.check)
             except (HarnessError, paramiko.SSHException, EOFError) as error:
-                print(f"no shell: {console.escape(str(error)) or type(error).__name__}")
+                print(f"no shell: {safe_text.escape(str(error)) or type(error).__name__}")
         if transport is not None:
             transport.close()
 
@@ -84,7 +84,7 @@ def _ways(target: Target, vm: Vm) -> Iterator[str]:
     try:
         vm.check()
     except HarnessError as error:
-        yield f"  state    {console.escape(str(error))}"
+        yield f"  state    {safe_text.escape(str(error))}"
     if vm.child.status is not None:
         yield "  QEMU has ended: the console is all that is left."
         return
@@ -99,7 +99,7 @@ def _ways(target: Target, vm: Vm) -> Iterator[str]:
         vmlinux = target.kernel.vmlinux if target.kernel else None
         yield f"  gdb      {program} {vmlinux or ''} -ex 'target remote {gdb}'".replace("  -ex", " -ex")
         if not gdb.exists():
-            yield f"           (QEMU said: {console.escape(str(answer)).strip()})"
+            yield f"           (QEMU said: {safe_text.escape(str(answer)).strip()})"
     except (QmpFailed, HarnessError) as error:
         yield f"  gdb      cannot be had: {error}"
 

@@ -15,7 +15,8 @@ from harness.agent import protocol
 from harness.deadline import Deadline
 from harness.errors import GuestLost, HarnessError, LostCondition, ProtocolError
 from harness.guests.guest import Guest
-from harness.judging import console, findings
+from harness.host import safe_text
+from harness.judging import console_log, findings
 from harness.judging.verdict import Judgement, Observation, Verdict, judge, missed
 from harness.machine import payload
 from harness.markers import MARKERS
@@ -96,7 +97,7 @@ class TestRunner:
             return Ran(missed(item, message), self._facts(item))
         pool, _ = self._open()
         if nodeid not in lease.nodeids:
-            why = "".join(f"\n{console.escape(error)}" for error in lease.errors)
+            why = "".join(f"\n{safe_text.escape(error)}" for error in lease.errors)
             pool.settle(lease, Fate.ENDED if lease.scope is None else Fate.SHARED)
             judgement = missed(item, f"{nodeid} was collected on the host but not in the guest{why}")
             return Ran(judgement, self._facts(item))
@@ -168,8 +169,8 @@ class TestRunner:
             timed_out = isinstance(error, GuestLost) and error.condition is LostCondition.TEST_TIMEOUT
             if timed_out and not self._policy.keep:
                 guest.ask_for_traceback()
-        text = console.decode(guest.console_bytes())
-        log = console.cut(text, marker) + console.aftermath(text, marker)
+        text = safe_text.decode(guest.console_bytes())
+        log = console_log.cut(text, marker) + console_log.aftermath(text, marker)
         failed = lost is None and any(each.get("outcome") == "failed" for each in reports)
         audited = audits.end(guest, item.nodeid, pool.source.patience.answer, failed=failed)
         evidence = [*self._evidence(item, log, lease), *audited.evidence]
@@ -204,12 +205,12 @@ class TestRunner:
 
     def _evidence(self, item: pytest.Item, log: str, lease: Lease) -> list[tuple[str, str]]:
         """Sections for the report of a test that fails."""
-        shown = console.escape(log[-_SHOWN_CONSOLE:]) or "(nothing)"
+        shown = safe_text.escape(log[-_SHOWN_CONSOLE:]) or "(nothing)"
         ready = lease.guest.ready
         assert ready is not None
         kernel = self.target.kernel
         where = f" from {kernel.provenance}" if kernel else ""
-        running = console.escape(f"{ready.release}, {ready.machine}")
+        running = safe_text.escape(f"{ready.release}, {ready.machine}")
         facts = [f"kernel:  {running}{where}", *self._open()[0].source.facts(lease.guest)]
         again = f"{self.target.again} {shlex.quote(item.nodeid)}"
         return [("kernel console", shown), ("machine", "\n".join(facts)), ("run it again", again)]

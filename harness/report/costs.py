@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.arch import Architecture
-from harness.judging import console
+from harness.host import safe_text
 from harness.report.results import Result
 
 #: The report property in which the tests record what they counted.
@@ -125,7 +125,7 @@ def _word(record: dict[str, Any], name: str) -> str:
     value = record[name]
     if not isinstance(value, str) or not 0 < len(value) <= _WORD or "\n" in value or "\t" in value:
         raise ValueError(name)
-    return console.escape(value)
+    return safe_text.escape(value)
 
 
 def sections(results: Sequence[Result], kernels: Mapping[str, Architecture | None]) -> Iterator[tuple[str, list[str]]]:

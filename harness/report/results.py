@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from harness.judging import console
+from harness.host import safe_text
 from harness.judging.verdict import Judgement, Verdict
 
 #: The name of the parameter that multiplies guest tests by kernels.
@@ -177,4 +177,4 @@ def _message(report: pytest.TestReport) -> str:
     else:
         text = crash.message if crash else report.longreprtext
     first = next((line for line in text.splitlines() if line.strip()), "")
-    return console.escape(" ".join(first.split()))
+    return safe_text.escape(" ".join(first.split()))
