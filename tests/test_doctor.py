@@ -14,7 +14,7 @@ import pytest
 
 from harness.commands import doctor
 from harness.commands.doctor import Finding, State
-from harness.debian import apt
+from harness.debian import mirror
 from tests.integration.terminal import Terminal
 
 
@@ -32,7 +32,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     # The host's network is not what is tested here; the reserved port 9 of this host answers nobody.
-    monkeypatch.setenv(apt.MIRROR_VARIABLE, "http://127.0.0.1:9/debian")
+    monkeypatch.setenv(mirror.MIRROR_VARIABLE, "http://127.0.0.1:9/debian")
 
 
 def _program(directory: Path, name: str, says: str = "") -> None:
@@ -73,7 +73,7 @@ def test_a_mirror_out_of_reach_leaves_the_cache() -> None:
 
 
 def test_a_missing_keyring_is_a_package_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(apt.KEYRING_VARIABLE, str(tmp_path / "nothing"))
+    monkeypatch.setenv(mirror.KEYRING_VARIABLE, str(tmp_path / "nothing"))
     finding = _found("mirror")
     assert finding.state is State.MISSING
     assert finding.remedy.endswith("apt-get install debian-archive-keyring")

@@ -10,7 +10,9 @@ import pytest
 
 from harness import arch
 from harness.arch import ARM64, X86_64, Architecture
-from harness.debian.apt import ALIASES, Archive, suites, version_key
+from harness.debian.apt import Archive
+from harness.debian.suites import ALIASES, suites
+from harness.debian.version import version_key
 from harness.errors import SpecError
 from harness.host.cache import Cache
 from harness.kernels.debian import DebianSpec, DebSpec

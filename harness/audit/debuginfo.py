@@ -14,9 +14,10 @@ from pathlib import Path
 
 from harness.audit import layout
 from harness.audit.layout import DebugInfoError, Layout
-from harness.debian import apt, deb
+from harness.debian import deb
 from harness.debian.apt import Archive
-from harness.errors import FetchError, HarnessError, SpecError
+from harness.debian.search import search
+from harness.errors import FetchError, HarnessError
 from harness.host.cache import Cache
 from harness.kernels.kernel import Kernel
 
@@ -55,17 +56,19 @@ def layout_of(kernel: Kernel, archive: Archive, *, fetch: bool) -> Layout:
 
 
 def _fetch(archive: Archive, kernel: Kernel, name: str, version: str) -> Path:
-    # The suite is not part of a kernel's provenance; the ones that carry its version say so by their index.
+    # The suite is not part of a kernel's provenance. Its debug package is in a suite that has the kernel's version.
     troubles = []
-    for suite in apt.RELEASED + apt.UNRELEASED:
-        try:
-            if all(each.version != version for each in archive.packages(kernel.arch, (suite,), strict=True)):
-                continue
-            for path in archive.install_set([f"{name}={version}"], kernel.arch, suite):
-                if path.name.startswith(f"{name}_"):
-                    return path
-        except (FetchError, SpecError) as error:
-            troubles.append(str(error))
+    try:
+        found = search(archive, kernel.arch, lambda each: each.version == version)
+        for suite in dict.fromkeys(each.suite for each in found.fitting):
+            try:
+                for path in archive.install_set([f"{name}={version}"], kernel.arch, suite):
+                    if path.name.startswith(f"{name}_"):
+                        return path
+            except FetchError as error:
+                troubles.append(str(error))
+    except FetchError as error:
+        troubles.append(str(error))
     reasons = "; ".join(troubles) or "no suite has it"
     raise FetchError(f"the debug information of {kernel.release} ({name} {version}) cannot be had: {reasons}")
 

@@ -31,7 +31,7 @@ from harness.build.source import Identity, Source, Store
 from harness.debian.apt import Archive
 from harness.errors import BuildError, HostError
 from harness.host.cache import Cache, host_trouble
-from harness.host.process import find_program
+from harness.host.process import killed_with_parent
 
 #: changes with what the code below does to a kernel: what older code built is built again
 _GENERATION = "1"
@@ -310,7 +310,7 @@ class _Build:
         command += [*self.toolchain.variables(), *goal]
         ccache = self.cache.root / "ccache"
         # make forwards SIGTERM to all that it started, and removes what was half done.
-        argv = [find_program("setpriv", "util-linux"), "--pdeathsig", "TERM", "--", *command]
+        argv = killed_with_parent(command, "TERM")
         with log.open("w", buffering=1) as record:
             record.write(f"{' '.join(map(repr, command))}\n")
             with subprocess.Popen(

@@ -26,9 +26,12 @@ from typing import IO, cast
 
 from harness import arch
 from harness.build.series import Patch
-from harness.debian import apt, deb
-from harness.debian.apt import Archive, Package
-from harness.errors import BuildError, FetchError, HarnessError, PatchError, SpecError
+from harness.debian import deb
+from harness.debian.apt import Archive
+from harness.debian.apt_root import Package
+from harness.debian.search import search
+from harness.debian.version import version_key
+from harness.errors import BuildError, FetchError, PatchError, SpecError
 from harness.host.cache import Cache, Progress, host_trouble, locked, silent
 from harness.host.process import find_program
 
@@ -249,23 +252,13 @@ class PackageSource(Source):
         _import(path, store, wanted)
         return store.git("rev-parse", "--verify", f"{wanted}^{{tree}}")
 
-    def _packages(self, archive: Archive) -> list[Package]:
+    def _packages(self, archive: Archive) -> tuple[Package, ...]:
         """All versions, the newest first."""
-        seen: set[str] = set()
-        for tier in (apt.RELEASED, apt.UNRELEASED):
-            for age in (apt.REFRESH_AFTER, apt.RETRY_AFTER):
-                try:
-                    packages = archive.packages(arch.host(), tier, max_age=age)
-                except HarnessError:
-                    if not seen:
-                        raise
-                    continue
-                sources = [each for each in packages if each.name.startswith("linux-source-")]
-                fitting = [each for each in sources if each.name == self.name]
-                if fitting:
-                    return sorted(fitting, key=lambda each: apt.version_key(each.version), reverse=True)
-                seen |= {each.name for each in sources}
-        have = ", ".join(sorted(seen, key=lambda name: apt.version_key(name.rpartition("-")[2]))) or "no source at all"
+        found = search(archive, arch.host(), lambda each: each.name == self.name)
+        if found.fitting:
+            return found.fitting
+        names = {each.name for each in found.listed if each.name.startswith("linux-source-")}
+        have = ", ".join(sorted(names, key=lambda name: version_key(name.rpartition("-")[2]))) or "no source at all"
         raise SpecError(
             f"Debian's archive no longer has {self.name}, but {have}: give a tree of that version instead, "
             "with --kernel=PATH+PATCHES"

@@ -21,7 +21,8 @@ from typing import IO
 
 from harness import arch, paths
 from harness.arch import ARCHITECTURES, Architecture
-from harness.debian import apt
+from harness.debian.mirror import host_mirror
+from harness.debian.suites import STABLE
 from harness.errors import HarnessError
 from harness.host import memory
 from harness.host.process import find_program
@@ -176,7 +177,7 @@ def _optional(tool: Tool) -> Finding:
 
 def _mirror() -> Finding:
     try:
-        mirror = apt.host_mirror()
+        mirror = host_mirror()
     except HarnessError as error:
         problem, _, remedy = str(error).partition(": ")
         if "debian-archive-keyring" in remedy:
@@ -184,7 +185,7 @@ def _mirror() -> Finding:
         text = f"{problem}; built kernels need it too, for the guest's userland"
         return Finding("mirror", State.MISSING, text, remedy, vital=True)
     text = f"{mirror.main}, keys in {mirror.keyring}"
-    if not _reachable(f"{mirror.main}/dists/{apt.STABLE}/InRelease"):
+    if not _reachable(f"{mirror.main}/dists/{STABLE}/InRelease"):
         text += "; not reachable now: only what is in the cache can be used"
         return Finding("mirror", State.LESS, text, "see to the network, or to apt's own proxy settings")
     return Finding("mirror", State.OK, text)

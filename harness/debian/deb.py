@@ -1,24 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Reads Debian binary packages as streams: no root, nothing executed, nothing laid out on disk."""
+"""Reads Debian binary packages as streams. Nothing of a package is executed or written to disk."""
 
 from __future__ import annotations
 
 import subprocess
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
 
-from harness.errors import HostError, SpecError
+from harness.errors import SpecError
+from harness.host.process import find_program
 
 
 def control(deb: Path) -> dict[str, str]:
     """The control fields of a package, by name.
 
-    :raises SpecError: if the file is no Debian package.
-    :raises HostError: if ``dpkg-deb`` is missing.
+    :raises SpecError: if the file is not a Debian package.
+    :raises HostError: if ``dpkg-deb`` is not installed.
     """
-    done = _run(["dpkg-deb", "--field", str(deb)])
+    command = [_dpkg_deb(), "--field", str(deb)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode:
         raise SpecError(f"{deb} is not a Debian package: {_reason(done.stderr)}")
     fields: dict[str, str] = {}
@@ -35,13 +37,14 @@ def control(deb: Path) -> dict[str, str]:
 def members(deb: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
     """The files of a package in archive order, each with its content if it is a regular file.
 
-    Names come without the leading ``./``. The content must be read before the next member is asked for. Owners and
-    modes are the archive's and mean nothing on this host; names are to be distrusted by whoever writes them.
+    Names have no leading ``./``. A content must be read before the next member is asked for. Owners and modes are those
+    in the archive and mean nothing on this host. A caller that writes files must check their names for ``..``.
 
-    :raises SpecError: if the file is no Debian package, or ends early.
-    :raises HostError: if ``dpkg-deb`` is missing.
+    :raises SpecError: if the file is not a Debian package, or ends early.
+    :raises HostError: if ``dpkg-deb`` is not installed.
     """
-    process = _popen(["dpkg-deb", "--fsys-tarfile", str(deb)])
+    command = [_dpkg_deb(), "--fsys-tarfile", str(deb)]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     pipe = cast(IO[bytes], process.stdout)
     try:
         with tarfile.open(fileobj=pipe, mode="r|") as archive:
@@ -49,12 +52,12 @@ def members(deb: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
                 member.name = member.name.removeprefix("./")
                 yield member, archive.extractfile(member) if member.isreg() else None
         while pipe.read(1 << 16):
-            pass  # the padding behind the last member: closing early would kill dpkg-deb with a broken pipe
+            pass  # padding after the last member; without reading it, dpkg-deb would fail with a broken pipe
     except tarfile.TarError as error:
         process.kill()
         raise SpecError(f"{deb} is not a whole Debian package: {_reason(process.communicate()[1]) or error}") from error
     except GeneratorExit:
-        process.kill()  # the reader has what it wants
+        process.kill()  # the caller needs no more members
         raise
     finally:
         _, stderr = process.communicate()
@@ -62,21 +65,8 @@ def members(deb: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
         raise SpecError(f"{deb} is not a whole Debian package: {_reason(stderr)}")
 
 
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
-    try:
-        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    except FileNotFoundError:
-        raise HostError(_MISSING) from None
-
-
-def _popen(command: Sequence[str]) -> subprocess.Popen[bytes]:
-    try:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    except FileNotFoundError:
-        raise HostError(_MISSING) from None
-
-
-_MISSING = "this host has no dpkg-deb, which reads Debian packages: install the package dpkg"
+def _dpkg_deb() -> str:
+    return find_program("dpkg-deb", "dpkg")
 
 
 def _reason(stderr: bytes) -> str:

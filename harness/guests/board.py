@@ -30,7 +30,7 @@ from harness.deadline import Deadline
 from harness.errors import BootError, GuestLost, HostError, LostCondition, ProtocolError
 from harness.guests.guest import Guest, Patience
 from harness.host.cache import Progress
-from harness.host.process import find_program
+from harness.host.process import killed_with_parent
 from harness.kernels.kernel import SshSpec
 from harness.machine import payload
 from harness.machine.vm import CONSOLE_LIMIT
@@ -111,7 +111,7 @@ def _through(proxy: str) -> socket.socket:
     reads that waits for it. With SIGTERM, not SIGHUP as by ssh(1): under nohup(1) that is ignored.
     """
     ours, theirs = socket.socketpair()
-    command = [find_program("setpriv", "util-linux"), "--pdeathsig", "TERM", "--", "sh", "-c", f"exec {proxy}"]
+    command = killed_with_parent(["sh", "-c", f"exec {proxy}"], "TERM")
     with theirs:
         process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno(), start_new_session=True)
     threading.Thread(target=process.wait, name=f"proxy {process.pid}", daemon=True).start()

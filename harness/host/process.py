@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Child processes that cannot outlive us."""
+"""Child processes that end when the harness ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import IO
 from harness.deadline import Deadline
 from harness.errors import HostError
 
-#: Becomes the command in its arguments if its parent is still the process named by its first.
+#: A shell script: runs the command in its arguments if its parent process has the ID in ``$0``.
 _UNLESS_ORPHANED = '[ "$PPID" = "$0" ] && exec "$@"'
 
 
@@ -32,26 +32,38 @@ def find_program(name: str, package: str) -> str:
     return path
 
 
-class Child:
-    """A process in a session of its own that the kernel kills when the thread that started it ends.
+def killed_with_parent(command: Sequence[str], signal_name: str) -> list[str]:
+    """A command line that runs ``command``, and sends it a signal when the thread that started it ends.
 
-    The session keeps a terminal's Ctrl-C from reaching the child before we have judged what it was doing.
-    ``setpriv`` sets PR_SET_PDEATHSIG in the child: a ``preexec_fn`` is unsafe once threads exist, and QEMU's own
-    ``-run-with exit-with-parent=on`` came only with 10.2. The shell behind it ends where we died before it was set.
+    ``setpriv`` sets PR_SET_PDEATHSIG in the child. Popen's ``preexec_fn`` could do the same, but is unsafe once there
+    are threads.
+
+    :param signal_name: without "SIG".
+    :raises HostError: if setpriv is not installed.
+    """
+    return [find_program("setpriv", "util-linux"), "--pdeathsig", signal_name, "--", *command]
+
+
+class Child:
+    """A process in a session of its own, which the kernel kills when the thread that started it ends.
+
+    Because of the session, Ctrl-C in a terminal does not reach the child before the harness has decided what the child
+    was doing. QEMU's own option ``-run-with exit-with-parent=on`` exists only since 10.2. If the harness dies before
+    PR_SET_PDEATHSIG is set, the shell that comes next notices and ends.
 
     :param output: a file that receives stdout and stderr.
-    :param pass_fds: descriptors the child inherits under the same numbers.
+    :param pass_fds: descriptors that the child inherits under the same numbers.
     :raises HostError: if the program cannot be started.
     """
 
     def __init__(self, argv: Sequence[str], output: Path, pass_fds: Sequence[int] = ()) -> None:
         self.argv = tuple(argv)
         self.output = output
-        setpriv = find_program("setpriv", "util-linux")
+        unless_orphaned = ["sh", "-c", _UNLESS_ORPHANED, str(os.getpid()), *argv]
         log: IO[bytes]
         with output.open("wb") as log:
             self._process = subprocess.Popen(
-                [setpriv, "--pdeathsig", "KILL", "--", "sh", "-c", _UNLESS_ORPHANED, str(os.getpid()), *argv],
+                killed_with_parent(unless_orphaned, "KILL"),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -71,11 +83,11 @@ class Child:
 
     @property
     def command(self) -> str:
-        """The command line, quoted so that it can be pasted into a shell."""
+        """The command line, quoted for a shell."""
         return shlex.join(self.argv)
 
     def said(self) -> str:
-        """What the process printed so far, at most the last 4 KiB."""
+        """The output so far, at most the last 4 KiB."""
         with contextlib.suppress(OSError):
             return self.output.read_bytes()[-4096:].decode(errors="replace").strip()
         return ""
@@ -88,7 +100,7 @@ class Child:
             return None
 
     def kill(self) -> None:
-        """End the process and reap it. Harmless when it has ended."""
+        """Kill the process and wait for its end. Does nothing if it has ended."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGKILL)
         self._process.wait()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -14,9 +13,13 @@ from typing import IO
 
 from harness import arch
 from harness.arch import ARCHITECTURES, Architecture
-from harness.debian import apt, deb
-from harness.debian.apt import Archive, Package
-from harness.errors import HarnessError, SpecError
+from harness.debian import deb
+from harness.debian.apt import Archive
+from harness.debian.apt_root import Package
+from harness.debian.search import search
+from harness.debian.suites import suites
+from harness.debian.version import version_key
+from harness.errors import SpecError
 from harness.host.cache import Cache, sha256
 from harness.kernels import image_format
 from harness.kernels.kernel import (
@@ -59,27 +62,17 @@ class DebianSpec(BootSpec):
         tree = cache.tree("kernels", f"{image.name}_{image.version}_{contents}", unpack)
         provenance = Provenance("debian", holder.name, holder.version, holder.sha256, missing)
         if missing:
-            archive.progress(f"{self}: its mirror no longer lists {', '.join(missing)}; going on without")
+            archive.progress(f"{self}: its mirror no longer lists {', '.join(missing)}; continuing without them")
         return _from_unpacked(self, tree, provenance)
 
-    def _choose(self, archive: Archive) -> tuple[Package, list[Package]]:
-        """The newest package that fits, and all that were looked at."""
-        tiers = [self.suites] if self.suites else [apt.RELEASED, apt.UNRELEASED]
-        seen: list[Package] = []
-        for tier, age in itertools.product(tiers, (apt.REFRESH_AFTER, apt.RETRY_AFTER)):
-            try:
-                found = archive.packages(self.arch, tier, strict=bool(self.suites), max_age=age)
-            except HarnessError:
-                if not seen:
-                    raise
-                continue  # no unreleased suite can be had: say what the released ones have
-            seen += [each for each in found if each not in seen]
-            fitting = [each for each in found if self._fits(each)]
-            if fitting:
-                # Mirrors drop some parts of older kernels: a whole kernel comes before a newer one in pieces.
-                order = [(not _closure(each, found)[1], apt.version_key(each.version)) for each in fitting]
-                return fitting[order.index(max(order))], found
-        raise SpecError(self._unknown(seen))
+    def _choose(self, archive: Archive) -> tuple[Package, Sequence[Package]]:
+        """The newest package that fits, and the packages of the suites it comes from."""
+        found = search(archive, self.arch, self._fits, self.suites)
+        if not found.fitting:
+            raise SpecError(self._unknown(found.listed))
+        # Mirrors remove parts of older kernels: a complete kernel is better than a newer one with parts missing.
+        complete = (each for each in found.fitting if not _closure(each, found.listed)[1])
+        return next(complete, found.fitting[0]), found.listed
 
     def _is_kernel(self, package: Package) -> bool:
         return bool(re.fullmatch(rf"linux-image-\d.*-{self.flavour}-{self.arch.debian}", package.name))
@@ -90,12 +83,12 @@ class DebianSpec(BootSpec):
 
     def _unknown(self, seen: Sequence[Package]) -> str:
         versions = {each.version.rpartition("-")[0] for each in seen if self._is_kernel(each)}
-        ordered = sorted(versions, key=apt.version_key)
+        ordered = sorted(versions, key=version_key)
         if not ordered:
             return f"there is no {self.flavour} kernel for {self.arch} in {', '.join(self.suites) or 'Debian'}"
         # The neighbours of where it would stand: what somebody mistyped is mostly among them.
-        wanted = apt.version_key(".".join(self.version))
-        place = sum(apt.version_key(each) < wanted for each in ordered)
+        wanted = version_key(".".join(self.version))
+        place = sum(version_key(each) < wanted for each in ordered)
         nearest = ordered[max(0, place - 3) : place + 3]
         return f"Debian has no kernel {'.'.join(self.version)} for {self.arch}: the nearest are {', '.join(nearest)}"
 
@@ -128,7 +121,7 @@ def parse_debian(text: str, wanted: Architecture | None) -> DebianSpec:
         return DebianSpec(text, label, chosen, tuple(rest.split(".")), ())
     if rest[0].isdigit():
         raise SpecError(f"{text!r} is no kernel version: give numbers such as debian:6.12 or debian:6.12.117")
-    return DebianSpec(text, label, chosen, (), apt.suites(rest))
+    return DebianSpec(text, label, chosen, (), suites(rest))
 
 
 def parse_deb(text: str, path: Path, wanted: Architecture | None) -> DebSpec:

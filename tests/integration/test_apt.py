@@ -22,9 +22,11 @@ from typing import Any
 import pytest
 
 from harness.arch import ARM64, X86_64, Architecture
+from harness.audit import debuginfo
 from harness.deadline import Deadline
-from harness.debian import apt, deb
-from harness.debian.apt import KEYRING_VARIABLE, Archive, Mirror, host_mirror
+from harness.debian import deb
+from harness.debian.apt import Archive
+from harness.debian.mirror import KEYRING, KEYRING_VARIABLE, MIRROR_VARIABLE, Mirror, host_mirror
 from harness.errors import FetchError, HostError, SpecError
 from harness.host.cache import Cache
 from harness.kernels import modules
@@ -260,6 +262,20 @@ def test_an_unknown_version_names_the_nearest(client: Client, tmp_path: Path) ->
         client.resolve("debian:9.2")
 
 
+def test_debug_information_comes_from_the_suite_that_has_the_kernels_version(client: Client, tmp_path: Path) -> None:
+    name, version = "linux-image-9.1.2-cloud-amd64-dbg", "9.1.2-1~bpo13+1"
+    debug = build_deb(tmp_path, name, {"usr/lib/debug/boot/vmlinux-9.1.2": "x"}, version=version)
+    client.server.publish("trixie", kernel_deb(tmp_path, "9.1.1-1"))
+    client.server.publish("trixie-backports", kernel_deb(tmp_path, version), debug)
+    archive = Archive(Cache(client.root), client.server.uri)
+    kernel = client.resolve("debian:9.1.2")
+    assert debuginfo._fetch(archive, kernel, name, version).name == f"{name}_{version}_amd64.deb"
+    with pytest.raises(FetchError, match=r"trixie-backports cannot satisfy linux-image-9\.1\.2-nonesuch-dbg="):
+        debuginfo._fetch(archive, kernel, "linux-image-9.1.2-nonesuch-dbg", version)
+    with pytest.raises(FetchError, match=r"cannot be had: no suite has it$"):
+        debuginfo._fetch(archive, kernel, name, "9.1.3-1")
+
+
 # Trust
 
 
@@ -292,9 +308,9 @@ def test_an_unsigned_index_is_refused(client: Client, tmp_path: Path) -> None:
 
 def test_an_index_signed_by_somebody_else_is_refused(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     client.server.publish("trixie")
-    if not apt.KEYRING.exists():
+    if not KEYRING.exists():
         pytest.skip("needs the keys of the Debian archive: install the package debian-archive-keyring")
-    monkeypatch.setenv(KEYRING_VARIABLE, str(apt.KEYRING))
+    monkeypatch.setenv(KEYRING_VARIABLE, str(KEYRING))
     with pytest.raises(FetchError, match="the signature of trixie does not verify"):
         client.resolve("debian:9.1")
 
@@ -426,6 +442,13 @@ def test_the_packages_to_install_come_with_what_they_depend_on(client: Client, t
 # The host's own configuration
 
 
+def test_a_host_without_apt_is_told_what_it_needs(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest's userland needs apt too, so giving the kernel as a file would not help."""
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(HostError, match=r"this host has no apt-config, .*: use a Debian or Ubuntu host$"):
+        client.resolve("debian:9.1")
+
+
 def test_a_host_without_the_keys_is_told_which_package_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEYRING_VARIABLE, "/nowhere.gpg")
     with pytest.raises(HostError, match="install the package debian-archive-keyring"):
@@ -486,7 +509,7 @@ def test_the_mirror_comes_from_the_hosts_own_apt(
         f'Dir::Etc::sourcelist "{tmp_path}/sources.list"; Dir::Etc::sourceparts "{tmp_path}/parts";'
     )
     monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
-    monkeypatch.delenv(apt.MIRROR_VARIABLE, raising=False)
+    monkeypatch.delenv(MIRROR_VARIABLE, raising=False)
     if expected:
         assert host_mirror() == Mirror(*expected, keys)
     else:
