@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -33,6 +34,7 @@ from harness.kernels import modules
 from harness.kernels.grammar import parse
 from harness.kernels.kernel import BootSpec, Kernel
 from tests.kernel_files import CONFIG, IMAGES, build_deb, ko
+from tests.lab import wait_until
 
 REAL_KERNELS = ("debian:6.12", "debian:6.18", "debian:7.3", "debian:trixie-backports")
 #: run as its own process, so that it can be killed or race another
@@ -407,7 +409,9 @@ def test_a_download_cut_short_by_a_kill_leaves_no_half_file(client: Client, tmp_
     client.server.stall.set()
     with client.process("debian:trixie") as run:
         assert client.server.stalled.wait(60)
+        assert _apt_processes(client.root)
         run.send_signal(signal.SIGKILL)
+    wait_until(lambda: not _apt_processes(client.root), "the kernel to end apt with its parent", seconds=10)
     assert not list(client.root.glob("debs/*"))
     client.server.stall.clear()
     # The next run neither waits for the dead one nor takes what it left.
@@ -416,6 +420,16 @@ def test_a_download_cut_short_by_a_kill_leaves_no_half_file(client: Client, tmp_
     assert not started.passed
     assert not list(client.root.glob("*/.new-*"))
     assert not list(client.root.glob("apt/*/download"))
+
+
+def _apt_processes(root: Path) -> list[str]:
+    """The processes that use an apt root below ``root``."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"APT_CONFIG={root}".encode() in (process / "environ").read_bytes():
+                found.append(process.name)
+    return found
 
 
 def test_the_packages_to_install_come_with_what_they_depend_on(client: Client, tmp_path: Path) -> None:
