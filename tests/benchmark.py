@@ -94,7 +94,7 @@ def vng_command(kernel: Kernel) -> list[str] | None:
     # It joins its arguments to a line for the guest's shell. On Debian's kernels it does not learn the script's status,
     # and ends with 255 whatever happened: what its verbose console says has to do.
     check = shlex.join(["python3", "-c", SAME_FOR_VNG])
-    return [program, "--disable-kvm", "--verbose", "-r", str(kernel.image), "--", check]
+    return [program, "--disable-kvm", "--verbose", "-r", str(kernel.boot_image), "--", check]
 
 
 def own_memory(guest: Guest) -> float:

@@ -14,9 +14,9 @@ import pytest
 
 from harness.arch import ARM64, X86_64, Architecture
 from harness.build import builder, kconfig, series, source
-from harness.build.builder import Built, Request
-from harness.build.naming import Building
-from harness.build.source import GitSource, PackageSource, Store, TreeSource
+from harness.build.builder import BuildRequest, BuiltKernel
+from harness.build.naming import BuildOptions
+from harness.build.source import GitSource, PackageSource, TreeSource
 from harness.debian.apt import Archive
 from harness.errors import BuildError, ConfigError, HostError, PatchError, SpecError
 from harness.host.cache import Cache
@@ -26,7 +26,7 @@ from harness.kernels.kernel import BootSpec, Kernel
 from tests.kernel_files import build_deb, fill
 from tests.toy_kernel import PATCH, git, lay_out, programs, repository
 
-AS_IT_IS = Building()
+AS_IT_IS = BuildOptions()
 
 
 class Workshop:
@@ -38,17 +38,17 @@ class Workshop:
         self.cache = Cache(tmp_path / "cache", self.said.append)
         self.archive = Archive(self.cache, progress=self.said.append)
 
-    def resolve(self, text: str, building: Building = AS_IT_IS) -> Kernel:
+    def resolve(self, text: str, building: BuildOptions = AS_IT_IS) -> Kernel:
         spec = parse(text, X86_64, building)
         assert isinstance(spec, BootSpec)
         return spec.resolve(self.cache, self.archive)
 
-    def build(self, text: str, settings: str) -> Built:
+    def build(self, text: str, settings: str) -> BuiltKernel:
         spec = parse(text, X86_64)
         assert isinstance(spec, BuildSpec)
         wanted = kconfig.merge(kconfig.parse_fragment(settings, "toy.config"))
-        patches = [patch for path in spec.formula.series for patch in series.load(path)]
-        request = Request(X86_64, spec.formula.source, tuple(patches), "toy", wanted, "toy")
+        patches = [patch for path in spec.name.series for patch in series.load(path)]
+        request = BuildRequest(X86_64, spec.name.source, tuple(patches), "toy", wanted, "toy")
         return builder.build(request, self.cache, self.archive)
 
     def count(self, what: str) -> list[str]:
@@ -85,7 +85,7 @@ def digest(path: Path) -> dict[str, tuple[str, int]]:
 # Names
 
 
-def spelled(text: str, arch: Architecture = X86_64, building: Building = AS_IT_IS) -> tuple[str, str]:
+def spelled(text: str, arch: Architecture = X86_64, building: BuildOptions = AS_IT_IS) -> tuple[str, str]:
     spec = parse(text, arch, building)
     assert isinstance(spec, BuildSpec)
     return spec.text, spec.label
@@ -106,8 +106,8 @@ def spelled(text: str, arch: Architecture = X86_64, building: Building = AS_IT_I
 def test_a_kernel_to_build_is_named_by_source_and_presets(
     text: str, arch: Architecture, words: tuple[str, ...], expected: tuple[str, str]
 ) -> None:
-    assert spelled(text, arch, Building(words=words)) == expected
-    assert spelled(*expected[:1], arch, Building(words=("kasan",))) == expected
+    assert spelled(text, arch, BuildOptions(words=words)) == expected
+    assert spelled(*expected[:1], arch, BuildOptions(words=("kasan",))) == expected
 
 
 def test_patches_and_revisions_are_part_of_the_name(tmp_path: Path) -> None:
@@ -116,8 +116,8 @@ def test_patches_and_revisions_are_part_of_the_name(tmp_path: Path) -> None:
     text = f"git:{path}@HEAD@{{0}}+{tmp_path}/fix+1.mbx+{tmp_path}/more:debug"
     spec = parse(text, X86_64)
     assert isinstance(spec, BuildSpec)
-    assert spec.formula.source == GitSource(path, "HEAD@{0}")
-    assert spec.formula.series == (tmp_path / "fix+1.mbx", tmp_path / "more")
+    assert spec.name.source == GitSource(path, "HEAD@{0}")
+    assert spec.name.series == (tmp_path / "fix+1.mbx", tmp_path / "more")
     assert spec.text == text
     assert spec.label == "a+b-c-HEAD-0-+fix+1+more:debug-x86_64"
 
@@ -127,10 +127,10 @@ def test_a_tree_is_built_when_asked_for_or_when_it_is_changed(tmp_path: Path) ->
     fill({tmp_path / "fix.patch": PATCH})
     with pytest.raises(SpecError, match="build it first with make, or with --build"):
         parse(str(path), X86_64)
-    for text, building in ((f"{path}", Building(trees=True)), (f"{path}:debug", Building())):
+    for text, building in ((f"{path}", BuildOptions(trees=True)), (f"{path}:debug", BuildOptions())):
         spec = parse(text, X86_64, building)
         assert isinstance(spec, BuildSpec)
-        assert spec.formula.source == TreeSource(path)
+        assert spec.name.source == TreeSource(path)
     assert spelled(f"{path}+{tmp_path}/fix.patch")[1] == "linux+fix-x86_64"
 
 
@@ -160,7 +160,7 @@ def test_what_cannot_be_built_is_refused_in_one_line(text: str, arch: Architectu
 
 def test_a_preset_without_a_kernel_to_build_is_refused() -> None:
     with pytest.raises(SpecError, match="--preset=debug has no effect"):
-        parse_all(["debian:6.12"], X86_64, Building(words=("debug",)))
+        parse_all(["debian:6.12"], X86_64, BuildOptions(words=("debug",)))
 
 
 def test_presets_of_the_command_line_are_part_of_test_ids(tmp_path: Path) -> None:
@@ -181,14 +181,14 @@ def test_a_revision_becomes_a_kernel(workshop: Workshop) -> None:
     path = repository(workshop.tmp_path / "linux")
     kernel = workshop.resolve(f"git:{path}@v1")
     assert (kernel.release, kernel.modules, kernel.vmlinux) == ("9.1.2-toy", None, None)
-    assert b"merge\nline 1\n" in kernel.image.read_bytes()
+    assert b"merge\nline 1\n" in kernel.boot_image.read_bytes()
     assert kernel.has("KSM")
-    recipe = kernel.provenance.recipe
-    assert recipe is not None
-    assert recipe.source == f"v1 of {path}"
-    assert recipe.source_digest == git(path, "rev-parse", "v1^{tree}")
-    assert recipe.compiler == "gcc (toy) 1, ld 1"
-    assert recipe.config_digest == hashlib.sha256((kernel.image.parent / "config").read_bytes()).hexdigest()
+    provenance = kernel.provenance.build
+    assert provenance is not None
+    assert provenance.source == f"v1 of {path}"
+    assert provenance.source_digest == git(path, "rev-parse", "v1^{tree}")
+    assert provenance.compiler == "gcc (toy) 1, ld 1"
+    assert provenance.config_digest == hashlib.sha256((kernel.boot_image.parent / "config").read_bytes()).hexdigest()
     assert str(kernel.provenance).startswith(f"built from v1 of {path}, fast configuration ")
 
 
@@ -196,7 +196,7 @@ def test_the_same_kernel_is_built_once(workshop: Workshop) -> None:
     path = repository(workshop.tmp_path / "linux")
     first = workshop.resolve(f"git:{path}@v1")
     assert len(workshop.count("compiled")) == 3
-    assert workshop.resolve(f"git:{path}@HEAD").image == first.image
+    assert workshop.resolve(f"git:{path}@HEAD").boot_image == first.boot_image
     assert workshop.count("compiled") == []
     assert len(workshop.count("configured")) == 1
 
@@ -206,13 +206,23 @@ def test_a_pair_differs_in_its_patches_alone(workshop: Workshop) -> None:
     fill({workshop.tmp_path / "move.patch": PATCH})
     plain = workshop.resolve(f"git:{path}@v1")
     patched = workshop.resolve(f"git:{path}@v1+{workshop.tmp_path}/move.patch")
-    assert b"patched 3\n" not in plain.image.read_bytes()
-    assert b"patched 3\n" in patched.image.read_bytes()
-    assert plain.provenance.recipe is not None
-    assert patched.provenance.recipe is not None
-    mine, its = vars(plain.provenance.recipe), vars(patched.provenance.recipe)
+    assert b"patched 3\n" not in plain.boot_image.read_bytes()
+    assert b"patched 3\n" in patched.boot_image.read_bytes()
+    assert plain.provenance.build is not None
+    assert patched.provenance.build is not None
+    mine, its = vars(plain.provenance.build), vars(patched.provenance.build)
     assert {name for name in mine if mine[name] != its[name]} == {"patches", "patchset_hash"}
     assert its["patchset_hash"] == series.patchset_hash(series.load(workshop.tmp_path / "move.patch"))
+
+
+def test_each_built_kernel_keeps_the_log_of_its_build(workshop: Workshop) -> None:
+    path = repository(workshop.tmp_path / "linux")
+    fill({workshop.tmp_path / "move.patch": PATCH})
+    plain = workshop.build(f"git:{path}@v1", "CONFIG_NR=1\n")
+    patched = workshop.build(f"git:{path}@v1+{workshop.tmp_path}/move.patch", "CONFIG_NR=1\n")
+    logs = [built.boot_image.with_name("build.log").read_text() for built in (plain, patched)]
+    assert ["CC      mm/ksm.o" in log for log in logs] == [True, False], "the logs of two builds are mixed up"
+    assert all("CC      mm/mremap.o" in log for log in logs)
 
 
 def test_a_patch_recompiles_only_what_it_changes(workshop: Workshop) -> None:
@@ -229,9 +239,9 @@ def test_another_compiler_makes_another_kernel(workshop: Workshop, monkeypatch: 
     first = workshop.resolve(f"git:{path}@v1")
     monkeypatch.setenv("TOY", "2")
     second = workshop.resolve(f"git:{path}@v1")
-    assert first.image != second.image
-    assert second.provenance.recipe is not None
-    assert second.provenance.recipe.compiler == "gcc (toy) 2, ld 1"
+    assert first.boot_image != second.boot_image
+    assert second.provenance.build is not None
+    assert second.provenance.build.compiler == "gcc (toy) 2, ld 1"
 
 
 def test_a_source_tree_is_built_as_it_stands_and_is_not_touched(workshop: Workshop) -> None:
@@ -239,8 +249,8 @@ def test_a_source_tree_is_built_as_it_stands_and_is_not_touched(workshop: Worksh
     fill({path / "mm/ksm.c": "uncommitted\n", path / "mm/new.c": "untracked\n", path / "mm/old.o": "ignored\n"})
     fill({path / "arch/x86/boot/bzImage": "built in place", workshop.tmp_path / "move.patch": PATCH})
     before = digest(path)
-    kernel = workshop.resolve(f"{path}+{workshop.tmp_path}/move.patch", Building(trees=True))
-    image = kernel.image.read_bytes()
+    kernel = workshop.resolve(f"{path}+{workshop.tmp_path}/move.patch", BuildOptions(trees=True))
+    image = kernel.boot_image.read_bytes()
     assert b"uncommitted\n" in image
     assert b"untracked\n" in image
     assert b"patched 33\n" in image
@@ -251,17 +261,17 @@ def test_a_source_tree_is_built_as_it_stands_and_is_not_touched(workshop: Worksh
 def test_a_tree_that_no_git_knows_is_built_too(workshop: Workshop) -> None:
     path = lay_out(workshop.tmp_path / "linux")
     before = digest(path)
-    first = workshop.resolve(str(path), Building(trees=True))
-    assert workshop.resolve(str(path), Building(trees=True)).image == first.image
+    first = workshop.resolve(str(path), BuildOptions(trees=True))
+    assert workshop.resolve(str(path), BuildOptions(trees=True)).boot_image == first.boot_image
     assert digest(path) == before
     fill({path / "mm/ksm.c": "changed\n"})
-    assert b"changed\n" in workshop.resolve(str(path), Building(trees=True)).image.read_bytes()
+    assert b"changed\n" in workshop.resolve(str(path), BuildOptions(trees=True)).boot_image.read_bytes()
 
 
 def test_a_linked_work_tree_is_built_too(workshop: Workshop) -> None:
     path = repository(workshop.tmp_path / "linux")
     git(path, "worktree", "add", "--quiet", str(workshop.tmp_path / "other"))
-    assert workshop.resolve(str(workshop.tmp_path / "other"), Building(trees=True)).release == "9.1.2-toy"
+    assert workshop.resolve(str(workshop.tmp_path / "other"), BuildOptions(trees=True)).release == "9.1.2-toy"
 
 
 def test_a_build_that_was_killed_is_started_over(workshop: Workshop) -> None:
@@ -271,7 +281,7 @@ def test_a_build_that_was_killed_is_started_over(workshop: Workshop) -> None:
     (output,) = (path for path in workshop.cache.root.glob("sources/*/tree/out-x86_64-*"))
     fill({output / ".unfinished": "", output / "mm/ksm.o": "half an obj"})
     kernel = workshop.resolve(f"git:{path}@v1+{workshop.tmp_path}/move.patch")
-    assert b"merge\n" in kernel.image.read_bytes()
+    assert b"merge\n" in kernel.boot_image.read_bytes()
 
 
 def test_few_output_directories_are_kept(workshop: Workshop) -> None:
@@ -331,12 +341,12 @@ def test_a_source_that_does_not_compile_says_where(workshop: Workshop) -> None:
     path = repository(workshop.tmp_path / "linux")
     fill({path / "mm/ksm.c": "BROKEN\n"})
     with pytest.raises(BuildError) as caught:
-        workshop.resolve(str(path), Building(trees=True))
+        workshop.resolve(str(path), BuildOptions(trees=True))
     first, *_, last = str(caught.value).splitlines()
     assert first == "linux-x86_64 does not compile: mm/ksm.c:1:1: error: BROKEN is no C"
     assert Path(last.removeprefix("the whole log is ")).is_file()
     fill({path / "mm/ksm.c": "mended\n"})
-    assert b"mended\n" in workshop.resolve(str(path), Building(trees=True)).image.read_bytes()
+    assert b"mended\n" in workshop.resolve(str(path), BuildOptions(trees=True)).boot_image.read_bytes()
 
 
 def test_an_unknown_revision_is_refused(workshop: Workshop) -> None:
@@ -384,7 +394,7 @@ def test_a_source_package_becomes_the_tree_that_git_makes_of_it(workshop: Worksh
     data = tarball(workshop.tmp_path / "x.tar.xz", tree)
     package = build_deb(workshop.tmp_path, "linux-source-9.1", {"usr/src/linux-source-9.1.tar.xz": data}, "all")
     store = PackageSource("linux-source-9.1").store(workshop.cache)
-    store.borrow(store.git_dir / "objects")
+    store.init(store.git_dir / "objects")
     source._import(package, store, "refs/heads/x")
     git(tree, "init", "--quiet")
     git(tree, "add", ".")
@@ -401,9 +411,9 @@ def test_the_work_tree_is_mended_and_keeps_the_times_of_what_stays(workshop: Wor
     path = repository(workshop.tmp_path / "linux")
     fill({workshop.tmp_path / "move.patch": PATCH})
     local = GitSource(path, "v1")
-    identity = local.identify(workshop.cache, workshop.archive)
-    store: Store = local.store(workshop.cache)
-    tree = local.fetch(identity, workshop.cache, workshop.archive)
+    version = local.identify(workshop.cache, workshop.archive)
+    store = local.store(workshop.cache)
+    tree = local.fetch(version, workshop.cache, workshop.archive)
     work = store.checkout(tree)
     before = digest(work)
     store.checkout(store.apply(tree, series.load(workshop.tmp_path / "move.patch")))

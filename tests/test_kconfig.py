@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Fragments merge as the kernel's own script merges them, and the reason for a lost option is named."""
+"""Fragments merge as the kernel's own script merges them, and a lost option is explained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.build.kconfig import Definitions, Setting, check, evaluate, merge, parse_fragment
+from harness.build.kconfig import KconfigFiles, Setting, check, evaluate, merge, parse_fragment
 from harness.errors import ConfigError, UsageError
 from tests.kernel_files import fill
 
@@ -71,7 +71,7 @@ def tree(tmp_path: Path) -> Path:
 
 def why(tree: Path, asked: str, **config: str) -> str:
     symbol, value = asked.split("=")
-    return Definitions.read(tree, "x86").explain(Setting(symbol, value, "a.config"), {"MMU": "y", **config})
+    return KconfigFiles.read(tree, "x86").explain(Setting(symbol, value, "a.config"), {"MMU": "y", **config})
 
 
 # Fragments
@@ -119,7 +119,7 @@ def test_a_lost_option_names_the_dependency_that_is_not_met(tree: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         check(wanted, {"MMU": "y"}, tree, "x86")
     assert str(caught.value) == (
-        "the configuration cannot be had: CONFIG_KSM=y from base.config became n: it depends on SYSFS [SYSFS=n]"
+        "this source cannot have the configuration: CONFIG_KSM=y from base.config became n: it depends on SYSFS [SYSFS=n]"
     )
 
 
@@ -128,7 +128,7 @@ def test_every_lost_option_is_listed(tree: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         check(wanted, {"MMU": "y"}, tree, "x86")
     first, second = str(caught.value).splitlines()
-    assert first.startswith("the configuration cannot be had (and 1 more): CONFIG_KSM=y")
+    assert first.startswith("this source cannot have the configuration (and 1 more): CONFIG_KSM=y")
     assert second == "CONFIG_NOPE=y from x became n: this source has no such option"
 
 
@@ -141,12 +141,12 @@ def test_every_lost_option_is_listed(tree: Path) -> None:
         ("CHECK=y", {"EXPERT": "n"}, "it depends on DEBUG_VM [DEBUG_VM=n] && KSM [KSM=n]"),
         ("BALANCE=y", {}, "it depends on NUMA [NUMA=n]"),
         ("HELPER=n", {"CHECK": "y", "KSM": "y"}, "it is selected by CHECK (y)"),
-        ("HELPER=y", {}, "nobody can set it directly; it is selected by CHECK"),
+        ("HELPER=y", {}, "it cannot be set directly; it is selected by CHECK"),
         ("TUNED=n", {}, "it can be set only with EXPERT [EXPERT=n]"),
         ("PAGES_64K=y", {}, "another option of the same choice was taken"),
         ("NOT_AN_OPTION=y", {}, "this source has no such option"),
         ("KSM=n", {"SYSFS": "y"},
-         "its dependencies are met; a value out of range, or a default that another option forces"),
+         "its dependencies are met; the value may be out of range, or another option may force a default"),
     ],
 )  # fmt: skip
 def test_the_reason_is_found_in_the_kconfig_files(tree: Path, asked: str, config: dict[str, str], says: str) -> None:

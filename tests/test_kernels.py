@@ -119,7 +119,7 @@ def test_a_build_tree_is_a_kernel_with_config_modules_and_symbols(tmp_path: Path
     kernel = resolve(str(path), tmp_path)
     assert isinstance(kernel.spec, TreeSpec)
     assert (kernel.spec.label, kernel.arch, kernel.release) == (f"linux-{built}", built, "9.1.2-tree")
-    assert kernel.image == path / built.tree_image
+    assert kernel.boot_image == path / built.tree_image
     assert kernel.vmlinux == path / "vmlinux"
     assert kernel.modules is not None
     assert (list(kernel.modules.files), set(kernel.modules.builtin)) == (["zram"], {"virtio_pci"})
@@ -234,12 +234,12 @@ def test_a_package_of_one_piece_is_a_kernel(tmp_path: Path) -> None:
     )
     kernel = resolve(str(path), tmp_path)
     assert isinstance(kernel.spec, DebSpec)
-    assert (kernel.release, kernel.image.read_bytes()) == ("9.1.2-cloud-amd64", IMAGES[X86_64])
+    assert (kernel.release, kernel.boot_image.read_bytes()) == ("9.1.2-cloud-amd64", IMAGES[X86_64])
     assert kernel.has("KSM")
     assert kernel.modules is not None
     assert list(kernel.modules.files) == ["zram"]
     assert kernel.provenance.package == "linux-image-9.1.2-cloud-amd64"
-    unpacked = sorted(path.name for path in kernel.image.parent.rglob("*") if path.is_file())
+    unpacked = sorted(path.name for path in kernel.boot_image.parent.rglob("*") if path.is_file())
     assert unpacked == ["System.map", "config", "image", "zram.ko"]
 
 
@@ -249,7 +249,7 @@ def test_a_package_in_pieces_is_put_together_from_those_beside_it(tmp_path: Path
     build_deb(tmp_path, "linux-modules-9.1.2-cloud-arm64", {f"{modules}/kernel/zram.ko": ko()}, "arm64")
     build_deb(tmp_path, "linux-base-9.1.2-cloud-arm64", {f"{modules}/config": CONFIG}, "arm64")
     kernel = resolve(str(path), tmp_path)
-    assert (kernel.arch, kernel.image.read_bytes()) == (ARM64, IMAGES[ARM64])
+    assert (kernel.arch, kernel.boot_image.read_bytes()) == (ARM64, IMAGES[ARM64])
     assert kernel.has("KSM")
     assert kernel.modules is not None
     assert list(kernel.modules.files) == ["zram"]
@@ -257,7 +257,7 @@ def test_a_package_in_pieces_is_put_together_from_those_beside_it(tmp_path: Path
 
 def test_a_package_that_only_points_elsewhere_is_refused(tmp_path: Path) -> None:
     path = build_deb(tmp_path, "linux-image-9.1.2-cloud-amd64", {"usr/share/doc/readme": "x"})
-    with pytest.raises(SpecError, match="holds no kernel image"):
+    with pytest.raises(SpecError, match="contains no boot image"):
         resolve(str(path), tmp_path)
 
 

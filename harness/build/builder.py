@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Builds kernels: a pure function of source, patches, configuration and compiler, whose values are cached.
+"""Builds kernels and caches them.
 
-What is built is kept under a key made of those four, which takes no look at a source tree to compute. Below it, two
-more things make a build of something new short: the output directory of the last build with the same configuration is
-kept, so that ``make`` compiles only what a patch changed, and ccache remembers every object, if it is installed.
+Source, patches, configuration and compiler determine a kernel completely. A built kernel is cached under a key made of
+these four, and no source tree has to be read to compute that key. Two more things make a new build short: output
+directories are kept, so that ``make`` compiles only what a patch changed, and ccache is used if it is installed.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from pathlib import Path
 
 from harness.arch import Architecture
 from harness.build import kconfig
-from harness.build.kconfig import Merged
+from harness.build.kconfig import MergedFragments
 from harness.build.series import Patch, patchset_hash
-from harness.build.source import Identity, Source, Store
+from harness.build.source import Source, SourceVersion
 from harness.debian.apt import Archive
 from harness.errors import BuildError, HostError
 from harness.host.cache import Cache, host_trouble
 from harness.host.process import killed_with_parent
 
-#: changes with what the code below does to a kernel: what older code built is built again
+#: must change when this module builds kernels differently, so that cached kernels are built again
 _GENERATION = "1"
-#: output directories kept per source; one takes 300 MB, with debug information 2 GB
+#: output directories kept for each source; one takes 300 MB, or 2 GB with debug information
 _KEPT = 3
-#: seconds between two words about how far a build is
+#: seconds between two progress messages
 _TELL_EVERY = 20.0
-#: lines of make's output per option that is set, for a first estimate (7.3 with 883 options: 2046)
+#: lines of make's output for each option that is set, for a first estimate (7.3 with 883 options: 2046 lines)
 _STEPS_PER_OPTION = 2.5
 
 #: what a kernel build runs, and the Debian package of each
@@ -57,37 +57,39 @@ _HEADERS = {"gelf.h": "libelf-dev", "openssl/ssl.h": "libssl-dev"}
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What a kernel is made of, for the report: the same recipe makes the same bytes."""
+class BuildProvenance:
+    """What a kernel was built from. Equal provenances give identical kernels."""
 
-    #: which source, in words
+    #: description of the source
     source: str
-    #: of the source package, or the git tree
+    #: SHA-256 of the source package, or the ID of the git tree
     source_digest: str
-    #: how many patches, and their digest as KCIDB defines it (empty for none)
+    #: number of patches
     patches: int
+    #: digest of the patches as KCIDB defines it; empty if there are none
     patchset_hash: str
-    #: presets and page size
-    flavour: str
-    #: of the resolved ``.config``
+    #: names of the presets and the page size
+    configuration: str
+    #: SHA-256 of the complete ``.config``
     config_digest: str
+    #: compiler and linker with their versions
     compiler: str
 
     def __str__(self) -> str:
         patched = f" + {self.patches} patches ({self.patchset_hash[:16]}…)" if self.patches else ""
-        return f"{self.source}{patched}, {self.flavour} configuration {self.config_digest[:16]}…, {self.compiler}"
+        return f"{self.source}{patched}, {self.configuration} configuration {self.config_digest[:16]}…, {self.compiler}"
 
 
 @dataclass(frozen=True)
-class Built:
-    """A kernel in the cache."""
+class BuiltKernel:
+    """A kernel in the cache. The output of make is in the file ``build.log`` beside its boot image."""
 
-    recipe: Recipe
-    #: as ``uname -r`` will show it
+    provenance: BuildProvenance
+    #: as ``uname -r`` shows it
     release: str
-    image: Path
+    boot_image: Path
     config: Path
-    #: only with debug information: without, it holds nothing that helps
+    #: the ELF file with debug information; None if the kernel was configured without
     vmlinux: Path | None
 
 
@@ -101,7 +103,7 @@ class Toolchain:
 
     @classmethod
     def of(cls, arch: Architecture) -> Toolchain:
-        """The host's own compiler, or Debian's cross compiler.
+        """The host's own compiler, or the cross compiler that Debian packages.
 
         :raises HostError: if it is not installed.
         """
@@ -116,12 +118,12 @@ class Toolchain:
 
     @cached_property
     def version(self) -> str:
-        """Compiler and linker with their versions."""
+        """The first line of ``--version`` of compiler and linker."""
         programs = (f"{self.prefix}gcc", f"{self.prefix}ld")
         return ", ".join(_output([each, "--version"]).partition("\n")[0] for each in programs)
 
     def variables(self) -> list[str]:
-        """What ``make`` must know."""
+        """The variables for make's command line."""
         ccache = "ccache " if shutil.which("ccache") else ""
         return [
             f"ARCH={self.arch}",
@@ -132,93 +134,94 @@ class Toolchain:
 
 
 @dataclass(frozen=True)
-class Request:
-    """A kernel that somebody wants."""
+class BuildRequest:
+    """A kernel to build."""
 
     arch: Architecture
     source: Source
     patches: tuple[Patch, ...]
-    #: presets and page size, for people
-    flavour: str
-    wanted: Merged
-    #: what to call it in messages
+    #: names of the presets and the page size
+    configuration: str
+    #: the options that the configuration sets
+    wanted: MergedFragments
+    #: name for messages
     label: str
 
     @property
     def stem(self) -> str:
-        """The readable half of a name in the cache; what is the same under two names is cached once."""
-        return f"{self.flavour}-{self.arch}".replace(":", "-")
+        """The readable part of cache keys. The label is not in it, so equal kernels with two labels are cached once."""
+        return f"{self.configuration}-{self.arch}".replace(":", "-")
 
 
-def build(request: Request, cache: Cache, archive: Archive) -> Built:
-    """The kernel that was asked for: from the cache, or built now.
+def build(request: BuildRequest, cache: Cache, archive: Archive) -> BuiltKernel:
+    """Take a kernel from the cache, or build it now.
 
     :raises SpecError: if the source does not exist.
-    :raises FetchError: if it cannot be had.
-    :raises HostError: if this host lacks a program, or space.
+    :raises FetchError: if the source cannot be fetched.
+    :raises HostError: if this host lacks a program, or disk space.
     :raises PatchError: if a patch does not apply.
-    :raises ConfigError: if an option does not stick.
-    :raises BuildError: if it does not compile.
+    :raises ConfigError: if an option cannot have its value in this source.
+    :raises BuildError: if the kernel does not compile.
     """
     return _Build(request, cache, archive).run()
 
 
 class _Build:
-    """One request on its way."""
+    """The build of one kernel."""
 
-    def __init__(self, request: Request, cache: Cache, archive: Archive) -> None:
+    def __init__(self, request: BuildRequest, cache: Cache, archive: Archive) -> None:
         self.request = request
         self.cache = cache
         self.archive = archive
         self.toolchain = Toolchain.of(request.arch)
-        self.store: Store = request.source.store(cache)
+        self.store = request.source.store(cache)
         self._patched: str | None = None
 
     @cached_property
-    def identity(self) -> Identity:
+    def version(self) -> SourceVersion:
         return self.request.source.identify(self.cache, self.archive)
 
-    def run(self) -> Built:
+    def run(self) -> BuiltKernel:
         request = self.request
         series = patchset_hash(request.patches)
-        inputs = [_GENERATION, request.arch.name, self.identity.digest, series, self.toolchain.version]
+        inputs = [_GENERATION, request.arch.name, self.version.digest, series, self.toolchain.version]
         config = self.cache.file(
             "configs", f"{request.stem}={_digest(inputs, request.wanted.text)}", self._configure, name="config"
         )
         config_digest = self.cache.digest(config)
-        recipe = Recipe(
-            source=self.identity.version,
-            source_digest=self.identity.digest,
+        provenance = BuildProvenance(
+            source=self.version.description,
+            source_digest=self.version.digest,
             patches=len(request.patches),
             patchset_hash=series,
-            flavour=request.flavour,
+            configuration=request.configuration,
             config_digest=config_digest,
             compiler=self.toolchain.version,
         )
 
         def make(target: Path) -> None:
             self._compile(config, target)
-            (target / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1))
+            (target / "provenance.json").write_text(json.dumps(asdict(provenance), indent=1))
 
         made = self.cache.tree("builds", f"{request.stem}={_digest(inputs, config_digest)}", make)
         vmlinux = made / "vmlinux"
-        return Built(
-            recipe=recipe,
+        return BuiltKernel(
+            provenance=provenance,
             release=(made / "release").read_text().strip(),
-            image=made / "image",
+            boot_image=made / "image",
             config=made / "config",
             vmlinux=vmlinux if vmlinux.exists() else None,
         )
 
     def _checkout(self) -> Path:
-        """The work tree with the patched source; the caller holds the store's lock."""
+        """The work tree with the patched source; the caller must hold the lock of the store."""
         if self._patched is None:
-            tree = self.request.source.fetch(self.identity, self.cache, self.archive)
+            tree = self.request.source.fetch(self.version, self.cache, self.archive)
             self._patched = self.store.apply(tree, self.request.patches)
         return self.store.checkout(self._patched)
 
     def _configure(self, target: Path) -> None:
-        """Resolve the configuration, and make sure that nothing was lost."""
+        """Write the complete ``.config`` to ``target``, and check that it has every option that was asked for."""
         check_host()
         request = self.request
         with self.store.locked():
@@ -234,14 +237,14 @@ class _Build:
             for goal in (["allnoconfig", "KCONFIG_ALLCONFIG=wanted"], ["olddefconfig"]):
                 log = self._log("config")
                 if self._make(source, output, goal, log):
-                    shutil.rmtree(output)  # a run that was killed may have left half a program in it
+                    shutil.rmtree(output)  # a run that was killed may have left an incomplete program in it
                     raise BuildError(self._failure("cannot be configured", log))
             text = (output / ".config").read_text()
             kconfig.check(request.wanted, kconfig.parse_config(text), source, _srcarch(request.arch))
         target.write_text(text)
 
     def _compile(self, config: Path, target: Path) -> None:
-        """Build, and keep what is needed to boot and to look into the kernel."""
+        """Build the kernel, and copy what is needed to boot and to inspect it to ``target``."""
         check_host()
         arch = self.request.arch
         with self.store.locked(), host_trouble(self.store.root):
@@ -251,7 +254,7 @@ class _Build:
             output = self._output(source, config)
             unfinished = output / ".unfinished"
             if unfinished.exists():
-                # Killed in the middle: make cannot tell a whole object from a half one.
+                # That build was killed, and make does not notice incomplete object files.
                 shutil.rmtree(output)
             output.mkdir(exist_ok=True)
             unfinished.touch()
@@ -260,7 +263,7 @@ class _Build:
             log = self._log("build")
             goal = [Path(arch.tree_image).name]
             if debug_info:
-                # Debug information names the directory, which would differ from host to host.
+                # Debug information contains the name of the source directory, which differs from host to host.
                 goal += [f"{name}=-fdebug-prefix-map={source}=/linux" for name in ("KCFLAGS", "KAFLAGS")]
             steps = source.parent / f"steps-{arch}"
             estimate = int(steps.read_text()) if steps.exists() else int(_STEPS_PER_OPTION * len(options))
@@ -268,7 +271,7 @@ class _Build:
             try:
                 status = self._make(source, output, goal, log, progress.line)
             finally:
-                unfinished.unlink()  # make has ended, and in order: what it left is whole
+                unfinished.unlink()  # make ended by itself, so all files are complete
             if status:
                 raise BuildError(self._failure("does not compile", log))
             if progress.done > estimate // 2:
@@ -278,11 +281,12 @@ class _Build:
             shutil.copyfile(output / "include/config/kernel.release", target / "release")
             if debug_info:
                 shutil.copyfile(output / "vmlinux", target / "vmlinux")
+            shutil.move(log, target / "build.log")
 
     def _output(self, source: Path, config: Path) -> Path:
-        """The output directory for this configuration and compiler; those longest out of use are removed."""
-        # Right below the source, where kbuild calls the source "..": no name of a directory gets into any object,
-        # and the same object comes from ccache whatever the output directory is called.
+        """The output directory for this configuration and compiler; the least recently used ones are removed."""
+        # It is directly below the source, where kbuild calls the source "..". So no object contains the name of a
+        # directory, and ccache finds an object whatever the output directory is called.
         name = f"out-{self.request.arch}-{_digest([self.toolchain.version], self.cache.digest(config))}"
         others = [each for each in source.glob("out-*-*") if each.name != name and "config" not in each.name]
         others.sort(key=lambda each: each.stat().st_mtime, reverse=True)
@@ -291,6 +295,7 @@ class _Build:
         return source / name
 
     def _log(self, what: str) -> Path:
+        """Where make's output goes; it stays there if make fails."""
         return self.store.root / f"{what}-{re.sub(r'[^A-Za-z0-9.+:_-]+', '-', self.request.label)}.log"
 
     def _failure(self, what: str, log: Path) -> str:
@@ -302,14 +307,15 @@ class _Build:
     def _make(
         self, source: Path, output: Path, goal: Sequence[str], log: Path, line: Callable[[str], None] | None = None
     ) -> int:
-        """Run make to its end; its exit status.
+        """Run make to its end.
 
-        :param line: told each line of output.
+        :param line: called with each line of output.
+        :returns: the exit status.
         """
         command = ["make", "-C", str(source), f"O={output}", f"-j{len(os.sched_getaffinity(0))}"]
         command += [*self.toolchain.variables(), *goal]
         ccache = self.cache.root / "ccache"
-        # make forwards SIGTERM to all that it started, and removes what was half done.
+        # On SIGTERM, make ends the processes that it started and removes incomplete files.
         argv = killed_with_parent(command, "TERM")
         with log.open("w", buffering=1) as record:
             record.write(f"{' '.join(map(repr, command))}\n")
@@ -337,7 +343,7 @@ class _Build:
 
 
 def _environment(ccache: Path) -> Mapping[str, str]:
-    """All that a build sees of this host; nothing in it gets into a kernel."""
+    """The environment of make: nothing of the host that could change the kernel."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     return {
         **kept,
@@ -347,14 +353,14 @@ def _environment(ccache: Path) -> Mapping[str, str]:
         "KBUILD_BUILD_USER": "harness",
         "KBUILD_BUILD_HOST": "harness",
         "CCACHE_DIR": str(ccache),
-        # Names of directories are in no object (see _output), and times of headers mean nothing: we write them anew.
+        # No object contains the name of a directory (see _output), and checking out a source gives headers new times.
         "CCACHE_NOHASHDIR": "1",
         "CCACHE_SLOPPINESS": "time_macros,include_file_mtime,include_file_ctime",
     }
 
 
 class _Progress:
-    """Counts what make says that it does."""
+    """Reports how far make is, by the lines that it prints."""
 
     def __init__(self, what: str, estimate: int, tell: Callable[[str], None]) -> None:
         self._what = what
@@ -365,7 +371,7 @@ class _Progress:
         self.done = 0
 
     def line(self, line: str) -> None:
-        """Take a line like ``  CC      mm/mremap.o``."""
+        """Count a line such as ``  CC      mm/mremap.o``."""
         found = re.match(r"  ([A-Z]\S*) +(?:\[M\] +)?(\S+)", line)
         if not found:
             return
@@ -381,7 +387,7 @@ class _Progress:
 
 
 def _srcarch(arch: Architecture) -> str:
-    """The directory below ``arch/``."""
+    """The name of the architecture's directory below ``arch/``."""
     return arch.tree_image.split("/")[1]
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Kernel configurations: fragments are merged, and what did not stick is explained.
+"""Kernel configurations: merges fragments, and explains options that could not be set.
 
-``make olddefconfig`` drops what cannot be set without a word. So each value that was asked for is looked up in the
-resulting ``.config``, and for a lost one the Kconfig files are read to say which condition is not met.
+``make olddefconfig`` silently drops values that an option cannot have. So each value of the fragments is looked up in
+the resulting ``.config``. If it differs, the Kconfig files are read to find the condition that is not met.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from harness.errors import ConfigError, UsageError
 
 @dataclass(frozen=True)
 class Setting:
-    """One value that a fragment asks for."""
+    """One line of a fragment: an option and its value."""
 
     #: without ``CONFIG_``
     symbol: str
-    #: as it stands in a ``.config``: ``y``, ``m``, ``n``, a number, or a string in quotes
+    #: in the form of a ``.config``: ``y``, ``m``, ``n``, a number, or a string in quotes
     value: str
     #: the name of the fragment
     origin: str
@@ -33,7 +33,7 @@ class Setting:
 def parse_fragment(text: str, origin: str) -> list[Setting]:
     """The settings of a fragment in order. A comment may follow a value.
 
-    :param origin: what to call the fragment in messages.
+    :param origin: the name of the fragment for messages.
     :raises UsageError: for a line that is neither a setting nor a comment.
     """
     settings = []
@@ -49,21 +49,21 @@ def parse_fragment(text: str, origin: str) -> list[Setting]:
 
 
 @dataclass(frozen=True)
-class Merged:
-    """Fragments put together: the last value of each symbol wins."""
+class MergedFragments:
+    """The settings of several fragments. The last value of each symbol is used."""
 
     settings: Mapping[str, Setting]
-    #: each change of mind, in order: what was, and what it became
+    #: settings that a later one replaced, each with the later one, in order
     redefined: tuple[tuple[Setting, Setting], ...]
 
     @property
     def text(self) -> str:
-        """For ``KCONFIG_ALLCONFIG``; the same settings give the same text, whatever fragments they came from."""
+        """The settings as a file for ``KCONFIG_ALLCONFIG``, sorted, so that equal settings give equal text."""
         return "".join(f"{setting}\n" for _, setting in sorted(self.settings.items()))
 
 
-def merge(settings: Iterable[Setting]) -> Merged:
-    """Put settings together as the kernel's ``scripts/kconfig/merge_config.sh`` does."""
+def merge(settings: Iterable[Setting]) -> MergedFragments:
+    """Merge settings as the kernel's ``scripts/kconfig/merge_config.sh`` does."""
     merged: dict[str, Setting] = {}
     redefined = []
     for setting in settings:
@@ -71,62 +71,62 @@ def merge(settings: Iterable[Setting]) -> Merged:
         if before and before.value != setting.value:
             redefined.append((before, setting))
         merged[setting.symbol] = setting
-    return Merged(merged, tuple(redefined))
+    return MergedFragments(merged, tuple(redefined))
 
 
-def check(merged: Merged, config: Mapping[str, str], source: Path, srcarch: str) -> None:
-    """Make sure that each value that was asked for is in the configuration that came of it.
+def check(merged: MergedFragments, config: Mapping[str, str], source: Path, srcarch: str) -> None:
+    """Check that the complete configuration has every setting of the fragments.
 
-    :param config: values by symbol, without ``CONFIG_``; what is not set is absent.
-    :param source: the kernel source, whose Kconfig files explain what was lost.
-    :param srcarch: the directory below ``arch/``.
-    :raises ConfigError: naming each lost symbol with the dependency that is not met.
+    :param config: values by symbol, without ``CONFIG_``; symbols that are not set are absent.
+    :param source: the kernel source, whose Kconfig files are read to explain differences.
+    :param srcarch: the name of the architecture's directory below ``arch/``.
+    :raises ConfigError: names each symbol with another value, and the dependency that is not met.
     """
     lost = [each for each in merged.settings.values() if config.get(each.symbol, "n") != each.value]
     if not lost:
         return
-    definitions = Definitions.read(source, srcarch)
+    definitions = KconfigFiles.read(source, srcarch)
     reasons = [
         f"{each} from {each.origin} became {config.get(each.symbol, 'n')}: {definitions.explain(each, config)}"
         for each in lost
     ]
     count = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
-    raise ConfigError("\n".join([f"the configuration cannot be had{count}: {reasons[0]}", *reasons[1:]]))
+    raise ConfigError("\n".join([f"this source cannot have the configuration{count}: {reasons[0]}", *reasons[1:]]))
 
 
 @dataclass
-class Definition:
+class KconfigEntry:
     """One ``config`` or ``menuconfig`` entry; a symbol may have several."""
 
     symbol: str
-    #: conditions that must all hold: its own, and those of the menus and ``if`` blocks around it
+    #: conditions that must all be met: its own, and those of the menus and ``if`` blocks around it
     depends: list[str] = field(default_factory=list)
-    #: when a person can set it (empty: always); None for a symbol without prompt, which others alone set
+    #: the condition of its prompt, empty for none; None for a symbol without prompt, which only others can select
     prompt: str | None = None
-    #: whether it stands in a choice, of which one option can be y
+    #: it belongs to a choice, in which only one option can be y
     in_choice: bool = False
 
 
 @dataclass
-class Definitions:
-    """What the Kconfig files of one architecture define."""
+class KconfigFiles:
+    """The definitions in the Kconfig files of one architecture."""
 
-    symbols: dict[str, list[Definition]] = field(default_factory=dict)
-    #: by symbol, those that select it, each with its condition (empty for none)
+    symbols: dict[str, list[KconfigEntry]] = field(default_factory=dict)
+    #: for each symbol, the symbols that select it, each with its condition (empty for none)
     selected_by: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, source: Path, srcarch: str) -> Definitions:
-        """Read ``Kconfig`` and all that it sources.
+    def read(cls, source: Path, srcarch: str) -> KconfigFiles:
+        """Read ``Kconfig`` and all files that it includes.
 
-        :param srcarch: the directory below ``arch/``.
+        :param srcarch: the name of the architecture's directory below ``arch/``.
         """
         definitions = cls()
         _Reader(source, {"SRCARCH": srcarch}, definitions).read("Kconfig", [])
         return definitions
 
     def explain(self, setting: Setting, config: Mapping[str, str]) -> str:
-        """Why a symbol did not get the value that was asked for, as the end of a sentence."""
+        """Why a symbol has another value than a setting asks for, as the end of a sentence."""
         entries = self.symbols.get(setting.symbol, [])
         if not entries:
             return "this source has no such option"
@@ -143,16 +143,16 @@ class Definitions:
         prompts = [entry.prompt for entry in entries if entry.prompt is not None]
         if not prompts:
             users = ", ".join(by for by, _ in self.selected_by.get(setting.symbol, [])[:5])
-            return "nobody can set it directly" + (f"; it is selected by {users}" if users else "")
+            return "it cannot be set directly" + (f"; it is selected by {users}" if users else "")
         if not any(evaluate(prompt, config) for prompt in prompts):
             return "it can be set only with " + ", or ".join(_unmet([prompt], config) for prompt in prompts)
         if any(entry.in_choice for entry in entries):
             return "another option of the same choice was taken"
-        return "its dependencies are met; a value out of range, or a default that another option forces"
+        return "its dependencies are met; the value may be out of range, or another option may force a default"
 
 
 def _unmet(conditions: Sequence[str], config: Mapping[str, str]) -> str:
-    """Those parts of a conjunction that do not hold, each with the values of its symbols; empty if all hold."""
+    """The conditions that are not met, each with the values of its symbols; empty if all are met."""
     parts = [part for condition in conditions for part in _conjuncts(condition)]
     return " && ".join(_with_values(part, config) for part in dict.fromkeys(parts) if not evaluate(part, config))
 
@@ -193,14 +193,14 @@ def _tokens(expression: str) -> list[str]:
 def evaluate(expression: str, config: Mapping[str, str]) -> int:
     """The value of a Kconfig expression: 0 for n, 1 for m, 2 for y (Documentation/kbuild/kconfig-language.rst).
 
-    What is not understood, such as a call of a preprocessor function, counts as y: it is not to be blamed.
+    Expressions that are not understood, such as a preprocessor function, count as y, so that they are not reported.
     """
     tokens = _tokens(expression)
     return _Expression(tokens, config).disjunction() if tokens else 2
 
 
 class _Expression:
-    """Recursive descent over tokens."""
+    """A recursive descent parser that evaluates an expression."""
 
     def __init__(self, tokens: Sequence[str], config: Mapping[str, str]) -> None:
         self._tokens = [*tokens, ""]
@@ -259,9 +259,9 @@ def _compare(left: str, operator: str, right: str) -> bool:
 
 
 class _Reader:
-    """Walks Kconfig files as far as dependencies need it; defaults, ranges and help texts are passed over."""
+    """Reads the dependencies in Kconfig files; defaults, ranges and help texts are skipped."""
 
-    def __init__(self, source: Path, variables: Mapping[str, str], definitions: Definitions) -> None:
+    def __init__(self, source: Path, variables: Mapping[str, str], definitions: KconfigFiles) -> None:
         self._source = source
         self._variables = variables
         self._into = definitions
@@ -269,21 +269,21 @@ class _Reader:
     def read(self, name: str, around: Sequence[list[str]]) -> None:
         """Read one file.
 
-        :param around: the conditions of each block that the file is sourced from within.
+        :param around: the conditions of each block around the line that includes the file.
         """
         try:
             text = (self._source / name).read_text(errors="replace")
         except OSError:
-            return  # "osource", or another architecture's
+            return  # included by "osource", or a file of another architecture
         #: the keyword that opened each block, and its conditions
         blocks: list[tuple[str, list[str]]] = [("source", each) for each in around]
-        entry: Definition | None = None
+        entry: KconfigEntry | None = None
         for line in _lines(text):
             keyword, _, rest = line.strip().partition(" ")
             rest = rest.strip()
             match keyword:
                 case "config" | "menuconfig":
-                    entry = Definition(rest, in_choice=any(kind == "choice" for kind, _ in blocks))
+                    entry = KconfigEntry(rest, in_choice=any(kind == "choice" for kind, _ in blocks))
                     entry.depends = [condition for _, conditions in blocks for condition in conditions]
                     self._into.symbols.setdefault(rest, []).append(entry)
                 case "menu" | "choice" | "if":
@@ -293,7 +293,7 @@ class _Reader:
                     blocks.pop()
                     entry = None
                 case "comment":
-                    entry = Definition("")  # swallows its "depends on"
+                    entry = KconfigEntry("")  # takes the "depends on" of the comment
                 case "source" | "osource" | "rsource" | "orsource":
                     path = re.sub(r"\$\((\w+)\)", lambda m: self._variables.get(m[1], ""), rest.strip('"'))
                     inside = str(Path(name).parent / path) if keyword.endswith("rsource") else path
@@ -312,7 +312,7 @@ class _Reader:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Lines with meaning: continuations joined, comments and help texts left out."""
+    """The lines of a Kconfig file with continuations joined, and without comments and help texts."""
     help_indent: int | None = None
     waiting = False
     for line in text.replace("\\\n", " ").expandtabs().splitlines():
@@ -332,6 +332,6 @@ def _lines(text: str) -> Iterator[str]:
 
 
 def parse_config(text: str) -> dict[str, str]:
-    """The options of a ``.config``, without their prefix; those "not set" are absent, strings lose their quotes."""
+    """The options of a ``.config`` without ``CONFIG_``. Those that are "not set" are absent; strings have no quotes."""
     found = re.findall(r"^CONFIG_(\w+)=(.*)$", text, re.MULTILINE)
     return {name: value[1:-1] if value.startswith('"') else value for name, value in found}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What a kernel that is built here is named, and what the name means.
+"""Parses the names of kernels that the harness builds.
 
 ::
 
@@ -17,40 +17,42 @@ from pathlib import Path
 
 from harness.arch import Architecture
 from harness.build.source import GitSource, PackageSource, Source, TreeSource
-from harness.build.variants import Definitions, Flavour
+from harness.build.variants import Configuration, KernelConfigs
 from harness.errors import SpecError
 
 
 @dataclass(frozen=True)
-class Building:
-    """What the user wants of kernels that are built here."""
+class BuildOptions:
+    """The command line options about kernels to build."""
 
-    #: build every source tree, whether or not it is built already
+    #: build every source tree, even if it contains a built kernel
     trees: bool = False
-    #: presets and page size of kernels that name none
+    #: presets and page size for kernels whose names have none
     words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Formula:
-    """A name that has been understood."""
+class BuildName:
+    """A parsed name."""
 
-    #: names the same, whatever the defaults are
+    #: the name with all presets, also those from the defaults
     text: str
-    #: short; the default preset is left out
+    #: a short name, without the default preset
     label: str
     source: Source
     #: patches, directories of patches, or mboxes, in order
     series: tuple[Path, ...]
-    flavour: Flavour
+    configuration: Configuration
 
 
-def parse(text: str, arch: Architecture, building: Building) -> Formula | None:
-    """Understand a name; None if it is none of a kernel that is built here. Reads local files only.
+def parse(text: str, arch: Architecture, options: BuildOptions) -> BuildName | None:
+    """Parse a name. Reads local files only.
 
-    :raises SpecError: if a part of it names nothing.
+    :param arch: the architecture to build for.
+    :returns: None if it is not the name of a kernel that the harness builds.
+    :raises SpecError: if a part of the name is unknown.
     """
-    definitions = Definitions.load()
+    definitions = KernelConfigs.load()
     words: list[str] = []
     named = text
     while ":" in named and named.rpartition(":")[2] in definitions.words:
@@ -59,13 +61,13 @@ def parse(text: str, arch: Architecture, building: Building) -> Formula | None:
     base, added = _split(named)
     variant_name, *unknown = base.split(":")
     if variant := definitions.variants.get(variant_name):
-        words = unknown + words  # those are no presets, and flavour() will say so
+        words = unknown + words  # configuration() reports the unknown presets
         named = named.replace(base, variant_name, 1)
         label, source, series = variant.name, _source(variant.source), (*variant.patches, *added)
     else:
         found = _source(base)
-        if isinstance(found, TreeSource) and not (words or added or building.trees):
-            return None  # a tree that somebody else has built
+        if isinstance(found, TreeSource) and not (words or added or options.trees):
+            return None  # the user builds this tree
         if found is None and base.startswith("git:"):
             raise SpecError(f"there is no git repository {base[4:].partition('@')[0]}: give git:PATH@REVISION")
         if found is None and (words or added):
@@ -75,15 +77,15 @@ def parse(text: str, arch: Architecture, building: Building) -> Formula | None:
         label, source, series = found.label, found, tuple(added)
     if source is None:
         raise SpecError(f"the variant {label} has no kernel source: correct its line in variants.toml")
-    flavour = definitions.flavour(words or building.words, arch)
+    configuration = definitions.configuration(words or options.words, arch)
     label += "".join(f"+{each.name if each.is_dir() else each.stem}" for each in added)
-    if flavour.words != (definitions.default_preset,):
-        label += f":{flavour}"
-    return Formula(f"{named}:{flavour}", label, source, series, flavour)
+    if configuration.words != (definitions.default_preset,):
+        label += f":{configuration}"
+    return BuildName(f"{named}:{configuration}", label, source, series, configuration)
 
 
 def _split(named: str) -> tuple[str, list[Path]]:
-    """What stands before the first ``+PATCHES``, and the patches. Any part may have a ``+`` in its own name."""
+    """The part before the first ``+PATCHES``, and the patches. File names may contain ``+``."""
     added: list[Path] = []
     while "+" in named and not Path(named).expanduser().exists():
         places = [place for place, letter in enumerate(named) if letter == "+"]
@@ -104,14 +106,14 @@ def _source(base: str) -> Source | None:
     if base.startswith("git:"):
         return _git(base.removeprefix("git:"))
     path = Path(base).expanduser()
-    # An O= directory has a Makefile, but no Kconfig.
+    # An O= directory has a Makefile, but not a Kconfig.
     is_source = base and all((path / name).is_file() for name in ("Makefile", "Kconfig", "Kbuild"))
     return TreeSource(path.absolute()) if is_source else None
 
 
 def _git(text: str) -> GitSource | None:
     parts = text.split("@")
-    for count in range(1, len(parts) + 1):  # either half may have an @ in it: HEAD@{1}
+    for count in range(1, len(parts) + 1):  # both parts may contain an @, as HEAD@{1} does
         path, ref = Path("@".join(parts[:count])).expanduser(), "@".join(parts[count:])
         if path.is_dir():
             return GitSource(path.absolute(), ref or "HEAD")

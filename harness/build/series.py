@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Patch series as people hold them: a directory of patches, an mbox, or one patch.
+"""Reads patch series: a directory of patches, an mbox, or one patch.
 
-What ``git format-patch``, ``b4 am`` and a mail archive write is understood, and a plain diff too.
+The output of ``git format-patch`` and ``b4 am``, messages from a mail archive, and plain diffs are understood.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 
 from harness.errors import SpecError
 
-#: what a directory of patches is looked through for
+#: a directory of patches is searched for files with these suffixes
 SUFFIXES = (".patch", ".diff", ".mbx", ".mbox", ".eml")
 
-#: what separates the messages of an mbox: "From ", a sender, and a date
+#: the line that separates the messages of an mbox: "From ", a sender, and a date
 _POSTMARK = re.compile(rb"^From \S+ .*\d\d:\d\d:\d\d.* \d{4}.*\n(?=[A-Za-z-]+:)", re.MULTILINE)
 _DIFF = re.compile(rb"^(?:diff --git |--- \S.*\n\+\+\+ \S)", re.MULTILINE)
 
@@ -30,15 +30,15 @@ _DIFF = re.compile(rb"^(?:diff --git |--- \S.*\n\+\+\+ \S)", re.MULTILINE)
 class Patch:
     """One patch."""
 
-    #: the file it came from, and its subject if that file holds others
+    #: the name of its file; with its subject if that file holds several patches
     name: str
-    #: as it was found, which is what its digest is of
+    #: the bytes of the file or message, which the digest is computed from
     raw: bytes
-    #: text that ``git apply`` reads: the mail's transfer encoding is undone
+    #: text for ``git apply``, with the transfer encoding of the mail decoded
     diff: bytes
 
     def hunk(self, file: str, line: int) -> str:
-        """Which hunk of a file starts at a line of the old file, in words."""
+        """A description of the hunk that starts at a line of the old file."""
         sections = re.split(rb"^(?=--- \S)", self.diff, flags=re.MULTILINE)
         for section in sections:
             head = section[:4096].split(b"\n", 2)
@@ -50,9 +50,9 @@ class Patch:
 
 
 def load(path: Path) -> list[Patch]:
-    """The patches of a series in order; messages without a diff, such as a cover letter, are left out.
+    """The patches of a series in order. Messages without a diff, such as a cover letter, are left out.
 
-    :param path: a directory (its files in the order of their names), an mbox, or one patch.
+    :param path: a directory, whose files are sorted by name; an mbox; or one patch.
     :raises SpecError: if there is no patch.
     """
     try:
@@ -70,9 +70,9 @@ def load(path: Path) -> list[Patch]:
 
 
 def patchset_hash(patches: Sequence[Patch]) -> str:
-    """The digest of a series as KCIDB defines it; empty if there is none.
+    """The digest of a series as KCIDB defines it; empty if there are no patches.
 
-    It is the SHA-256 over the SHA-256 of each patch in order, in hex, each ended by a newline.
+    It is the SHA-256 of the concatenated SHA-256 digests of the patches, each in hex and followed by a newline.
     """
     lines = "".join(f"{hashlib.sha256(patch.raw).hexdigest()}\n" for patch in patches)
     return hashlib.sha256(lines.encode()).hexdigest() if patches else ""
@@ -91,7 +91,7 @@ def _split(file: Path) -> Iterator[Patch]:
 
 
 def _decoded(raw: bytes) -> tuple[bytes, str]:
-    """The text of a message with its transfer encoding undone, and its subject for a message of ours."""
+    """The text of a message with its transfer encoding decoded, and its subject for error messages."""
     message = email.message_from_bytes(_POSTMARK.sub(b"", raw, count=1))
     if not message.keys():
         return raw, ""  # a plain diff
@@ -104,7 +104,7 @@ def _decoded(raw: bytes) -> tuple[bytes, str]:
 
 
 def _text(value: object) -> str:
-    """A header's words, which git writes in UTF-8 and mail programs encode."""
+    """The text of a header. Git writes it in UTF-8, and mail programs encode it."""
     plain = str(value).encode("ascii", "surrogateescape").decode("utf-8", "replace")
     return re.sub(r"\s+", " ", f" ({make_header(decode_header(plain))})")
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Kernel sources, brought into one form: a tree of git objects in a store of our own.
+"""Kernel sources. Each becomes a git tree in a repository in the cache.
 
-A distribution's package, a revision, and a directory with uncommitted changes all become a git tree. Patches are
-applied to an index, where nothing but objects is written, and one work tree per source is moved from one patched tree
-to the next: only files that differ are written, so that ``make`` compiles only what changed. The user's own trees and
-repositories are read, never written: new objects go into our store, which borrows theirs as an alternate.
+A source is a distribution's package, a revision of a repository, or a directory with uncommitted changes. Patches are
+applied to a git index, which writes nothing but objects. Each source has one work tree; checking out another patched
+tree there writes only the files that differ, so that ``make`` compiles only what changed. The user's own trees and
+repositories are never written to: new objects go into the repository in the cache, which has the user's object
+directory as an alternate.
 """
 
 from __future__ import annotations
@@ -35,19 +36,19 @@ from harness.errors import BuildError, FetchError, PatchError, SpecError
 from harness.host.cache import Cache, Progress, host_trouble, locked, silent
 from harness.host.process import find_program
 
-#: Left out of work trees, a third of the source, because no kernel of ours is made of it. Patches may still touch it.
-#: The last entry is register tables of one graphics driver.
+#: A third of the source that is left out of work trees, because no kernel built here needs it. Patches may change it.
+#: The last entry holds register tables of one graphics driver.
 LEFT_OUT = ("/Documentation/*", "!/Documentation/Kconfig", "/drivers/gpu/drm/amd/include/asic_reg/")
 
 
 @dataclass(frozen=True)
-class Identity:
-    """Which source exactly; equal digests mean equal bytes."""
+class SourceVersion:
+    """One version of a source. Equal digests mean equal contents."""
 
-    #: of the package file, or the git tree
+    #: SHA-256 of the package file, or the ID of the git tree
     digest: str
-    #: for people
-    version: str
+    #: text for reports and messages
+    description: str
 
 
 class Source(ABC):
@@ -59,34 +60,34 @@ class Source(ABC):
         """A short name."""
 
     @abstractmethod
-    def identify(self, cache: Cache, archive: Archive) -> Identity:
-        """Say which source this is now, in a second at most and without fetching it.
+    def identify(self, cache: Cache, archive: Archive) -> SourceVersion:
+        """Find out which version the source has now. Takes a second at most, and fetches no source.
 
         :raises SpecError: if there is no such source.
-        :raises FetchError: if the archive cannot be asked.
+        :raises FetchError: if no index of the archive can be read.
         """
 
     @abstractmethod
-    def store(self, cache: Cache) -> Store:
-        """Where its objects, its work tree and what is built of it are kept."""
+    def store(self, cache: Cache) -> SourceStore:
+        """Where its objects, its work tree and its output directories are kept."""
 
     @abstractmethod
-    def fetch(self, identity: Identity, cache: Cache, archive: Archive) -> str:
-        """Bring the source into its store; the caller holds the store's lock.
+    def fetch(self, version: SourceVersion, cache: Cache, archive: Archive) -> str:
+        """Bring the source into its store. The caller must hold the lock of the store.
 
-        :returns: the id of its git tree.
+        :returns: the ID of its git tree.
         """
 
 
 @dataclass(frozen=True)
-class Store:
-    """Everything that is kept of one source, in a directory of its own."""
+class SourceStore:
+    """A directory that holds everything that is kept of one source."""
 
     root: Path
     progress: Progress = silent
 
     @classmethod
-    def of(cls, cache: Cache, name: str) -> Store:
+    def of(cls, cache: Cache, name: str) -> SourceStore:
         """The store called ``name``."""
         return cls((cache.root / "sources" / name).resolve(), cache.progress)
 
@@ -97,21 +98,23 @@ class Store:
 
     @property
     def git_dir(self) -> Path:
-        """The repository, which has no work tree as far as git knows."""
+        """The repository; it is configured as a bare one."""
         return self.root / "git"
 
     def locked(self, part: str = "") -> AbstractContextManager[None]:
-        """Hold the store for oneself: there is one work tree.
+        """Hold the lock of the store, of which there is one because there is one work tree.
 
-        :param part: a part that has a lock of its own.
+        :param part: name of a part that has a lock of its own.
         """
         lock = self.root / f"lock{part}"
         return locked(lock, f"another run that builds {self.root.name}", None, self.progress)
 
-    def borrow(self, objects: Path, object_format: str = "sha1") -> None:
-        """Make the repository unless it exists.
+    def init(self, objects: Path, object_format: str = "sha1") -> None:
+        """Create the repository unless it exists.
 
-        :param objects: an object directory of somebody else's to read from.
+        :param objects: the object directory of a user's repository, from which objects are read as well; or that of
+            this repository.
+        :param object_format: git's hash algorithm in that object directory.
         """
         if not (self.git_dir / "HEAD").exists():
             with host_trouble(self.root):
@@ -127,11 +130,12 @@ class Store:
             (self.git_dir / "objects/info/alternates").write_text(f"{objects}\n")
 
     def git(self, *args: str, bare: bool = False, stdin: bytes = b"", index: Path | None = None, work: str = "") -> str:
-        """Run git on this repository and nobody's configuration; its output without the last newline.
+        """Run git on this repository, without any configuration of the user or the host.
 
-        :param bare: leave the repository to ``args``.
-        :param index: the index, if another than the work tree's.
-        :param work: the work tree, if another than ours.
+        :param bare: ``args`` name the repository.
+        :param index: the index to use instead of the work tree's.
+        :param work: the work tree to use instead of :attr:`tree`.
+        :returns: its output without the last newline.
         :raises BuildError: if git ends with an error.
         """
         where = {} if bare else {"GIT_DIR": str(self.git_dir), "GIT_WORK_TREE": work or str(self.tree)}
@@ -141,9 +145,10 @@ class Store:
         return done.stdout.decode(errors="replace").rstrip("\n")
 
     def apply(self, tree: str, patches: Sequence[Patch]) -> str:
-        """The tree that comes of applying patches to a tree; neither touches a work tree.
+        """Apply patches to a tree; no work tree is changed.
 
-        :raises PatchError: naming the patch that does not apply, and its hunk.
+        :returns: the ID of the patched tree.
+        :raises PatchError: if a patch does not apply; names the patch and the hunk.
         """
         if not patches:
             return tree
@@ -158,20 +163,23 @@ class Store:
             return self.git("write-tree", index=index)
 
     def checkout(self, tree: str) -> Path:
-        """Make the work tree hold ``tree``; files that need no change keep their times.
+        """Check out ``tree`` into the work tree. Files that do not differ keep their times.
 
         :returns: the work tree.
         """
         with host_trouble(self.root):
             self.tree.mkdir(parents=True, exist_ok=True)
-        (self.root / "index.lock").unlink(missing_ok=True)  # of a run that was killed: we hold the store's own lock
+        (self.root / "index.lock").unlink(
+            missing_ok=True
+        )  # left by a run that was killed: the lock of the store is held
         self.git("read-tree", "--reset", "-u", tree)
         return self.tree
 
     def snapshot(self, directory: Path, seed: Path | None) -> str:
-        """The tree that a directory holds at this moment, without what its .gitignore files exclude.
+        """Make a tree of a directory as it is now, without the files that its .gitignore files exclude.
 
-        :param seed: an index of somebody else's to start from, which knows most files already.
+        :param seed: the index of the user's repository. Most files are in it already, which saves time.
+        :returns: the ID of the tree.
         """
         index = self.root / "snapshot-index"
         index.with_name("snapshot-index.lock").unlink(missing_ok=True)
@@ -180,7 +188,7 @@ class Store:
         try:
             self.git("add", "--all", ".", index=index, work=str(directory))
         except BuildError:
-            index.unlink(missing_ok=True)  # a seed of a kind that cannot be used elsewhere, or a damaged index
+            index.unlink(missing_ok=True)  # the seed cannot be used by another repository, or is damaged
             self.git("add", "--all", ".", index=index, work=str(directory))
         return self.git("write-tree", index=index, work=str(directory))
 
@@ -192,7 +200,7 @@ def _git(args: Sequence[str], stdin: bytes = b"", **environment: str) -> subproc
     git = find_program("git", "git")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     env = {**inherited, "LC_ALL": "C", **environment}
-    # A work tree is named by its environment, but "." means the current directory.
+    # The environment names the work tree, but "." in the arguments means the current directory.
     cwd = environment.get("GIT_WORK_TREE")
     return subprocess.run(
         [git, *args],
@@ -231,24 +239,24 @@ class PackageSource(Source):
         """See :attr:`Source.label`."""
         return self.name
 
-    def identify(self, cache: Cache, archive: Archive) -> Identity:
+    def identify(self, cache: Cache, archive: Archive) -> SourceVersion:
         """See :meth:`Source.identify`."""
         package = self._packages(archive)[0]
-        return Identity(package.sha256, f"{package.name} {package.version}")
+        return SourceVersion(package.sha256, f"{package.name} {package.version}")
 
-    def store(self, cache: Cache) -> Store:
-        """See :meth:`Source.store`; versions of a series share one, as most of their files are the same."""
-        return Store.of(cache, self.name)
+    def store(self, cache: Cache) -> SourceStore:
+        """See :meth:`Source.store`. Versions of a series share one, because most of their files are the same."""
+        return SourceStore.of(cache, self.name)
 
-    def fetch(self, identity: Identity, cache: Cache, archive: Archive) -> str:
+    def fetch(self, version: SourceVersion, cache: Cache, archive: Archive) -> str:
         """See :meth:`Source.fetch`."""
         store = self.store(cache)
-        store.borrow(store.git_dir / "objects")
-        wanted = f"refs/heads/{identity.digest}"
+        store.init(store.git_dir / "objects")
+        wanted = f"refs/heads/{version.digest}"
         with suppress(BuildError):
             return store.git("rev-parse", "--quiet", "--verify", f"{wanted}^{{tree}}")
-        (path,) = archive.download([each for each in self._packages(archive) if each.sha256 == identity.digest][:1])
-        archive.progress(f"unpacking {identity.version}")
+        (path,) = archive.download([each for each in self._packages(archive) if each.sha256 == version.digest][:1])
+        archive.progress(f"unpacking {version.description}")
         _import(path, store, wanted)
         return store.git("rev-parse", "--verify", f"{wanted}^{{tree}}")
 
@@ -265,15 +273,15 @@ class PackageSource(Source):
         )
 
 
-def _import(package: Path, store: Store, ref: str) -> None:
-    """Turn the tarball within a source package into git objects, without laying out a file."""
+def _import(package: Path, store: SourceStore, ref: str) -> None:
+    """Turn the tarball in a source package into git objects, without writing its files to disk."""
     command = [find_program("git", "git"), f"--git-dir={store.git_dir}"]
     command += ["-c", "core.compression=1", "-c", "pack.compression=1", "fast-import", "--quiet", "--done", "--force"]
     env = {**os.environ, **_UNCONFIGURED}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as process:
         pipe, complaints = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stderr)
         try:
-            with suppress(BrokenPipeError):  # git says why
+            with suppress(BrokenPipeError):  # git has failed: its message is read below
                 pipe.write(f"commit {ref}\ncommitter harness <> 0 +0000\ndata 0\n".encode())
                 empty = True
                 for mode, path, content in _tarball(package):
@@ -297,7 +305,7 @@ def _quoted(path: str) -> bytes:
 
 
 def _tarball(package: Path) -> Iterator[tuple[bytes, str, bytes]]:
-    """Git's mode, path and content of each file of the tarball in a source package."""
+    """Git's file mode, the path and the content of each file of the tarball in a source package."""
     for member, content in deb.members(package):
         if content is None or not re.fullmatch(r"usr/src/linux-source-[\d.]+\.tar\.\w+", member.name):
             continue
@@ -311,30 +319,30 @@ def _tarball(package: Path) -> Iterator[tuple[bytes, str, bytes]]:
                     yield b"120000", path, each.linkname.encode()
 
 
-class _Local(Source):
-    """A directory of this host."""
+class _LocalSource(Source):
+    """A source in a directory of this host."""
 
     path: Path
 
-    def store(self, cache: Cache) -> Store:
-        """See :meth:`Source.store`; a tree and its revisions share one."""
+    def store(self, cache: Cache) -> SourceStore:
+        """See :meth:`Source.store`. A tree and its revisions share one."""
         path = self.path.resolve()
-        return Store.of(cache, f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:12]}")
+        return SourceStore.of(cache, f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:12]}")
 
-    def fetch(self, identity: Identity, cache: Cache, archive: Archive) -> str:
-        """See :meth:`Source.fetch`; objects are there since it was identified, or are borrowed."""
-        self._borrow(self.store(cache))
-        return identity.digest
+    def fetch(self, version: SourceVersion, cache: Cache, archive: Archive) -> str:
+        """See :meth:`Source.fetch`. The objects are in the store already, or in the user's repository."""
+        self._init(self.store(cache))
+        return version.digest
 
-    def _borrow(self, store: Store) -> None:
+    def _init(self, store: SourceStore) -> None:
         objects, object_format = store.git_dir / "objects", "sha1"
         if self._repository:
             objects, object_format = self._repository[0], self._repository[2]
-        store.borrow(objects, object_format)
+        store.init(objects, object_format)
 
     @cached_property
     def _repository(self) -> tuple[Path, Path, str] | None:
-        """The object directory, the index and the object format of the git repository whose top this is."""
+        """The object directory, the index and the object format of the git repository; None if this is not its top."""
         lines = self._ask("rev-parse", "--show-cdup", "--git-path", "objects", "--git-path", "index").splitlines()
         if len(lines) != 3 or lines[0]:
             return None
@@ -350,7 +358,7 @@ class _Local(Source):
 
 
 @dataclass(frozen=True)
-class GitSource(_Local):
+class GitSource(_LocalSource):
     """A revision of a git repository."""
 
     path: Path
@@ -361,21 +369,21 @@ class GitSource(_Local):
         """See :attr:`Source.label`."""
         return f"{self.path.resolve().name}-{self.ref}"
 
-    def identify(self, cache: Cache, archive: Archive) -> Identity:
+    def identify(self, cache: Cache, archive: Archive) -> SourceVersion:
         """See :meth:`Source.identify`."""
         if not self._repository:
             raise SpecError(f"{self.path} is not the top of a git repository")
         found = self._ask("rev-parse", "--verify", "--end-of-options", f"{self.ref}^{{tree}}").strip()
         if not found:
             raise SpecError(f"{self.path} has no revision {self.ref!r}: see git -C {self.path} branch -a, or git tag")
-        return Identity(
+        return SourceVersion(
             found, f"{self._ask('describe', '--tags', '--always', self.ref).strip() or self.ref} of {self.path}"
         )
 
 
 @dataclass(frozen=True)
-class TreeSource(_Local):
-    """A kernel source tree as it stands, uncommitted changes and all."""
+class TreeSource(_LocalSource):
+    """A kernel source tree as it is, with its uncommitted changes."""
 
     path: Path
 
@@ -384,10 +392,10 @@ class TreeSource(_Local):
         """See :attr:`Source.label`."""
         return self.path.resolve().name
 
-    def identify(self, cache: Cache, archive: Archive) -> Identity:
+    def identify(self, cache: Cache, archive: Archive) -> SourceVersion:
         """See :meth:`Source.identify`."""
         store = self.store(cache)
-        self._borrow(store)
+        self._init(store)
         with store.locked("-snapshot"):
             tree = store.snapshot(self.path.resolve(), self._repository[1] if self._repository else None)
-        return Identity(tree, f"{self.path} (tree {tree[:12]})")
+        return SourceVersion(tree, f"{self.path} (tree {tree[:12]})")

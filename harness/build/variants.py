@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The kernels that ``kernel_configs/`` defines: named variants, presets, and the fragments of each architecture."""
+"""Reads ``kernel_configs/``: named variants, presets, and the fragments of each architecture."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from harness.errors import SpecError
 
 @dataclass(frozen=True)
 class Variant:
-    """A named kernel: a source and the patches on top of it."""
+    """A named kernel: a source and patches for it."""
 
     name: str
     description: str
-    #: what a source is called on the command line
+    #: the name of the source, as on the command line
     source: str
     #: patches, directories of patches, or mboxes, in order
     patches: tuple[Path, ...]
@@ -30,18 +30,18 @@ class Variant:
 
 @dataclass(frozen=True)
 class Preset:
-    """A choice among configurations."""
+    """A named set of configuration fragments."""
 
     name: str
     description: str
     fragments: tuple[str, ...]
-    #: not complete by itself: comes on top of another
+    #: it is not complete by itself and is added to another preset
     addition: bool
 
 
 @dataclass(frozen=True)
 class ArchFragments:
-    """What one architecture needs."""
+    """The configuration fragments of one architecture."""
 
     fragments: tuple[str, ...]
     #: fragments by page size
@@ -50,21 +50,21 @@ class ArchFragments:
 
 
 @dataclass(frozen=True)
-class Flavour:
-    """A configuration: what the words behind a kernel's name mean for one architecture."""
+class Configuration:
+    """A configuration for one architecture, which is named by presets and a page size."""
 
-    #: in the order of their definition, the default page size left out
+    #: presets in the order of their definition, and the page size unless it is the default
     words: tuple[str, ...]
-    #: in the order in which they are merged
+    #: the files, in the order in which they are merged
     fragments: tuple[Path, ...]
 
     def __str__(self) -> str:
         return ":".join(self.words)
 
     def settings(self) -> list[Setting]:
-        """What the fragments ask for, in order.
+        """The settings of the fragments, in order.
 
-        :raises UsageError: if one is not written well.
+        :raises UsageError: if a fragment has a syntax error.
         """
         return [
             setting
@@ -74,8 +74,8 @@ class Flavour:
 
 
 @dataclass(frozen=True)
-class Definitions:
-    """All of ``variants.toml``."""
+class KernelConfigs:
+    """The contents of ``variants.toml``."""
 
     directory: Path
     base: tuple[str, ...]
@@ -85,19 +85,19 @@ class Definitions:
     arches: Mapping[str, ArchFragments]
 
     @classmethod
-    def load(cls, directory: Path = paths.PROJECT / "kernel_configs") -> Definitions:
-        """Read a directory's ``variants.toml``; it is read once."""
+    def load(cls, directory: Path = paths.PROJECT / "kernel_configs") -> KernelConfigs:
+        """Read ``variants.toml`` of a directory, once in a process."""
         return _load(directory)
 
     @property
     def words(self) -> frozenset[str]:
-        """Every preset and page size."""
+        """The names of all presets and page sizes."""
         return frozenset(self.presets).union(*(each.page_sizes for each in self.arches.values()))
 
-    def flavour(self, words: Sequence[str], arch: Architecture) -> Flavour:
-        """The configuration that some presets, and at most one page size, make.
+    def configuration(self, words: Sequence[str], arch: Architecture) -> Configuration:
+        """The configuration that is named by presets and at most one page size.
 
-        :raises SpecError: for a word that is none, or not one of this architecture.
+        :raises SpecError: if the architecture has no such preset or page size, or if there are two page sizes.
         """
         here = self.arches[arch.name]
         for word in words:
@@ -114,13 +114,13 @@ class Definitions:
         named = (*(preset.name for preset in presets), *(size for size in sizes if size != here.default_page_size))
         fragments = [*self.base, *here.fragments, *here.page_sizes[sizes[0]]]
         fragments += [fragment for preset in presets for fragment in preset.fragments]
-        return Flavour(named, tuple(self.directory / f"{fragment}.config" for fragment in fragments))
+        return Configuration(named, tuple(self.directory / f"{fragment}.config" for fragment in fragments))
 
 
 @cache
-def _load(directory: Path) -> Definitions:
+def _load(directory: Path) -> KernelConfigs:
     data: dict[str, Any] = tomllib.loads((directory / "variants.toml").read_text())
-    return Definitions(
+    return KernelConfigs(
         directory=directory,
         base=tuple(data["base"]),
         default_preset=data["default_preset"],

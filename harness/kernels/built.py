@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Kernels that are built here."""
+"""Kernels that the harness builds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from harness.build import builder, kconfig, series
-from harness.build.naming import Formula
+from harness.build.naming import BuildName
 from harness.debian.apt import Archive
 from harness.host.cache import Cache, sha256
 from harness.kernels import image_format
@@ -15,22 +15,22 @@ from harness.kernels.kernel import BootSpec, Kernel, Provenance, check_config, r
 
 @dataclass(frozen=True)
 class BuildSpec(BootSpec):
-    """A kernel that is built here."""
+    """A kernel that the harness builds."""
 
-    formula: Formula
+    name: BuildName
 
     def resolve(self, cache: Cache, archive: Archive) -> Kernel:
-        """See :meth:`BootSpec.resolve`; takes minutes where it is not cached.
+        """See :meth:`BootSpec.resolve`. Takes minutes if the kernel is not cached.
 
-        :raises BuildError: if it cannot be built.
+        :raises BuildError: if the kernel cannot be built.
         """
-        named = self.formula
-        request = builder.Request(
+        named = self.name
+        request = builder.BuildRequest(
             arch=self.arch,
             source=named.source,
             patches=tuple(patch for path in named.series for patch in series.load(path)),
-            flavour=str(named.flavour),
-            wanted=kconfig.merge(named.flavour.settings()),
+            configuration=str(named.configuration),
+            wanted=kconfig.merge(named.configuration.settings()),
             label=self.label,
         )
         built = builder.build(request, cache, archive)
@@ -40,11 +40,11 @@ class BuildSpec(BootSpec):
             spec=self,
             arch=self.arch,
             release=built.release,
-            image=image_format.bootable(built.image, cache),
+            boot_image=image_format.bootable(built.boot_image, cache),
             config=config,
-            modules=None,  # no configuration of ours makes any
+            modules=None,  # the configurations in kernel_configs/ build none
             vmlinux=built.vmlinux,
             provenance=Provenance(
-                "build", built.recipe.source, built.release, sha256(built.image), recipe=built.recipe
+                "build", built.provenance.source, built.release, sha256(built.boot_image), build=built.provenance
             ),
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Kernels that Debian packages: from its archive, or as a file."""
+"""Kernels in Debian packages: from Debian's archive, or from a package file."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from harness.kernels.kernel import (
     Provenance,
     as_label,
     check_arch,
+    check_boot_image,
     check_config,
-    checked,
     read_config,
 )
 from harness.kernels.modules import ModuleTree
@@ -37,10 +37,10 @@ from harness.kernels.modules import ModuleTree
 
 @dataclass(frozen=True)
 class DebianSpec(BootSpec):
-    """A packaged kernel from Debian's archive: by version prefix or from named suites.
+    """A kernel from Debian's archive.
 
-    :param version: components that the upstream version begins with; empty for any.
-    :param suites: where to look; empty for every suite we know.
+    :param version: the first components of the upstream version; empty for any version.
+    :param suites: the suites to search; empty for all.
     """
 
     version: tuple[str, ...]
@@ -48,18 +48,18 @@ class DebianSpec(BootSpec):
     flavour: str = "cloud"
 
     def resolve(self, cache: Cache, archive: Archive) -> Kernel:
-        """See :meth:`BootSpec.resolve`; asks the network only if the cache cannot tell."""
-        image, others = self._choose(archive)
-        packages, missing = _closure(image, others)
-        # From 6.19 on, linux-image-… only leads to the package that holds the image.
-        holder = next((each for each in packages if each.name.startswith("linux-binary-")), image)
+        """See :meth:`BootSpec.resolve`. Uses the network only if the cache has no recent index or not the packages."""
+        package, listed = self._choose(archive)
+        packages, missing = _closure(package, listed)
+        # Since 6.19, linux-image-… only depends on the package that holds the boot image.
+        holder = next((each for each in packages if each.name.startswith("linux-binary-")), package)
         contents = hashlib.sha256(" ".join(each.sha256 for each in packages).encode()).hexdigest()[:16]
 
         def unpack(target: Path) -> None:
-            archive.progress(f"unpacking {image.name} {image.version}")
+            archive.progress(f"unpacking {package.name} {package.version}")
             _unpack(archive.download(packages), target)
 
-        tree = cache.tree("kernels", f"{image.name}_{image.version}_{contents}", unpack)
+        tree = cache.tree("kernels", f"{package.name}_{package.version}_{contents}", unpack)
         provenance = Provenance("debian", holder.name, holder.version, holder.sha256, missing)
         if missing:
             archive.progress(f"{self}: its mirror no longer lists {', '.join(missing)}; continuing without them")
@@ -86,7 +86,7 @@ class DebianSpec(BootSpec):
         ordered = sorted(versions, key=version_key)
         if not ordered:
             return f"there is no {self.flavour} kernel for {self.arch} in {', '.join(self.suites) or 'Debian'}"
-        # The neighbours of where it would stand: what somebody mistyped is mostly among them.
+        # A mistyped version is mostly close to the intended one.
         wanted = version_key(".".join(self.version))
         place = sum(version_key(each) < wanted for each in ordered)
         nearest = ordered[max(0, place - 3) : place + 3]
@@ -95,7 +95,7 @@ class DebianSpec(BootSpec):
 
 @dataclass(frozen=True)
 class DebSpec(BootSpec):
-    """A kernel package file."""
+    """A kernel from a package file."""
 
     path: Path
 
@@ -110,9 +110,10 @@ class DebSpec(BootSpec):
 
 
 def parse_debian(text: str, wanted: Architecture | None) -> DebianSpec:
-    """Understand ``debian:VERSION`` and ``debian:SUITE``.
+    """Parse ``debian:VERSION`` and ``debian:SUITE``.
 
-    :raises SpecError: if it names no kernel, or one for another architecture.
+    :param wanted: from ``--arch``.
+    :raises SpecError: if it is neither.
     """
     rest = text.removeprefix("debian:") or "stable"
     chosen = wanted or arch.host()
@@ -125,9 +126,10 @@ def parse_debian(text: str, wanted: Architecture | None) -> DebianSpec:
 
 
 def parse_deb(text: str, path: Path, wanted: Architecture | None) -> DebSpec:
-    """Understand the path of a kernel package.
+    """Parse the path of a kernel package.
 
-    :raises SpecError: if it names no kernel, or one for another architecture.
+    :param wanted: from ``--arch``.
+    :raises SpecError: if the package is not a kernel, or is for another architecture.
     """
     fields = deb.control(path)
     name, built_for = fields.get("Package", ""), fields.get("Architecture", "")
@@ -141,30 +143,33 @@ def parse_deb(text: str, path: Path, wanted: Architecture | None) -> DebSpec:
     return DebSpec(text, as_label(f"{release}-{found}"), found, path.resolve())
 
 
-def _closure(image: Package, others: Sequence[Package]) -> tuple[list[Package], tuple[str, ...]]:
-    """The packages a kernel is spread over, and the names of those that its suite no longer lists.
+def _closure(package: Package, listed: Sequence[Package]) -> tuple[list[Package], tuple[str, ...]]:
+    """The packages that a kernel consists of, and the names of those that its suite no longer has.
 
-    Until 6.18 everything is in one package (its linux-base-… holds nothing we need); then the image, the modules, and
-    the config are each in their own.
+    Until 6.18 one package holds everything that is needed. Since 6.19 the boot image, the modules and the configuration
+    are in one package each.
+
+    :param package: the package linux-image-….
+    :param listed: the packages to look for the others in.
     """
-    known = {(each.name, each.version): each for each in others if each.suite == image.suite}
-    found = {image.name: image}
+    known = {(each.name, each.version): each for each in listed if each.suite == package.suite}
+    found = {package.name: package}
     missing: dict[str, None] = {}
-    queue = [image]
+    queue = [package]
     while queue:
         for name, version in re.findall(r"(linux-(?:binary|modules|base)-\d\S*) \(= ([^)]+)\)", queue.pop(0).depends):
-            package = known.get((name, version))
-            if package is None:
+            part = known.get((name, version))
+            if part is None:
                 missing[name] = None
             elif name not in found:
-                found[name] = package
-                queue.append(package)
+                found[name] = part
+                queue.append(part)
     split = any(name.startswith("linux-modules-") for name in (*found, *missing))
     return list(found.values()), tuple(missing) if split else ()
 
 
 def _with_neighbours(path: Path) -> Iterator[Path]:
-    """A package file, and those it depends on if they lie beside it."""
+    """A package file, and the packages in the same directory that it depends on."""
     yield path
     release = re.sub(r"^linux-(image|binary)-", "", deb.control(path).get("Package", ""))
     for part in ("binary", "modules", "base"):
@@ -175,19 +180,20 @@ def _with_neighbours(path: Path) -> Iterator[Path]:
 
 
 def _from_unpacked(spec: BootSpec, tree: Path, provenance: Provenance) -> Kernel:
-    image = tree / "image"
-    if not image.exists():
-        raise SpecError(f"{provenance.package} holds no kernel image: give the linux-image-… package that does")
+    boot_image = tree / "image"
+    if not boot_image.exists():
+        raise SpecError(f"{provenance.package} contains no boot image: give the linux-image-… package that does")
+    check_boot_image(spec, boot_image)
     directories = list((tree / "lib/modules").glob("*"))
     modules = ModuleTree.of(directories[0]) if directories else None
-    release = directories[0].name if directories else image_format.read(image).release or provenance.version
+    release = directories[0].name if directories else image_format.read(boot_image).release or provenance.version
     config = read_config(tree / "config")
     check_config(spec, config)
     return Kernel(
         spec=spec,
         arch=spec.arch,
         release=release,
-        image=checked(spec, image),
+        boot_image=boot_image,
         config=config,
         modules=modules,
         vmlinux=None,
@@ -196,7 +202,7 @@ def _from_unpacked(spec: BootSpec, tree: Path, provenance: Provenance) -> Kernel
 
 
 def _unpack(debs: Sequence[Path], target: Path) -> None:
-    """Lay out what we need of kernel packages: ``image``, ``config``, ``System.map``, ``lib/modules/<release>``."""
+    """Unpack ``image``, ``config``, ``System.map`` and ``lib/modules/<release>`` of kernel packages."""
     for path in debs:
         for member, content in deb.members(path):
             place = _place(PurePosixPath(member.name))

@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What ``--kernel`` can name, and how each kind of name becomes a kernel that QEMU boots.
+"""Parses ``--kernel``.
 
 ::
 
     debian:                    the cloud kernel of Debian's stable release
-    debian:6.12  debian:7.3.4  the newest packaged cloud kernel whose version begins so, by components
-    debian:trixie-backports    the newest of one suite
+    debian:6.12  debian:7.3.4  the newest packaged cloud kernel whose version begins with these components
+    debian:trixie-backports    the newest cloud kernel of one suite
     ~/linux                    a build tree, or the O= directory of one
-    path/to/bzImage            an image: bzImage, Image, Image.gz, EFI zboot, vmlinux with PVH
-    path/to/linux-image-….deb  a package; what it depends on must lie beside it
-    ssh://root@board:22        a running machine, which is not booted by us
+    path/to/bzImage            a boot image: bzImage, Image, Image.gz, EFI zboot, vmlinux with PVH
+    path/to/linux-image-….deb  a package; the packages it depends on must be in the same directory
+    ssh://root@board:22        a running machine; nothing is booted
 
-Some are built first, in the cache and never in the tree they come from::
+The harness builds these in the cache; the tree or repository is not changed::
 
     relocate-anon  unpatched   a variant that kernel_configs/variants.toml defines
     linux-source-7.3           the newest source package of a series
     git:~/linux@v7.3           a revision
-    ~/linux                    a source tree with its uncommitted changes, with --build, or in one of the forms below
-    …+fix.mbx  …+patches/      any of these with patches on top: an mbox, a patch, a directory of them; repeatable
-    …:debug:dwarf:64k          … configured by presets, and on arm64 with a page size; the default is --preset
+    ~/linux                    a source tree with its uncommitted changes, with --build, or with patches or presets
+    …+fix.mbx  …+patches/      any of these with patches: an mbox, a patch, or a directory of patches; repeatable
+    …:debug:dwarf:64k          any of these with presets, and on arm64 with a page size; the default is --preset
 
-:func:`parse` looks at local files only, so that tests can be collected with it. :meth:`BootSpec.resolve` does the work.
+:func:`parse` reads local files only, because tests are collected with it. :meth:`BootSpec.resolve` fetches and builds.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from urllib.parse import urlsplit
 from harness import arch
 from harness.arch import Architecture
 from harness.build import naming
-from harness.build.naming import Building
+from harness.build.naming import BuildOptions
 from harness.errors import SpecError
 from harness.kernels.built import BuildSpec
 from harness.kernels.debian import parse_deb, parse_debian
 from harness.kernels.kernel import FORMS, BootSpec, SshSpec, as_label
 from harness.kernels.local import parse_image, parse_tree
 
-_AS_IT_IS = Building()
+_DEFAULT_BUILD = BuildOptions()
 
 
-def parse(text: str, wanted: Architecture | None = None, building: Building = _AS_IT_IS) -> BootSpec | SshSpec:
-    """Understand one ``--kernel``; reads local files, never the network.
+def parse(text: str, wanted: Architecture | None = None, build: BuildOptions = _DEFAULT_BUILD) -> BootSpec | SshSpec:
+    """Parse one ``--kernel``. Reads local files, and does not use the network.
 
-    :param wanted: from ``--arch``; None takes what the kernel is for, or else the host's architecture.
-    :param building: about kernels that are built here.
-    :raises SpecError: if it names nothing, or not a kernel, or one for another architecture.
+    :param wanted: from ``--arch``; None for the architecture of the kernel, or that of the host if it has several.
+    :param build: from ``--build`` and ``--preset``.
+    :raises SpecError: if it does not name a kernel, or names one for another architecture.
     """
     text = text.strip()
     if text.startswith("debian:"):
@@ -56,7 +56,7 @@ def parse(text: str, wanted: Architecture | None = None, building: Building = _A
     if text.startswith("ssh://"):
         return _parse_ssh(text, wanted)
     chosen = wanted or arch.host()
-    if found := naming.parse(text, chosen, building):
+    if found := naming.parse(text, chosen, build):
         return BuildSpec(found.text, as_label(f"{found.label}-{chosen}"), chosen, found)
     path = Path(text).expanduser()
     if text and path.is_dir():
@@ -69,14 +69,14 @@ def parse(text: str, wanted: Architecture | None = None, building: Building = _A
 
 
 def parse_all(
-    texts: Sequence[str], wanted: Architecture | None = None, building: Building = _AS_IT_IS
+    texts: Sequence[str], wanted: Architecture | None = None, build: BuildOptions = _DEFAULT_BUILD
 ) -> list[BootSpec | SshSpec]:
-    """Understand every ``--kernel`` of a run: repeated ones are taken once, and labels are made unique.
+    """Parse every ``--kernel`` of a run. Repeated ones are dropped, and labels are made unique.
 
-    :raises SpecError: see :func:`parse`; also if presets are asked for and nothing is built.
+    :raises SpecError: see :func:`parse`; also if there are presets in ``build`` but no kernel is built.
     """
     specs: list[BootSpec | SshSpec] = []
-    for spec in dict.fromkeys(parse(text, wanted, building) for text in texts):
+    for spec in dict.fromkeys(parse(text, wanted, build) for text in texts):
         taken = {each.label for each in specs}
         number = 2
         label = spec.label
@@ -84,8 +84,8 @@ def parse_all(
             label = f"{spec.label}-{number}"
             number += 1
         specs.append(replace(spec, label=label))
-    if building.words and not any(isinstance(each, BuildSpec) for each in specs):
-        raise SpecError(f"--preset={':'.join(building.words)} has no effect: no kernel of this run is built here")
+    if build.words and not any(isinstance(each, BuildSpec) for each in specs):
+        raise SpecError(f"--preset={':'.join(build.words)} has no effect: no kernel of this run is built here")
     return specs
 
 

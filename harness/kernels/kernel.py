@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Kernels before they run: what is known of one, and the kinds of name that lead to one."""
+"""What is known of a kernel before it runs, and the base of the classes that find kernels."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 from harness.arch import Architecture
 from harness.build import kconfig
-from harness.build.builder import Recipe
+from harness.build.builder import BuildProvenance
 from harness.debian.apt import Archive
 from harness.errors import SpecError
 from harness.host.cache import Cache
 from harness.kernels import image_format
 from harness.kernels.modules import ModuleTree
 
-#: What --kernel takes, for messages.
+#: what --kernel accepts, for error messages
 FORMS = (
     "give debian:VERSION, debian:SUITE, a tree, an image, a .deb, ssh://USER@HOST, git:PATH@REVISION, "
     "or a variant of kernel_configs/variants.toml"
@@ -27,43 +27,43 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a kernel came from, for the report."""
+    """Where a kernel comes from, for reports."""
 
     #: "debian", "tree", "image", "deb" or "build"
     source: str
-    #: package name, the path that was given, or the source that was built
+    #: the name of the package, the path that the user gave, or the source that was built
     package: str
-    #: package version, or the kernel's release
+    #: the version of the package, or the release of the kernel
     version: str
-    #: of the package file, or of the image
+    #: the digest of the package file, or of the boot image
     sha256: str
-    #: packages that belong to it but could not be had: its modules or config are unknown
+    #: packages that belong to the kernel but are not available, so that its modules or configuration are unknown
     missing: tuple[str, ...] = ()
-    #: what it was built from, if we built it
-    recipe: Recipe | None = None
+    #: what the kernel was built from, if the harness built it
+    build: BuildProvenance | None = None
 
     def __str__(self) -> str:
-        if self.recipe:
-            return f"built from {self.recipe}"
+        if self.build:
+            return f"built from {self.build}"
         without = f", without {', '.join(self.missing)}" if self.missing else ""
         return f"{self.package} {self.version} (sha256 {self.sha256[:16]}…){without}"
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel with all that is known of it before it runs."""
+    """Everything that is known of a kernel before it runs."""
 
     spec: BootSpec
     arch: Architecture
-    #: as ``uname -r`` will show it
+    #: as ``uname -r`` shows it
     release: str
-    #: a file that QEMU boots
-    image: Path
-    #: options without their prefix; empty if unknown
+    #: a file in a format that QEMU boots
+    boot_image: Path
+    #: values by option, without ``CONFIG_``; empty if the configuration is unknown
     config: Mapping[str, str]
-    #: None if its modules are not at hand
+    #: None if the modules are not available
     modules: ModuleTree | None
-    #: the ELF file with symbols, if there is one
+    #: the ELF file with symbols; None if there is none
     vmlinux: Path | None
     provenance: Provenance
 
@@ -76,8 +76,8 @@ class Kernel:
 class Spec:
     """A parsed ``--kernel``.
 
-    :param text: as the user wrote it; giving it again names the same kernel.
-    :param label: short, unique among the specs of a run, made of characters that are safe in a test id.
+    :param text: names the same kernel when it is given to ``--kernel`` again.
+    :param label: a short name, unique in a run, with characters that are safe in a test ID.
     """
 
     text: str
@@ -89,7 +89,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class BootSpec(Spec, ABC):
-    """A kernel that is booted in a machine of ours."""
+    """A kernel that is booted in a virtual machine."""
 
     arch: Architecture
 
@@ -98,23 +98,23 @@ class BootSpec(Spec, ABC):
         """Find, fetch and unpack the kernel.
 
         :raises SpecError: if there is no such kernel.
-        :raises FetchError: if it cannot be had.
-        :raises HostError: if this host lacks a program, or space.
+        :raises FetchError: if it cannot be fetched.
+        :raises HostError: if this host lacks a program, or disk space.
         """
 
 
 @dataclass(frozen=True)
 class SshSpec(Spec):
-    """A running machine that is reached by SSH."""
+    """A running machine that is reached over SSH."""
 
     user: str
     host: str
     port: int
-    #: None until somebody asks the machine
+    #: from ``--arch``; None if it was not given
     arch: Architecture | None
 
 
-#: options without which no kernel reaches the agent, and what each is for; virtio is checked with the modules
+#: options that a kernel needs to start the agent, and the purpose of each; virtio is checked with the modules
 REQUIRED = {
     "BLK_DEV_INITRD": "unpack the initramfs that holds the tests",
     "BINFMT_ELF": "run programs",
@@ -127,7 +127,7 @@ REQUIRED = {
 
 
 def check_config(spec: BootSpec, config: Mapping[str, str]) -> None:
-    """Refuse a kernel whose configuration cannot start the agent.
+    """Check that a kernel with this configuration can start the agent.
 
     :raises SpecError: if an option of :data:`REQUIRED` is off.
     """
@@ -136,15 +136,12 @@ def check_config(spec: BootSpec, config: Mapping[str, str]) -> None:
             raise SpecError(f"{spec} cannot {purpose}: set CONFIG_{option}=y and build it again")
 
 
-def checked(spec: BootSpec, image: Path) -> Path:
-    """An image file, once it is known to be for the architecture of its spec.
+def check_boot_image(spec: BootSpec, boot_image: Path) -> None:
+    """Check that a boot image is for the architecture of its spec.
 
-    :raises SpecError: if it is not.
+    :raises SpecError: if it is for another one.
     """
-    found = image_format.identify(image).arch
-    if found is not spec.arch:
-        raise SpecError(f"{spec} is a kernel for {found}, but --arch={spec.arch} was asked for")
-    return image
+    check_arch(spec.text, image_format.identify(boot_image).arch, spec.arch)
 
 
 def read_config(path: Path) -> dict[str, str]:
@@ -153,15 +150,17 @@ def read_config(path: Path) -> dict[str, str]:
 
 
 def as_label(text: str) -> str:
-    """Text as a label: of characters that are safe in a test id."""
-    # Brackets, blanks and "::" have meanings in test ids.
+    """Text as a label, with characters that are safe in a test ID."""
+    # Brackets, blanks and "::" have a meaning in test IDs.
     return re.sub(r"[^A-Za-z0-9.:_+~-]+", "-", text).replace("::", ":")
 
 
 def check_arch(text: str, found: Architecture, wanted: Architecture | None) -> None:
-    """Refuse a kernel that is for another architecture than ``--arch`` asks for.
+    """Check that a kernel is for the architecture that ``--arch`` asks for.
 
-    :raises SpecError: if it is.
+    :param text: names the kernel in the message.
+    :param wanted: None if any architecture is accepted.
+    :raises SpecError: if it is for another one.
     """
     if wanted and found is not wanted:
         raise SpecError(f"{text} is a kernel for {found}, but --arch={wanted} was asked for")

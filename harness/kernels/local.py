@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Kernels that lie on this host: build trees and image files."""
+"""Kernels on this host: build trees and boot image files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from harness.kernels.kernel import (
     Provenance,
     as_label,
     check_arch,
+    check_boot_image,
     check_config,
-    checked,
     read_config,
 )
 from harness.kernels.modules import ModuleTree
@@ -33,14 +33,14 @@ class TreeSpec(BootSpec):
     path: Path
 
     def resolve(self, cache: Cache, archive: Archive) -> Kernel:
-        """See :meth:`BootSpec.resolve`; builds nothing."""
-        image = self.path / self.arch.tree_image
-        return _from_files(self, cache, "tree", image, self.path, self.path / ".config", ModuleTree.of(self.path))
+        """See :meth:`BootSpec.resolve`. Does not run make."""
+        boot_image = self.path / self.arch.tree_image
+        return _from_files(self, cache, "tree", boot_image, self.path, self.path / ".config", ModuleTree.of(self.path))
 
 
 @dataclass(frozen=True)
 class ImageSpec(BootSpec):
-    """A kernel image file; what belongs to it is looked for where build trees and packages put it."""
+    """A boot image file. Its configuration and modules are looked for where build trees and packages have them."""
 
     path: Path
 
@@ -60,9 +60,10 @@ class ImageSpec(BootSpec):
 
 
 def parse_tree(text: str, path: Path, wanted: Architecture | None) -> TreeSpec:
-    """Understand the path of a build tree.
+    """Parse the path of a build tree.
 
-    :raises SpecError: if it names no kernel, or one for another architecture.
+    :param wanted: from ``--arch``.
+    :raises SpecError: if it is not a build tree, or holds no boot image for the architecture.
     """
     built = [each for each in ARCHITECTURES if (path / each.tree_image).is_file()]
     if wanted and wanted not in built:
@@ -77,9 +78,10 @@ def parse_tree(text: str, path: Path, wanted: Architecture | None) -> TreeSpec:
 
 
 def parse_image(text: str, path: Path, wanted: Architecture | None) -> ImageSpec:
-    """Understand the path of an image.
+    """Parse the path of a boot image.
 
-    :raises SpecError: if it names no kernel, or one for another architecture.
+    :param wanted: from ``--arch``.
+    :raises SpecError: if it is not a boot image, or is for another architecture.
     """
     found = image_format.identify(path).arch
     check_arch(text, found, wanted)
@@ -94,17 +96,17 @@ def _from_files(
     spec: TreeSpec | ImageSpec,
     cache: Cache,
     source: str,
-    image: Path,
+    boot_image: Path,
     shown: Path,
     config: Path | None,
     modules: ModuleTree | None,
 ) -> Kernel:
-    checked(spec, image)
-    contents = image_format.read(image)
+    check_boot_image(spec, boot_image)
+    contents = image_format.read(boot_image)
     release_file = spec.path / "include/config/kernel.release"
     release = release_file.read_text().strip() if release_file.is_file() else contents.release
     if release is None:
-        raise SpecError(f"{image} does not say which release it is: build it again, or give its build tree")
+        raise SpecError(f"{boot_image} does not contain its release: build it again, or give its build tree")
     options = (read_config(config) if config else {}) or contents.config
     check_config(spec, options)
     vmlinux = spec.path / "vmlinux"
@@ -112,9 +114,9 @@ def _from_files(
         spec=spec,
         arch=spec.arch,
         release=release,
-        image=image_format.bootable(image, cache),
+        boot_image=image_format.bootable(boot_image, cache),
         config=options,
         modules=modules,
         vmlinux=vmlinux if vmlinux.is_file() else None,
-        provenance=Provenance(source, str(shown), release, sha256(image)),
+        provenance=Provenance(source, str(shown), release, sha256(boot_image)),
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Chooses the kernel modules a guest needs, in the order in which they load.
+"""Chooses the kernel modules that a guest needs, in the order in which they must be loaded.
 
 The guest has no kmod. It passes uncompressed ``.ko`` files to ``init_module(2)`` one after the other. Dependencies are
 read from the modules themselves (section ``.modinfo``), because packages and build trees have no ``modules.dep``:
@@ -48,7 +48,7 @@ WANTED = (
 
 @dataclass(frozen=True)
 class Module:
-    """A module ready for ``init_module(2)``."""
+    """A module in the form that ``init_module(2)`` takes."""
 
     name: str
     #: the uncompressed ELF file

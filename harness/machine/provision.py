@@ -25,9 +25,9 @@ def provision(spec: BootSpec, options: MachineOptions, progress: Progress) -> tu
     machine = qemu.Machine(
         arch=kernel.arch,
         accelerator=accelerator.choose(kernel.arch, icount=options.icount),
-        kernel=kernel.image,
+        kernel=kernel.boot_image,
         initrd=initramfs(kernel, cache, archive),
-        page_size=image_format.page_size(kernel.image),
+        page_size=image_format.page_size(kernel.boot_image),
         append=options.append,
         memory=options.memory,
         cpus=options.cpus,

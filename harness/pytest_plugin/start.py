@@ -9,7 +9,7 @@ import pytest
 
 from harness import arch
 from harness.arch import Architecture
-from harness.build.naming import Building
+from harness.build.naming import BuildOptions
 from harness.errors import UsageError
 from harness.judging.findings import Expect
 from harness.kernels import grammar
@@ -75,7 +75,7 @@ def _refuse_debugger(config: pytest.Config) -> None:
 
 def _specs(config: pytest.Config) -> list[BootSpec | SshSpec]:
     presets = tuple(word for each in config.getoption("preset") for word in each.split(":") if word)
-    building = Building(config.getoption("build"), presets)
+    building = BuildOptions(config.getoption("build"), presets)
     wanted: list[Architecture | None] = [arch.find(name) for name in config.getoption("arch")]
     return [spec for each in wanted or [None] for spec in grammar.parse_all(config.getoption("kernel"), each, building)]
 

@@ -345,7 +345,7 @@ def test_a_cached_kernel_needs_no_network_and_no_apt(
     first = client.resolve("debian:9.1")
     client.server.requests.clear()
     monkeypatch.setenv("PATH", "")
-    assert client.resolve("debian:9.1").image == first.image
+    assert client.resolve("debian:9.1").boot_image == first.boot_image
     assert client.server.requests == []
 
 
@@ -386,12 +386,12 @@ def test_a_corrupted_kernel_is_unpacked_again_and_a_corrupted_package_fetched_ag
 ) -> None:
     client.server.publish("trixie", kernel_deb(tmp_path, "9.1.1-1"))
     kernel = client.resolve("debian:9.1")
-    whole = kernel.image.read_bytes()
+    whole = kernel.boot_image.read_bytes()
     (package,) = client.root.glob("debs/*/*.deb")
-    for path in (kernel.image, package):
+    for path in (kernel.boot_image, package):
         path.write_bytes(bytes(path.stat().st_size))
     client.server.requests.clear()
-    assert client.resolve("debian:9.1").image.read_bytes() == whole
+    assert client.resolve("debian:9.1").boot_image.read_bytes() == whole
     assert any("corrupted in the cache" in line for line in client.said)
     assert [Path(path).name for path in client.server.requests] == [package.name]
 
@@ -416,7 +416,7 @@ def test_a_download_cut_short_by_a_kill_leaves_no_half_file(client: Client, tmp_
     client.server.stall.clear()
     # The next run neither waits for the dead one nor takes what it left.
     started = Deadline.after(30)
-    assert client.resolve("debian:trixie").image.read_bytes().endswith(b"9.1.1-1")
+    assert client.resolve("debian:trixie").boot_image.read_bytes().endswith(b"9.1.1-1")
     assert not started.passed
     assert not list(client.root.glob("*/.new-*"))
     assert not list(client.root.glob("apt/*/download"))

@@ -15,7 +15,7 @@ import pytest
 
 from harness.arch import X86_64
 from harness.build import builder, kconfig
-from harness.build.builder import Built, Request
+from harness.build.builder import BuildRequest, BuiltKernel
 from harness.build.series import Patch
 from harness.build.source import PackageSource
 from harness.debian.apt import Archive
@@ -41,10 +41,10 @@ class Workshop:
         self.cache = Cache(root)
         self.archive = Archive(self.cache)
 
-    def build(self, settings: str, *patches: Patch) -> Built:
+    def build(self, settings: str, *patches: Patch) -> BuiltKernel:
         """A kernel with these settings and patches."""
         wanted = kconfig.merge(kconfig.parse_fragment(settings, "small.config"))
-        return builder.build(Request(X86_64, SOURCE, patches, "small", wanted, "small"), self.cache, self.archive)
+        return builder.build(BuildRequest(X86_64, SOURCE, patches, "small", wanted, "small"), self.cache, self.archive)
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +60,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 def change(workshop: Workshop, name: str) -> Patch:
     """A patch that gives one file another byte of data."""
     store = SOURCE.store(workshop.cache)
-    identity = SOURCE.identify(workshop.cache, workshop.archive)
+    version = SOURCE.identify(workshop.cache, workshop.archive)
     with store.locked():
-        old = store.git("show", f"{SOURCE.fetch(identity, workshop.cache, workshop.archive)}:{name}").splitlines(True)
+        old = store.git("show", f"{SOURCE.fetch(version, workshop.cache, workshop.archive)}:{name}").splitlines(True)
     old[-1] = old[-1].rstrip("\n") + "\n"
     new = [*old, 'const char harness_was_here[] = "harness was here";\n']
     diff = "".join(difflib.unified_diff(old, new, f"a/{name}", f"b/{name}")).encode()
@@ -72,30 +72,30 @@ def change(workshop: Workshop, name: str) -> Patch:
 def test_a_change_of_one_file_recompiles_one_file_and_a_hit_nothing(workshop: Workshop) -> None:
     patch = change(workshop, "mm/mremap.c")
     plain = workshop.build(SMALL)
-    assert image_format.identify(plain.image).arch is X86_64
+    assert image_format.identify(plain.boot_image).arch is X86_64
     assert plain.release.startswith("7.3")
 
     patched = workshop.build(SMALL, patch)
-    assert patched.image.read_bytes() != plain.image.read_bytes()
-    assert patched.recipe.config_digest == plain.recipe.config_digest
-    log = (SOURCE.store(workshop.cache).root / "build-small.log").read_text()
+    assert patched.boot_image.read_bytes() != plain.boot_image.read_bytes()
+    assert patched.provenance.config_digest == plain.provenance.config_digest
+    log = patched.boot_image.with_name("build.log").read_text()
     compiled = [line.split()[1] for line in log.splitlines() if line.startswith("  CC ")]
     # The decompressor of the image knows the size of what it holds.
     assert [each for each in compiled if not each.startswith("arch/x86/boot/")] == ["mm/mremap.o"]
 
     hit = workshop.build(SMALL, patch)
-    assert hit.image == patched.image
+    assert hit.boot_image == patched.boot_image
 
 
-def test_the_same_recipe_makes_the_same_bytes(workshop: Workshop) -> None:
+def test_the_same_inputs_make_the_same_bytes(workshop: Workshop) -> None:
     first = workshop.build(SMALL)
-    image, config = first.image.read_bytes(), first.config.read_bytes()
+    image, config = first.boot_image.read_bytes(), first.config.read_bytes()
     shutil.rmtree(workshop.cache.root / "builds")
     for output in SOURCE.store(workshop.cache).tree.glob("out-x86_64-*"):
         if (output / ".config").read_bytes() == config:
             shutil.rmtree(output)
     again = workshop.build(SMALL)
-    assert again.image.read_bytes() == image
+    assert again.boot_image.read_bytes() == image
 
 
 def test_an_option_without_its_dependency_is_explained(workshop: Workshop) -> None:
