@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Points in time that are passed down, so that nested waits never add up."""
+"""Deadlines, which are passed to nested waits so that their times do not add up."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from harness.errors import DeadlineExceeded
 
 @dataclass(frozen=True)
 class Deadline:
-    """A moment on the monotonic clock.
+    """A point in time on the monotonic clock.
 
-    Made once, at the outermost wait, and handed to every wait below.
+    The outermost wait creates it and passes it to the waits within.
     """
 
     #: seconds on :func:`time.monotonic`
@@ -21,7 +21,7 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float) -> Deadline:
-        """The moment ``seconds`` from now."""
+        """The point in time ``seconds`` from now."""
         return cls(time.monotonic() + seconds)
 
     @property
@@ -31,14 +31,14 @@ class Deadline:
 
     @property
     def passed(self) -> bool:
-        """Whether no time is left."""
+        """Whether the deadline is over."""
         return self.remaining == 0.0
 
     def check(self, waiting_for: str) -> None:
-        """Raise if the moment has passed.
+        """Raise if the deadline is over.
 
-        :param waiting_for: completes the sentence "gave up waiting for …".
-        :raises DeadlineExceeded: if no time is left.
+        :param waiting_for: completes the message "gave up waiting for …".
+        :raises DeadlineExceeded: if the deadline is over.
         """
         if self.passed:
             raise DeadlineExceeded(f"gave up waiting for {waiting_for}")

@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Everything that can go wrong on the host side, named by condition rather than by cause.
+"""The exceptions of the host side.
 
 ::
 
     HarnessError
-    ├── UsageError            the request makes no sense; pytest exits 4
-    │   └── SpecError         a --kernel that names nothing, or not what it seems
-    ├── HostError             this host lacks something: a program, space, a permission
-    ├── FetchError            a package could not be had, or was not what it was signed to be
-    ├── BuildError            a kernel could not be built: its source does not compile
-    │   ├── PatchError        a patch that does not apply
-    │   └── ConfigError       an option that was asked for and did not stick
-    ├── BootError             a machine never reached the agent
-    ├── GuestLost             a running guest stopped answering: see GuestLost.condition
-    ├── ProtocolError         the guest said something that is not the protocol
+    ├── UsageError            the options or arguments are wrong; pytest exits with status 4
+    │   └── SpecError         a --kernel does not name a kernel
+    ├── HostError             this host lacks a program, disk space, or a permission
+    ├── FetchError            a package could not be fetched, or its digest or signature is wrong
+    ├── BuildError            a kernel could not be built
+    │   ├── PatchError        a patch does not apply
+    │   └── ConfigError       an option cannot have the value that was asked for
+    ├── BootError             a machine was started, but its agent never answered
+    ├── GuestLost             a running guest cannot be used any more: see GuestLost.condition
+    ├── ProtocolError         the guest sent bytes that are not a message of the protocol
     └── DeadlineExceeded      a wait ended without what was waited for
 
-None of these is ever a verdict about the kernel by itself: the runner decides what a lost guest means for the test
-that was running, and says so.
+None of these is a verdict about a kernel. When a guest is lost, :mod:`harness.judging.verdict` decides what that means
+for the test that was running.
 
-Messages are sentences that say what happened and what to do next. The first line stands alone: it is all that a
-terse reporter shows. Details (a console tail, a command line) follow on further lines.
+Messages are sentences that say what happened and what to do next. The first line must be complete by itself, because
+a short report shows only that line. Details, such as the end of the console log, follow on further lines.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from enum import StrEnum
 
 
 class HarnessError(Exception):
-    """Base of all errors raised on purpose by this package."""
+    """Base class of all errors that the harness raises on purpose."""
 
 
 class UsageError(HarnessError):
-    """The request makes no sense; nothing was started."""
+    """The options or arguments are wrong; nothing was started."""
 
 
 class SpecError(UsageError):
-    """A kernel specification names nothing, or something that is not a kernel."""
+    """A ``--kernel`` does not name a kernel, or names one for another architecture."""
 
 
 class HostError(HarnessError):
-    """The host lacks something that the request needs."""
+    """The host lacks a program, disk space, or a permission."""
 
 
 class FetchError(HarnessError):
-    """A package could not be fetched, or its bytes are not those its signature vouches for."""
+    """A package could not be fetched, or its digest or signature is wrong."""
 
 
 class BuildError(HarnessError):
@@ -53,15 +53,15 @@ class BuildError(HarnessError):
 
 
 class PatchError(BuildError):
-    """A patch is damaged, or does not apply to the source it was given for."""
+    """A patch is damaged, or does not apply to its source."""
 
 
 class ConfigError(BuildError):
-    """An option that a kernel must have, or must not have, cannot be set that way in its source."""
+    """An option cannot have the value that a configuration fragment asks for."""
 
 
 class BootError(HarnessError):
-    """A machine was started but its kernel never reached the agent."""
+    """A machine was started, but its agent never answered."""
 
 
 class LostCondition(StrEnum):
@@ -69,19 +69,19 @@ class LostCondition(StrEnum):
 
     #: the kernel panicked (pvpanic event or console)
     PANIC = "panic"
-    #: the machine reset or powered off without being asked to
+    #: the machine reset or powered off by itself
     RESET = "reset"
-    #: the agent process is gone although the kernel runs
+    #: the agent process ended, but the kernel runs
     AGENT_DIED = "agent died"
-    #: no heartbeat: nothing in the guest is scheduled any more
+    #: there is no heartbeat: the guest does not schedule processes any more
     HANG = "hang"
-    #: the kernel is alive but the test did not end before its deadline
+    #: the kernel is alive, but the test did not end before its deadline
     TEST_TIMEOUT = "test timeout"
-    #: QEMU itself ended
+    #: the QEMU process ended
     QEMU_DIED = "QEMU died"
-    #: a machine that is no VM cannot be reached any more, for whatever reason
+    #: the SSH connection to a board ended, for an unknown reason
     CONNECTION_LOST = "connection lost"
-    #: the console grew beyond its limit
+    #: the guest wrote more to the console than the limit
     CONSOLE_FLOOD = "console flood"
 
 
@@ -89,7 +89,7 @@ class GuestLost(HarnessError):
     """A running guest cannot be used any more.
 
     :param condition: how it was lost.
-    :param message: a sentence with what was seen.
+    :param message: a sentence that says what was observed.
     """
 
     def __init__(self, condition: LostCondition, message: str) -> None:
@@ -99,7 +99,7 @@ class GuestLost(HarnessError):
 
 
 class ProtocolError(HarnessError):
-    """The guest sent bytes that are not the protocol; it may be broken or hostile."""
+    """The guest sent bytes that are not a message of the protocol."""
 
 
 class DeadlineExceeded(HarnessError):

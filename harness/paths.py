@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Where files live: the XDG base directories, and short private directories for sockets."""
+"""The directories of the project and of the user (XDG base directories)."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 
 APP = "mremap-harness"
 
-#: The checkout: holds guest_tests/, images/ and kernel_configs/ beside this package.
+#: the checkout, which contains guest_tests/, images/ and kernel_configs/
 PROJECT = Path(__file__).resolve().parent.parent
 
 
 def _base(variable: str, default: str) -> Path:
-    # The XDG specification calls relative values invalid and asks to ignore them.
+    # The XDG specification says that relative paths are invalid and must be ignored.
     value = os.environ.get(variable, "")
     return Path(value) if os.path.isabs(value) else Path.home() / default
 
 
 def cache_dir() -> Path:
-    """Kernels, images, templates: anything that can be made again. Safe to delete."""
+    """The directory for kernels, userlands and templates. It can be deleted; everything in it is made again."""
     return _base("XDG_CACHE_HOME", ".cache") / APP
 
 
 def state_dir() -> Path:
-    """Evidence of failures, and what was learnt about this host."""
+    """The directory for the evidence of failures, and for results of probing this host."""
     return _base("XDG_STATE_HOME", ".local/state") / APP

@@ -8,15 +8,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from harness.deadline import Deadline
-from harness.errors import DeadlineExceeded, HostError
+from harness.errors import HostError
 from harness.host.cache import Cache, locked
+from tests.lab import wait_until
 
 #: makes an entry slowly, noting each start: argv is the cache, the note, and the seconds it takes
 SLOW_MAKER = """
@@ -192,13 +193,6 @@ def start_maker(cache: Cache, note: Path, seconds: float) -> subprocess.Popen[st
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
 
 
-def wait_for(note: Path) -> None:
-    deadline = Deadline.after(30)
-    while not note.exists():
-        deadline.check("the maker to start")
-        time.sleep(0.01)
-
-
 def test_two_runs_at_once_make_a_cold_entry_once(cache: Cache, tmp_path: Path) -> None:
     note = tmp_path / "note"
     runs = [start_maker(cache, note, 0.5) for _ in range(2)]
@@ -209,7 +203,7 @@ def test_two_runs_at_once_make_a_cold_entry_once(cache: Cache, tmp_path: Path) -
 def test_a_run_killed_while_making_leaves_no_half_entry(cache: Cache, tmp_path: Path) -> None:
     note = tmp_path / "note"
     with start_maker(cache, note, 60) as run:
-        wait_for(note)
+        wait_until(note.exists, "the maker to start")
         assert cache.get("things", "one") is None
         run.send_signal(signal.SIGKILL)
     leftovers = list((cache.root / "things").iterdir())
@@ -223,18 +217,22 @@ def test_a_run_killed_while_making_leaves_no_half_entry(cache: Cache, tmp_path: 
 def test_what_another_run_is_making_is_not_swept_up(cache: Cache, tmp_path: Path) -> None:
     note = tmp_path / "note"
     with start_maker(cache, note, 1) as run:
-        wait_for(note)
+        wait_until(note.exists, "the maker to start")
         cache.file("things", "two", Maker())
         assert run.communicate(timeout=60)[0] == "whole\n"
 
 
-def test_waiting_for_another_run_ends_with_the_deadline(cache: Cache, tmp_path: Path) -> None:
+def test_a_run_that_waits_for_another_says_so_once_and_goes_on(tmp_path: Path) -> None:
     said: list[str] = []
-    lock = tmp_path / "lock"
-    with (
-        locked(lock, "the first"),
-        pytest.raises(DeadlineExceeded, match="gave up waiting for the first"),
-        locked(lock, "the first", Deadline.after(0.1), said.append),
-    ):
-        pass
-    assert said == ["waiting for the first"]
+
+    def second() -> None:
+        with locked(tmp_path / "lock", "the first", said.append):
+            said.append("locked")
+
+    waiter = threading.Thread(target=second)
+    with locked(tmp_path / "lock", "the first"):
+        waiter.start()
+        wait_until(lambda: said, "the second to say that it waits")
+        time.sleep(0.3)  # it looks at the lock several times more
+    waiter.join(30)
+    assert said == ["waiting for the first", "locked"]

@@ -119,7 +119,8 @@ def test_a_lost_option_names_the_dependency_that_is_not_met(tree: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         check(wanted, {"MMU": "y"}, tree, "x86")
     assert str(caught.value) == (
-        "this source cannot have the configuration: CONFIG_KSM=y from base.config became n: it depends on SYSFS [SYSFS=n]"
+        "this source cannot have the configuration: "
+        "CONFIG_KSM=y from base.config became n: it depends on SYSFS [SYSFS=n]"
     )
 
 

@@ -107,7 +107,7 @@ class SourceStore:
         :param part: name of a part that has a lock of its own.
         """
         lock = self.root / f"lock{part}"
-        return locked(lock, f"another run that builds {self.root.name}", None, self.progress)
+        return locked(lock, f"another run that builds {self.root.name}", self.progress)
 
     def init(self, objects: Path, object_format: str = "sha1") -> None:
         """Create the repository unless it exists.

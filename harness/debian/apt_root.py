@@ -90,7 +90,7 @@ class AptRoot:
         """
         if self._age("refreshed") < max_age:
             return ""
-        with locked(self.path / "lock", f"another run that reads the index of {self.suite}", None, self.progress):
+        with locked(self.path / "lock", f"another run that reads the index of {self.suite}", self.progress):
             if self._age("refreshed") < max_age:
                 return ""
             usable = (self.path / "refreshed").exists()
@@ -145,7 +145,7 @@ class AptRoot:
         """
         if not self._missing(packages):
             return
-        with locked(self.path / "lock", f"another run that fetches from {self.suite}", None, self.progress):
+        with locked(self.path / "lock", f"another run that fetches from {self.suite}", self.progress):
             missing = self._missing(packages)
             if not missing:
                 return

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What we need of the host: processes, directories, memory, the terminal."""
+"""Facilities of the host: processes, directories, the cache, memory, the terminal."""

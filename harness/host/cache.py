@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A content cache on disk: made once, published whole, checked before use.
+"""A content cache on disk. Each entry is made once, and its content is checked before each use.
 
-An entry is a directory ``<root>/<kind>/<key>/`` that holds the content and ``manifest.json``, the digest of every file
-of it. It is built under a name that starts with a dot and renamed into place, so that a half entry is never seen.
-Making is done under a lock of the entry's own: of two runs that want the same entry, one makes it and one waits.
+An entry is a directory ``<root>/<kind>/<key>/``. It holds the content and ``manifest.json``, which has the digest of
+every file. An entry is made under a name that starts with a dot and then renamed, so that no incomplete entry is ever
+used. Each entry has a lock: if two runs want the same entry, one makes it and the other waits.
 
-Checking is cheap for the same reason as in git's index: a file whose inode, size, mtime and ctime are those of the
-last full check is that file. Nobody but the kernel sets ctime, so bytes changed behind a restored mtime are noticed.
-Everything else, and anything not hashed since the host booted or for a day, is hashed again; a mismatch makes the
-entry again. That covers a power failure too, so nothing waits for the disk.
+Most checks read no file, as in git's index: a file is unchanged if its inode, size, mtime and ctime are the same as at
+the last full check. User space cannot set ctime, so changed bytes are noticed even if mtime was restored. A file is
+hashed again if one of the four differs, if the host was booted since the last full check, or if that check is a day
+old. If the digest differs, the entry is made again. This covers power failures as well, so there is no fsync.
 """
 
 from __future__ import annotations
@@ -29,18 +29,17 @@ from pathlib import Path
 from typing import Any
 
 from harness import paths
-from harness.deadline import Deadline
-from harness.errors import DeadlineExceeded, HostError
+from harness.errors import HostError
 
 log = logging.getLogger(__name__)
 
-#: told what takes long, one sentence without a full stop
+#: called with a message about what takes long: one sentence without a full stop
 Progress = Callable[[str], None]
 
-#: an entry is hashed in full at least this often (seconds), whatever its ctime says: disks rot
+#: an entry is hashed after this many seconds even if its ctime is the same, because disks fail
 REHASH_AFTER = 24 * 3600
-#: a file changed so shortly before its check (nanoseconds) could change again within one tick of the file system's
-#: clock; kernels tick every 1-10 ms
+#: If a file changed less than this many nanoseconds before its check, it may change again without a new ctime: the
+#: clock of file systems advances every 1 to 10 ms.
 RACY_NS = 20_000_000
 
 _MANIFEST = "manifest.json"
@@ -49,7 +48,7 @@ _SAFE_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~@=-]{0,120}\Z")
 
 
 def silent(_message: str) -> None:
-    """A :data:`Progress` that tells nobody."""
+    """A :data:`Progress` that drops all messages."""
 
 
 def sha256(path: Path) -> str:
@@ -59,16 +58,14 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def locked(
-    path: Path, waiting_for: str, deadline: Deadline | None = None, progress: Progress = silent
-) -> Iterator[None]:
-    """Hold an exclusive lock on the file ``path``, which is made if need be and never removed.
+def locked(path: Path, waiting_for: str, progress: Progress = silent) -> Iterator[None]:
+    """Hold an exclusive lock on the file ``path``, which is created if necessary and never removed.
 
-    The lock belongs to the open file: the kernel drops it when the holder ends, however it ends.
+    There is no deadline: the holder may build a kernel for a long time, and the kernel releases the lock when the
+    holder ends, in whatever way.
 
-    :param waiting_for: completes "gave up waiting for …" and "waiting for …".
-    :param deadline: when to give up; None waits for as long as somebody holds the lock.
-    :raises DeadlineExceeded: if somebody else holds it past the deadline.
+    :param waiting_for: completes the message "waiting for …".
+    :param progress: told once if the lock is not free.
     """
     with host_trouble(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,17 +80,16 @@ def locked(
                 if not told:
                     progress(f"waiting for {waiting_for}")
                     told = True
-                if deadline is not None and deadline.passed:
-                    raise DeadlineExceeded(f"gave up waiting for {waiting_for}") from None
                 time.sleep(0.05)
         yield
 
 
 @contextmanager
 def host_trouble(directory: Path) -> Iterator[None]:
-    """Turn a full or read-only file system below ``directory`` into a sentence.
+    """Replace the OSError of a full or read-only file system by a message that says what to do.
 
-    :raises HostError: in place of the OSError.
+    :param directory: the directory that is written to, for the message.
+    :raises HostError: instead of the OSError.
     """
     try:
         yield
@@ -110,72 +106,71 @@ def host_trouble(directory: Path) -> Iterator[None]:
 
 
 def disk_trouble(directory: Path, trouble: str) -> str:
-    """The sentence for a cache directory that cannot be written."""
+    """The message for a directory that cannot be written to.
+
+    :param trouble: a verb phrase, such as "is on a full file system".
+    """
     return (
         f"{directory} {trouble}: make room there, or set XDG_CACHE_HOME to a directory with space "
-        "(kernels and images take some hundred MB)"
+        "(kernels and userlands take some hundred MB)"
     )
 
 
 @dataclass(frozen=True)
 class Cache:
-    """A directory of entries; any number of processes may share it.
+    """A directory of entries, which several processes may use at the same time.
 
-    :param root: where it lives; made on first use. Safe to delete while nothing runs.
-    :param progress: told when an entry is made, or waited for.
+    :param root: the directory; created on first use. It may be deleted while no process uses it.
+    :param progress: told when another run makes an entry, and when an entry is damaged.
     """
 
     root: Path = field(default_factory=paths.cache_dir)
     progress: Progress = silent
 
-    def file(
-        self, kind: str, key: str, make: Callable[[Path], None], *, name: str = "data", deadline: Deadline | None = None
-    ) -> Path:
-        """The file cached under ``key``, made with ``make`` if it is not there or not intact.
+    def file(self, kind: str, key: str, make: Callable[[Path], None], *, name: str = "data") -> Path:
+        """The file that is cached under ``key``; made now if it is missing or damaged.
 
-        :param kind: a directory name that groups entries of one sort.
-        :param key: anything that names the content; equal keys must mean equal content.
-        :param make: writes the content to the path it is given, which does not exist yet.
-        :param name: the file's name within its entry, for content whose name others read.
-        :param deadline: how long to wait for another run that makes the same entry.
-        :returns: a path to read from; treat it as read-only.
-        :raises HostError: if the file system is full, or not writable.
-        :raises DeadlineExceeded: if another run held the entry too long.
+        :param kind: a directory name that groups entries.
+        :param key: any text; equal keys must mean equal content.
+        :param make: writes the content to the path that it is given, which does not exist.
+        :param name: the name of the file in its entry.
+        :returns: the path of the file, which must not be changed.
+        :raises HostError: if the file system is full or cannot be written to.
         """
-        return self._entry(kind, key, make, name, deadline)
+        return self._entry(kind, key, make, name)
 
-    def tree(self, kind: str, key: str, make: Callable[[Path], None], *, deadline: Deadline | None = None) -> Path:
-        """Like :meth:`file` for a directory, which exists and is empty when ``make`` is called with it."""
+    def tree(self, kind: str, key: str, make: Callable[[Path], None]) -> Path:
+        """Like :meth:`file`, for a directory. ``make`` is given the path of an empty directory."""
 
         def make_tree(path: Path) -> None:
             path.mkdir()
             make(path)
 
-        return self._entry(kind, key, make_tree, "data", deadline)
+        return self._entry(kind, key, make_tree, "data")
 
     def get(self, kind: str, key: str, *, name: str = "data") -> Path | None:
-        """The intact entry under ``key``, or None: nothing is made."""
+        """The file or directory that is cached under ``key``; None if it is missing or damaged."""
         entry = self._path(kind, key)
         return entry / name if _intact(entry) else None
 
     def digest(self, path: Path) -> str:
-        """The recorded SHA-256 of a file that :meth:`file` returned, without reading it again."""
+        """The SHA-256 of a file that :meth:`file` returned, from its manifest."""
         files = json.loads((path.parent / _MANIFEST).read_text())["files"]
         return str(files[path.name]["sha256"])
 
     def _path(self, kind: str, key: str) -> Path:
-        # Two different keys must not meet after cleaning, hence the digest for any key that is not clean already.
+        # Two keys may become equal when unsafe characters are replaced, so their digest is added.
         if not _SAFE_KEY.match(key):
             digest = hashlib.sha256(key.encode()).hexdigest()[:16]
             key = re.sub(r"[^A-Za-z0-9._+~@=-]+", "_", key).lstrip(".")[-80:] + "=" + digest
         return self.root / kind / key
 
-    def _entry(self, kind: str, key: str, make: Callable[[Path], None], name: str, deadline: Deadline | None) -> Path:
+    def _entry(self, kind: str, key: str, make: Callable[[Path], None], name: str) -> Path:
         entry = self._path(kind, key)
         if _intact(entry):
             return entry / name
         lock = self._lock(entry)
-        with locked(lock, f"another run that makes {kind} {key}", deadline, self.progress), host_trouble(self.root):
+        with locked(lock, f"another run that makes {kind} {key}", self.progress), host_trouble(self.root):
             if _intact(entry):
                 return entry / name
             entry.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +180,7 @@ class Cache:
             if entry.exists():
                 log.warning("%s does not match its recorded digest: making it again", entry)
                 self.progress(f"{kind} {key} is corrupted in the cache: making it again")
-                # Moved away first, so that a removal that is cut short leaves no half entry.
+                # Rename it first: if the removal is interrupted, no incomplete entry is left.
                 entry.rename(pending)
                 _remove(pending)
             try:
@@ -202,14 +197,14 @@ class Cache:
         return self.root / "locks" / f"{entry.parent.name}-{entry.name}.lock"
 
     def _sweep(self, kind: Path) -> None:
-        """Remove what killed runs left behind: a pending entry whose lock nobody holds."""
+        """Remove entries that killed runs did not finish: those whose lock is free."""
         for pending in kind.glob(_PENDING + "*"):
             lock = self._lock(pending.with_name(pending.name.removeprefix(_PENDING)))
             with lock.open("a") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    continue  # somebody is at work on it; or it is ours, and removed by our caller
+                    continue  # another run makes it; or this run does, and the caller removes it
                 _remove(pending)
 
 
@@ -239,14 +234,14 @@ def _record(entry: Path) -> None:
 
 
 def _write_manifest(entry: Path, files: dict[str, Any]) -> None:
-    # A name of our own: two readers may come to the same conclusion at the same time.
+    # The name contains the process ID, because two processes may do this at the same time.
     new = entry / f".{_MANIFEST}.{os.getpid()}"
     new.write_text(json.dumps({"hashed": time.time_ns(), "boot": _boot_id(), "files": files}))
     new.rename(entry / _MANIFEST)
 
 
 def _intact(entry: Path) -> bool:
-    """Whether every file of ``entry`` is there with the bytes that were recorded."""
+    """Whether every file of ``entry`` exists and has the content that the manifest records."""
     try:
         manifest = json.loads((entry / _MANIFEST).read_bytes())
         hashed, files = int(manifest["hashed"]), dict(manifest["files"])
@@ -261,11 +256,11 @@ def _intact(entry: Path) -> bool:
                 recorded["stat"] = stat
                 again = True
     except (OSError, ValueError, KeyError, TypeError):
-        return False  # no entry, or a manifest that is not one
+        return False  # there is no entry, or its manifest is damaged
     if again:
         try:
             _write_manifest(entry, files)
-        except OSError as error:  # a read-only cache is still a cache
+        except OSError as error:  # a cache that cannot be written to can still be used
             log.debug("cannot note the check of %s: %s", entry, error)
     return True
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Unpacks the compressions that kernels and modules come in, by the names that the kernel's build gives them."""
+"""Decompresses kernels and modules. Formats have the names that the kernel's build gives them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import zstandard
 
 from harness.errors import HostError
 
-#: nothing a kernel is made of unpacks to more than this (bytes)
+#: limit of decompressed data in bytes; kernels and modules are smaller
 LIMIT = 1 << 30
 
-#: first bytes of each, longest first
+#: the first bytes of each format, longest first
 MAGIC = {
     b"\xfd7zXZ\0": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
@@ -25,25 +25,25 @@ MAGIC = {
 
 
 class DamagedError(ValueError):
-    """Compressed data that is not what it claims to be, or ends early."""
+    """The compressed data is invalid or incomplete."""
 
 
 class UnknownCompressionError(ValueError):
-    """A compression that nothing here unpacks."""
+    """The compression format is not supported."""
 
 
 def name_of(data: bytes) -> str:
-    """The compression that ``data`` begins with; empty if it is none we know."""
+    """The compression format that ``data`` begins with; empty if it is not known."""
     return next((name for magic, name in MAGIC.items() if data.startswith(magic)), "")
 
 
 def decompress(name: str, data: bytes) -> bytes:
-    """Unpack one stream; what follows it (padding, or the unpacked size that the kernel's build appends) is ignored.
+    """Decompress one stream. Bytes after it are ignored: padding, or the size that the kernel's build appends.
 
     :param name: ``gzip``, ``xz`` (or ``xzkern``), ``lzma``, ``zstd`` (or ``zstd22``) or ``lz4``.
-    :raises DamagedError: if the stream is broken, ends early, or unpacks to more than :data:`LIMIT`.
-    :raises UnknownCompressionError: if the name is another.
-    :raises HostError: if it takes a program that this host lacks.
+    :raises DamagedError: if the stream is invalid, incomplete, or larger than :data:`LIMIT` when decompressed.
+    :raises UnknownCompressionError: if the format is another one.
+    :raises HostError: if the program that decompresses lz4 is not installed.
     """
     try:
         match name:
@@ -68,7 +68,7 @@ def decompress(name: str, data: bytes) -> bytes:
 
 
 def gzip_head(data: bytes, size: int) -> bytes:
-    """The first ``size`` bytes of a gzip stream whose end may be missing; empty if it is none."""
+    """The first ``size`` decompressed bytes of a gzip stream, which may be incomplete; empty if it is not gzip."""
     try:
         return zlib.decompressobj(wbits=31).decompress(data, size)
     except zlib.error:
@@ -80,7 +80,7 @@ def _lz4(data: bytes) -> bytes:
         done = subprocess.run(["lz4", "-dc"], input=data, capture_output=True, check=False)
     except FileNotFoundError:
         raise HostError("this kernel is compressed with lz4: install the package lz4, or give the raw image") from None
-    # lz4 stumbles over the size that follows the stream, but only after it has written everything.
+    # lz4 fails because of the size that follows the stream, but only after it has written everything.
     if not done.stdout:
         raise DamagedError("its lz4 data does not unpack")
     return done.stdout

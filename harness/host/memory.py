@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""How much memory the host can still give."""
+"""The memory that is available on the host."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def available() -> int:
-    """MiB of memory the host can hand out without swapping (MemAvailable)."""
+    """Available memory of the host in MiB (MemAvailable in /proc/meminfo)."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) // 1024

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Private directories for what belongs to a running machine: its console log and sockets.
+"""Private directories for the files of a running machine: its console log and its sockets.
 
-They have short names, because a socket's path may have no more than 107 bytes (unix(7)). A run that is killed leaves
-its directories behind; whoever comes next removes them.
+Their names are short, because the path of a socket may have at most 107 bytes (unix(7)). A run that is killed leaves
+its directories behind, and the next run removes them.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from pathlib import Path
 
 _PREFIX = "mremap-harness-"
 
-#: Seconds that a directory without an owner is left alone: its owner may be about to lock it.
+#: A directory that nobody has locked is not removed for this many seconds: its owner may lock it next.
 _GRACE = 60.0
 
 
 class RunDirectory:
-    """A directory of mode 0700 that is ours until :meth:`remove`, or until this process ends in whatever way."""
+    """A directory of mode 0700 that is locked until :meth:`remove` is called or the process ends."""
 
     def __init__(self) -> None:
         _sweep_once(tempfile.gettempdir())
         self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        # A lock tells the living from the dead where a process id would not: ids are used again, and another
-        # container may share this directory but not our ids.
+        # The lock shows that the owner is alive. A process ID would not: IDs are reused, and another container may
+        # share this directory but has other IDs.
         self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def remove(self, *, keep_files: bool = False) -> None:
-        """Give the directory up. Harmless when called again.
+        """Unlock and remove the directory. Does nothing when it is called again.
 
-        :param keep_files: leave it to the next run to remove.
+        :param keep_files: only unlock the directory; a later run removes it.
         """
         if self._lock < 0:
             return
@@ -52,12 +52,12 @@ def _sweep_once(directory: str) -> None:
 
 
 def sweep(directory: Path, grace: float = _GRACE) -> None:
-    """Remove what killed runs of this user left in ``directory``.
+    """Remove directories that killed runs of this user left in ``directory``.
 
-    :param grace: seconds since its last change for which a directory is left alone in any case.
+    :param grace: a directory is kept if it changed in the last ``grace`` seconds.
     """
     for path in directory.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # somebody else's, or another run is sweeping it
+        with contextlib.suppress(OSError):  # it belongs to another user, or another run removes it
             info = path.stat(follow_symlinks=False)
             if info.st_uid != os.geteuid() or time.time() - info.st_mtime < grace:
                 continue

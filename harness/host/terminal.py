@@ -14,7 +14,7 @@ _SELDOM = 20.0
 
 
 def colourful(stream: IO[str]) -> bool:
-    """Whether a person who wants colours reads this stream; see no-color.org."""
+    """Whether the stream is a terminal, and the user did not turn off colours; see no-color.org."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 

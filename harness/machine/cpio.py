@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Writes cpio archives in the "newc" format, the one the kernel unpacks as an initramfs.
+"""Writes cpio archives in the "newc" format, which the kernel unpacks as an initramfs.
 
-Format: Documentation/driver-api/early-userspace/buffer-format.rst. The kernel accepts several archives one after the
-other, later files replacing earlier ones; that is how modules and tests travel beside an unchanging userland.
-Archives are deterministic: no times, no owners, numbering by order.
+The format is described in Documentation/driver-api/early-userspace/buffer-format.rst. The kernel accepts several
+concatenated archives; later files replace earlier ones. So modules and tests are added to a userland that does not
+change. Equal entries give equal archives: times and owners are zero, and inodes are numbered in order.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import PurePosixPath
 
 @dataclass(frozen=True)
 class Entry:
-    """One file, directory or symbolic link; owned by root, dated 1970."""
+    """One file, directory or symbolic link. Its owner is root, and its time is 0."""
 
-    #: path inside the archive, without a leading slash
+    #: path in the archive, without a leading slash
     path: str
     #: type and permission bits, as in ``st_mode``
     mode: int
-    #: contents, or the target of a symbolic link
+    #: the content of a file, or the target of a symbolic link
     data: bytes = b""
 
 
@@ -42,9 +42,9 @@ def symlink(path: str, target: str) -> Entry:
 
 
 def with_parents(entries: Iterable[Entry]) -> list[Entry]:
-    """``entries`` with every missing parent directory in front of what needs it.
+    """``entries``, with missing parent directories added before the entries that need them.
 
-    The kernel's unpacker creates no directories by itself and silently drops a file that has none.
+    The kernel does not create parent directories, and silently drops a file without one (init/initramfs.c).
     """
     known: set[str] = set()
     result: list[Entry] = []
@@ -61,7 +61,7 @@ def with_parents(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def archive(entries: Iterable[Entry]) -> bytes:
-    """The entries as one archive, padded so that another can follow."""
+    """The entries as one archive, padded so that another archive can follow."""
     out = bytearray()
     for inode, entry in enumerate([*with_parents(entries), Entry("TRAILER!!!", 0)], start=1):
         name = entry.path.encode() + b"\0"

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""QEMU's machine protocol, without asyncio.
+"""A synchronous interface to the QEMU Machine Protocol (QMP).
 
-``qemu.qmp`` is asynchronous throughout. One event loop in one daemon thread serves every machine of the process; this
-façade is all that the rest of the harness sees of it.
+The library ``qemu.qmp`` is asynchronous. One event loop in a daemon thread serves all machines of the process.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _T = TypeVar("_T")
 
 
 class QmpFailed(HarnessError):
-    """QEMU refused a command, or the connection is gone."""
+    """QEMU refused a command, or the connection is lost."""
 
 
 @cache
@@ -39,13 +38,16 @@ def _loop() -> asyncio.AbstractEventLoop:
 class Qmp:
     """A connection to one QEMU.
 
-    :param sock: our end of the socket pair whose other end QEMU holds; the connection owns it from now on.
-    :param name: says which machine, in log lines.
+    :param sock: one end of a socket pair whose other end QEMU has; closed with the connection.
+    :param name: the machine's name in log messages.
+    :param deadline: for QEMU's greeting.
+    :raises QmpFailed: if QEMU ends the connection.
+    :raises DeadlineExceeded: if QEMU does not send its greeting in time.
     """
 
     def __init__(self, sock: socket.socket, name: str, deadline: Deadline) -> None:
         self._client = QMPClient(name)
-        #: events in order of arrival, as QEMU sends them: ``{"event": …, "data": …}``
+        #: the events that QEMU sent, in order: ``{"event": …, "data": …}``
         self.events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._collector: asyncio.Task[None] | None = None
         self._await(self._connect(sock), deadline, "QEMU's greeting")
@@ -61,19 +63,18 @@ class Qmp:
             self.events.put(dict(event))
 
     def execute(self, command: str, deadline: Deadline, **arguments: Any) -> Any:
-        """Run one command and return what it returns.
+        """Execute one command and return its result.
 
-        Underscores in argument names stand for the dashes QMP uses.
-
-        :raises QmpFailed: if QEMU refuses, or has gone.
-        :raises DeadlineExceeded: if no answer comes in time.
+        :param arguments: the arguments of the command, with underscores instead of dashes in their names.
+        :raises QmpFailed: if QEMU refuses, or ends the connection.
+        :raises DeadlineExceeded: if QEMU does not answer in time.
         """
         dashed = {name.replace("_", "-"): value for name, value in arguments.items()}
         return self._await(self._client.execute(command, dashed or None), deadline, f"QEMU to answer {command}")
 
     def close(self) -> None:
-        """Drop the connection; quiet if it has gone already."""
-        with contextlib.suppress(HarnessError):  # the other side may have died: then there is nothing to close
+        """Close the connection. Does nothing if it is lost."""
+        with contextlib.suppress(HarnessError):  # QEMU may have ended
             self._await(self._disconnect(), Deadline.after(2), "QEMU to hang up")
 
     async def _disconnect(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A running QEMU: started, wired, watched and ended."""
+"""Runs one QEMU process: starts it, connects to it, watches it, and ends it."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from harness.host.rundir import RunDirectory
 from harness.machine import qemu
 from harness.machine.qmp import Qmp, QmpFailed
 
-#: Bytes of console after which a guest is taken for a flood: twice the kernel's whole log (see PARAMS), and within
-#: minutes' reach of a serial port under emulation, which was measured at 90 to 300 KiB a second.
+#: Limit of the console log in bytes. A guest that writes more is considered broken. It is twice the size of the log
+#: buffer (log_buf_len in harness.machine.qemu.PARAMS). An emulated serial port wrote 90 to 300 KiB per second.
 CONSOLE_LIMIT = 2 << 20
 
 
 class Vm:
-    """One QEMU process and our ends of its wires.
+    """One QEMU process, and sockets to it and to the ports of its guest.
 
-    Nothing listens anywhere: QEMU inherits one end of a socket pair per wire. The constructor returns as soon as the
-    process exists, so that its start-up overlaps with other work; :meth:`connect` waits for it.
+    QEMU inherits one end of a socket pair for each connection, so nothing listens on the host. The constructor returns
+    as soon as the process exists, and the caller can do other work while QEMU starts. :meth:`connect` waits for QEMU.
 
-    :param machine: what to run.
-    :param ram: memory in files, for templates and clones.
+    :param machine: the machine to run.
+    :param ram: files for the guest's memory, for templates and clones.
     :param incoming: wait for device state instead of booting.
     :raises HostError: if QEMU cannot be started.
     """
 
     def __init__(self, machine: qemu.Machine, *, ram: qemu.Ram | None = None, incoming: bool = False) -> None:
         self.machine = machine
-        #: private directory with the console log, QEMU's own output and the sockets for people
+        #: a private directory with the console log, QEMU's output, and the socket of the human monitor
         self._run_directory = RunDirectory()
         self.directory = self._run_directory.path
         self.console = self.directory / "console"
@@ -65,9 +65,9 @@ class Vm:
         return self
 
     def connect(self, deadline: Deadline) -> None:
-        """Wait until QEMU answers; the machine is still stopped.
+        """Wait until QEMU answers. The machine stays stopped.
 
-        :raises GuestLost: if QEMU ended instead, with what it printed.
+        :raises GuestLost: if QEMU ended; the message has QEMU's output.
         """
         try:
             self._qmp = Qmp(self._qmp_socket, f"pid {self.child.pid}", deadline)
@@ -77,29 +77,29 @@ class Vm:
 
     @property
     def qmp(self) -> Qmp:
-        """The machine-protocol connection; only after :meth:`connect`."""
+        """The QMP connection; available after :meth:`connect`."""
         if self._qmp is None:
-            raise RuntimeError("connect() comes before the first QMP command")
+            raise RuntimeError("connect() must be called before the first QMP command")
         return self._qmp
 
     def run(self, deadline: Deadline) -> None:
-        """Let the guest execute."""
+        """Start or resume the guest."""
         self.qmp.execute("cont", deadline)
 
     def stop(self, deadline: Deadline) -> None:
-        """Freeze the guest between two instructions."""
+        """Stop all CPUs of the guest."""
         self.qmp.execute("stop", deadline)
 
     def console_bytes(self) -> bytes:
-        """The console so far, at most its first CONSOLE_LIMIT bytes."""
+        """The console log so far, at most its first :data:`CONSOLE_LIMIT` bytes."""
         with contextlib.suppress(OSError), self.console.open("rb") as file:
             return file.read(CONSOLE_LIMIT)
         return b""
 
     def check(self) -> None:
-        """Look for signs that the guest cannot go on.
+        """Check whether the guest can still be used.
 
-        :raises GuestLost: if there is one.
+        :raises GuestLost: if it panicked, reset or powered off, flooded the console, or if QEMU ended.
         """
         with contextlib.suppress(queue.Empty):
             while self._qmp is not None:
@@ -119,18 +119,21 @@ class Vm:
                 f"QEMU ended with status {self.child.status}: {self.child.said() or 'silently'}",
             )
         if "KVM internal error" in self.child.said():
-            # QEMU stops the guest, prints its registers, and goes on running.
+            # QEMU stops the guest and prints its registers, but does not end.
             raise GuestLost(LostCondition.QEMU_DIED, f"KVM cannot execute this guest: {self.child.said()[:200]}")
         with contextlib.suppress(OSError):
             if self.console.stat().st_size > CONSOLE_LIMIT:
                 raise GuestLost(LostCondition.CONSOLE_FLOOD, f"the console grew beyond {CONSOLE_LIMIT >> 20} MiB")
 
     def _agent_ended(self) -> bool:
-        # Printed by images/init; the guest may lie about itself, but gains nothing by it.
+        # images/init prints this. A guest that prints it without reason only changes how its loss is named.
         return b"harness: agent ended" in self.console_bytes()[-4096:]
 
     def close(self, *, keep_directory: bool = False) -> None:
-        """End QEMU and remove what belongs to it. Harmless when called again."""
+        """Kill QEMU, close all connections and remove the directory. Does nothing when it is called again.
+
+        :param keep_directory: leave the directory to a later run to remove.
+        """
         self.child.kill()
         if self._qmp is not None:
             self._qmp.close()
