@@ -16,7 +16,7 @@ from harness.agent import protocol
 from harness.arch import ARCHITECTURES, ARM64, X86_64
 from harness.guests import template, template_store
 from harness.guests.template import TemplateError
-from harness.guests.template_store import Store
+from harness.guests.template_store import TemplateStore
 from harness.machine.accelerator import Accelerator
 from harness.machine.qemu import NODES, Machine
 
@@ -148,7 +148,7 @@ def test_what_a_killed_maker_left_is_replaced(tmp_path: Path) -> None:
 
 
 def test_templates_unused_for_long_are_dropped(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = TemplateStore(tmp_path)
     old, young = seal(tmp_path / "old", age=30 * 86400), seal(tmp_path / "young")
     store._make_room(4096)
     assert not old.exists()
@@ -156,7 +156,7 @@ def test_templates_unused_for_long_are_dropped(tmp_path: Path) -> None:
 
 
 def test_a_template_that_somebody_clones_is_not_dropped(tmp_path: Path, machine: Machine) -> None:
-    user, other = Store(tmp_path), Store(tmp_path)
+    user, other = TemplateStore(tmp_path), TemplateStore(tmp_path)
     entry = seal(tmp_path / "old")
     found = template.load(entry, machine)
     assert found is not None
@@ -172,12 +172,15 @@ def test_a_template_that_somebody_clones_is_not_dropped(tmp_path: Path, machine:
 
 def test_memory_that_cannot_fit_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(TemplateError, match="has no room for 8388608 MiB of guest memory"):
-        Store(tmp_path)._make_room(1 << 43)
+        TemplateStore(tmp_path)._make_room(1 << 43)
 
 
 def test_a_store_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(TemplateError, match="cannot write a template below"), Store(tmp_path / "file")._entry("0123"):
+    with (
+        pytest.raises(TemplateError, match="cannot write a template below"),
+        TemplateStore(tmp_path / "file")._entry("0123"),
+    ):
         pass
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The half of the harness that runs inside the guest: it answers the host and runs pytest on its behalf.
+"""The agent: the part of the harness that runs inside the guest, answers the host, and runs pytest.
 
-Needs Python 3.11 or later, the standard library and pytest: no more, because boards run it too.
+It needs only Python 3.11 or later and pytest, because it also runs on boards.
 """

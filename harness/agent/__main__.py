@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The agent's entry point: ``python3 -m harness.agent`` in a guest, with ``--stdio`` on a board reached over SSH."""
+"""Starts the agent: ``python3 -m harness.agent`` in a guest, with ``--stdio`` on a board."""
 
 import base64
 import contextlib
@@ -21,15 +21,16 @@ from pathlib import Path
 from harness.agent import channel, protocol
 from harness.agent.session import run_pytest
 
-#: _IO('R', 0x07), include/uapi/linux/random.h: mix what was written into the pool now
+#: _IO('R', 0x07) in include/uapi/linux/random.h: reseed from the pool now
 RNDRESEEDCRNG = 0x5207
 
 
-def beat(parent: int) -> None:
-    """Write a line now and then on a port of its own, for as long as the parent lives.
+def send_heartbeats(parent: int) -> None:
+    """Write a line to the heartbeat port four times a second, as long as the parent process lives.
 
-    A process rather than a thread: it must beat while a test holds the interpreter, and must not be an extra thread
-    in the process under test. A ``q`` from the host asks for the parent's Python traceback: the host gave up on it.
+    This runs in a process of its own. A thread would stop while a test holds the interpreter lock, and would be an
+    additional thread in the process under test. When the host sends ``q``, it has given up on the test, and the parent
+    prints its Python traceback and ends.
     """
     port = channel.open_port("harness.heartbeat")
     while os.getppid() == parent:
@@ -38,12 +39,15 @@ def beat(parent: int) -> None:
             if b"q" in os.read(port, 64):
                 os.kill(parent, signal.SIGABRT)
         except OSError:
-            pass  # nobody listens at this moment, or nobody asks
+            pass  # the host is not connected, or sent nothing
         time.sleep(0.25)
 
 
 def answer_hello(hello: protocol.Hello) -> protocol.Ready:
-    """Take over the host's clock and randomness, and say who we are."""
+    """Set the clock, reseed the random number generators, and describe this guest.
+
+    Both are the same in all clones of a template, so the host sends its time and random data.
+    """
     if os.geteuid() == 0 and hello.time:
         time.clock_settime(time.CLOCK_REALTIME, hello.time)
         with open("/dev/urandom", "r+b", buffering=0) as pool:
@@ -61,22 +65,22 @@ def answer_hello(hello: protocol.Hello) -> protocol.Ready:
 
 
 def answer_board(hello: protocol.Hello) -> protocol.Ready:
-    """Say who we are, and leave the clock and the randomness of a machine that is not ours alone."""
+    """Describe this board, and do not change its clock or random number generator."""
     return answer_hello(dataclasses.replace(hello, time=0.0))
 
 
 def start_shell(request: protocol.Shell) -> protocol.ShellReady:
-    """Run dropbear on the guest's loopback and join it to the shell port. No network device is involved."""
-    # Every tool of busybox under its own name; what is there already stays.
+    """Run dropbear on the guest's loopback device, and relay between it and the shell port."""
+    # Links to busybox for all its tools; existing programs are not replaced.
     subprocess.run(["/bin/busybox", "--install", "-s", "/usr/bin"], check=False, stderr=subprocess.DEVNULL)
-    Path("/etc/dropbear").mkdir(exist_ok=True)  # receives the host key, made on the first connection
+    Path("/etc/dropbear").mkdir(exist_ok=True)  # for the host key, which is made on the first connection
     home = Path("/root/.ssh")
     home.mkdir(mode=0o700, exist_ok=True)
     (home / "authorized_keys").write_text(request.authorized_key + "\n")
     subprocess.run(["/usr/sbin/dropbear", "-R", "-s", "-j", "-k", "-p", "127.0.0.1:22"], check=True)
-    # Opened before we answer: QEMU drops what the host sends to a port that nobody has open.
+    # Must be open before the answer is sent: QEMU drops data for a port that the guest has not opened.
     port = channel.open_port("harness.shell")
-    if os.fork() == 0:  # a process, as in beat()
+    if os.fork() == 0:  # a process and not a thread, see send_heartbeats()
         try:
             channel.join_port_to_tcp(port, 22)
         finally:
@@ -85,15 +89,15 @@ def start_shell(request: protocol.Shell) -> protocol.ShellReady:
     return protocol.ShellReady()
 
 
-def be_found() -> None:
-    """Leave our process id where the board's keeper looks for it, and lead a group that it can end as a whole."""
+def write_pid_file() -> None:
+    """Become the leader of a process group, and write its ID to a file for the keeper, which ends the group."""
     with contextlib.suppress(PermissionError):
-        os.setsid()  # refused to a group's leader, which is what we want to be
+        os.setsid()  # fails if this process is a group leader already
     Path(os.environ["HARNESS_PID_FILE"]).write_text(str(os.getpid()))
 
 
 def unpack(archive: str, directory: Path) -> None:
-    """Unpack the tests where pytest will find them."""
+    """Unpack the tests into ``directory``, and make it the current directory."""
     directory.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(base64.b64decode(archive))) as tar:
         tar.extractall(directory, filter="data")
@@ -101,20 +105,20 @@ def unpack(archive: str, directory: Path) -> None:
 
 
 def main() -> None:
-    """Serve the host until it hangs up."""
+    """Answer the host's messages until it closes the connection."""
     stdio = "--stdio" in sys.argv
     greet = answer_board if stdio else answer_hello
     if stdio:
-        be_found()
+        write_pid_file()
         link = channel.Channel.over_stdio()
         faulthandler.enable()
     else:
         link = channel.Channel(channel.open_port("harness.agent"))
         parent = os.getpid()
         if os.fork() == 0:
-            beat(parent)
+            send_heartbeats(parent)
             os._exit(0)
-        faulthandler.enable(open("/dev/console", "w"))  # noqa: SIM115 - stays open for the process's life
+        faulthandler.enable(open("/dev/console", "w"))  # noqa: SIM115 - stays open until the process ends
     home = Path(__file__).resolve().parent.parent.parent
     while True:
         message = link.receive()

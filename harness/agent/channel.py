@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The guest's end of the wires: virtio-serial ports, or a pair of pipes on a board."""
+"""The agent's connection to the host: a virtio-serial port, or a pair of pipes on a board."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from harness.agent import protocol
 
 
 def open_port(name: str) -> int:
-    """Open the virtio-serial port called ``name``, without blocking mode.
+    """Open the virtio-serial port called ``name`` in non-blocking mode.
 
-    There is no udev here to make /dev/virtio-ports, so the name is looked up in sysfs. A blocking read was seen to
-    stay stuck when a clone's host side changed under it; polling a non-blocking descriptor was not.
+    The guest has no udev, so there is no /dev/virtio-ports, and the name is looked up in sysfs. A blocking read was
+    seen to hang in a clone, whose host side differs from that of the template; polling was not.
     """
     for port in Path("/sys/class/virtio-ports").glob("*"):
         if (port / "name").read_text().strip() == name:
@@ -29,8 +29,8 @@ def open_port(name: str) -> int:
 class Channel:
     """Sends and receives messages.
 
-    :param reader: descriptor to read from.
-    :param writer: descriptor to write to; the same one for a port.
+    :param reader: file descriptor to read from.
+    :param writer: file descriptor to write to; None for ``reader``, as for a port.
     """
 
     def __init__(self, reader: int, writer: int | None = None) -> None:
@@ -41,7 +41,7 @@ class Channel:
 
     @classmethod
     def over_stdio(cls) -> Channel:
-        """Use stdin and stdout, and give the rest of the process harmless ones."""
+        """Use stdin and stdout. For the rest of the process, stdin is empty and stdout is stderr."""
         reader, writer = os.dup(0), os.dup(1)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(2, 1)
@@ -49,7 +49,7 @@ class Channel:
         return cls(reader, writer)
 
     def send(self, message: protocol.Message) -> None:
-        """Send one message, waiting while the host is slow to read."""
+        """Send one message. Waits if the host does not read."""
         data = memoryview(protocol.encode(message))
         while data:
             select.select([], [self._writer], [])
@@ -59,9 +59,9 @@ class Channel:
                 time.sleep(0.005)
 
     def receive(self) -> protocol.Message:
-        """The next message from the host; waits for ever.
+        """Wait for the next message from the host, without a time limit.
 
-        :raises EOFError: if a pipe's other end is closed. A port never ends: it is only ever quiet.
+        :raises EOFError: if the other end of the pipe is closed. A port has no such end of file.
         """
         while not self._ready:
             select.select([self._reader], [], [])
@@ -74,14 +74,14 @@ class Channel:
             elif self._writer != self._reader:
                 raise EOFError
             else:
-                time.sleep(0.005)  # the host's end is closed: a template between its maker and its clones
+                time.sleep(0.005)  # no host is connected, as in a template that is not cloned yet
         return self._ready.pop(0)
 
 
 def join_port_to_tcp(port: int, tcp_port: int) -> None:
-    """Carry bytes between a virtio-serial port and a connection to the guest's own loopback, until either ends.
+    """Relay data between a virtio-serial port and a TCP connection on the loopback device, until either ends.
 
-    Neither side is read while the other has not yet taken what was read before, so that nothing piles up here.
+    A side is not read while data for the other side is waiting, so that memory use is bounded.
 
     :param port: from :func:`open_port`.
     """
@@ -89,7 +89,7 @@ def join_port_to_tcp(port: int, tcp_port: int) -> None:
         connection.setblocking(False)
         server = connection.fileno()
         peer = {port: server, server: port}
-        waiting = {port: b"", server: b""}  # what each is still to be given
+        waiting = {port: b"", server: b""}  # data that could not be written yet, by descriptor
         while True:
             readable, writable, _ = select.select(
                 [fd for fd in peer if not waiting[peer[fd]]], [fd for fd in peer if waiting[fd]], []
@@ -102,6 +102,6 @@ def join_port_to_tcp(port: int, tcp_port: int) -> None:
                     with contextlib.suppress(BlockingIOError):
                         waiting[peer[fd]] = os.read(fd, 1 << 15)
                         if not waiting[peer[fd]]:
-                            return  # the server hung up, or the host closed its end
+                            return  # the server or the host closed its end
             except ConnectionError:
                 return

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What host and agent say to each other, over a virtio-serial port or an SSH channel.
+"""The messages between host and agent, which are sent over a virtio-serial port or an SSH channel.
 
-A frame is a magic number, the payload's length and its CRC-32, then one JSON object. JSON and never pickle, with
-every field's type checked and every size bounded: the guest runs a kernel that may be broken, and its bytes are not
-trusted. The host speaks first; see the messages below, in the order of a conversation.
+A frame is a magic number, the length of the payload, its CRC-32, and the payload, which is one JSON object. The kernel
+of a guest may be broken, so nothing that the guest sends is trusted: the type of each field is checked, all sizes are
+limited, and the format is JSON and not pickle. The host sends the first message. The messages below are in the order
+in which they are sent.
 """
 
 from __future__ import annotations
@@ -17,22 +18,25 @@ from typing import Any, ClassVar
 
 MAGIC = b"mrh1"
 HEADER = struct.Struct(">4sII")
-#: bytes of payload; the largest legitimate frame is the tests' archive, some hundred KiB
+#: limit of the payload in bytes; the largest frame has the archive of the tests, some hundred KiB
 MAX_PAYLOAD = 32 << 20
 
 
 class BadFrame(ValueError):
-    """The bytes are not a frame, or the frame is not a message."""
+    """The data is not a frame, or the frame is not a message."""
 
 
 @dataclass(frozen=True)
 class Hello:
-    """Host: who are you? Also sets the clock and stirs the random pool: a cloned guest's are those of its template."""
+    """Host: asks for a description of the guest.
+
+    Also sets the clock and reseeds the random number generators, which a clone has in the state of its template.
+    """
 
     kind: ClassVar[str] = "hello"
     #: seconds since the epoch
     time: float
-    #: hexadecimal
+    #: random bytes in hexadecimal
     entropy: str
 
 
@@ -53,12 +57,12 @@ class Ready:
 
 @dataclass(frozen=True)
 class Collect:
-    """Host: unpack these tests and collect them. Only once in a guest's life."""
+    """Host: unpack and collect these tests. Sent at most once to a guest."""
 
     kind: ClassVar[str] = "collect"
-    #: a tar archive in base64, unpacked in the agent's directory
+    #: a tar archive in base64
     archive: str
-    #: command line for pytest
+    #: arguments for pytest
     args: list[str]
 
 
@@ -68,7 +72,7 @@ class Collected:
 
     kind: ClassVar[str] = "collected"
     nodeids: list[str]
-    #: what pytest said when it could not collect
+    #: the messages of collection errors
     errors: list[str]
 
 
@@ -78,9 +82,9 @@ class Run:
 
     kind: ClassVar[str] = "run"
     nodeid: str
-    #: the test that follows in this guest, so that wider fixtures survive; empty for none
+    #: the next test in this guest, so that fixtures with a wider scope are kept for it; empty if there is none
     next_nodeid: str
-    #: written to the console before and after, to cut the log
+    #: the token in the console markers before and after the test
     marker: str
 
 
@@ -94,7 +98,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Audit:
-    """Agent, in the middle of a test: freeze us here and look at our memory; see ``harness.audit.live``."""
+    """Agent, during a test: stop this guest and audit its memory; see ``harness.audit.live``."""
 
     kind: ClassVar[str] = "audit"
     data: dict[str, Any]
@@ -110,7 +114,7 @@ class Audited:
 
 @dataclass(frozen=True)
 class Finished:
-    """Agent: the test is over and all its reports are sent."""
+    """Agent: the test has ended, and all its reports were sent."""
 
     kind: ClassVar[str] = "finished"
     nodeid: str
@@ -123,7 +127,7 @@ class Shell:
     """Host: start an SSH server on the shell port."""
 
     kind: ClassVar[str] = "shell"
-    #: OpenSSH's one-line form
+    #: a line of an authorized_keys file
     authorized_key: str
 
 
@@ -138,7 +142,7 @@ Message = Hello | Ready | Collect | Collected | Run | Report | Audit | Audited |
 _TYPES: dict[str, Any] = {
     m.kind: m for m in (Hello, Ready, Collect, Collected, Run, Report, Audit, Audited, Finished, Shell, ShellReady)
 }
-# Annotations are strings here; JSON can only produce these few types.
+# The annotations are strings. These are all types that JSON values of messages have.
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     "str": lambda v: isinstance(v, str),
     "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
@@ -155,7 +159,7 @@ def encode(message: Message) -> bytes:
 
 
 class Decoder:
-    """Turns a stream of bytes into messages; holds what is incomplete."""
+    """Turns a stream of bytes into messages. Incomplete frames are kept until the rest arrives."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -163,7 +167,7 @@ class Decoder:
     def feed(self, data: bytes) -> list[Message]:
         """The messages completed by ``data``.
 
-        :raises BadFrame: if the stream cannot be followed any more.
+        :raises BadFrame: if the data is not a valid frame; the stream cannot be used any more.
         """
         self._buffer += data
         messages: list[Message] = []

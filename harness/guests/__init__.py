@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What runs tests: guests in virtual machines, cloned or booted, and machines reached by SSH."""
+"""The machines that run tests: guests in virtual machines, cloned or booted, and boards reached over SSH."""

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Machines that are no VMs, reached by SSH: ``--kernel=ssh://root@board``.
+"""Boards: running machines that are reached over SSH, with ``--kernel=ssh://root@board``.
 
-The user's own SSH set-up is used: known hosts, the agent, keys, and of ``~/.ssh/config`` the host name, port, key files
-and proxy. The board needs Python and nothing else of ours: agent, pytest and tests are sent into a private
-directory there, which is removed when the connection ends, however it ends (see :mod:`harness.guests.board_keeper`).
+The user's SSH configuration is used: known hosts, the SSH agent, keys, and the host name, port, key files and proxy in
+``~/.ssh/config``. The board needs only Python. The harness's agent, pytest and the tests are sent into a private
+directory on the board. It is removed when the connection ends, see :mod:`harness.guests.board_keeper`.
 
-A board is one machine: a "fresh guest" there is a fresh agent process on the same kernel. There is no heartbeat and no
-panic event: a board that falls silent is reported as a lost connection or a test that did not end.
+A board always runs the same kernel: a fresh guest is only a new agent process. There are no heartbeats and no panic
+events. If a board stops answering, a lost connection or a test that did not end is reported.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from harness.kernels.kernel import SshSpec
 from harness.machine import payload
 from harness.machine.vm import CONSOLE_LIMIT
 
-#: How many times longer than a PC a board may take: as an emulated one. Being wrong only delays the report of a hang.
+#: A board may be this many times slower than a PC, as an emulated guest is. A wrong value only delays reporting a hang.
 _SLOWDOWN = 8.0
 
-#: What paramiko raises where the connection is gone: EOFError as long as it has not noticed itself.
+#: The exceptions of paramiko for a lost connection; it raises EOFError until it has noticed the loss itself.
 _GONE = (OSError, EOFError)
 
 _KEEPER = Path(__file__).with_name("board_keeper.py")
 
 
 class _RefuseUnknown(paramiko.MissingHostKeyPolicy):
-    """Trusts nobody on first sight."""
+    """Refuses hosts whose key is not known."""
 
     def __init__(self, again: str) -> None:
         self._again = again
 
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> NoReturn:
-        """See paramiko."""
+        """Called by paramiko for an unknown host key."""
         raise HostError(
             f"the host key of {hostname} is not among your known hosts ({key.get_name()} {key.fingerprint}): "
             f"if it is the right one, connect once with: {self._again}"
@@ -59,9 +59,9 @@ class _RefuseUnknown(paramiko.MissingHostKeyPolicy):
 
 
 def connect(spec: SshSpec, deadline: Deadline) -> paramiko.SSHClient:
-    """Log in to a board with the user's own keys.
+    """Log in to a board with the user's keys.
 
-    :raises HostError: if this host does not know the board, or has no key for it.
+    :raises HostError: if the board's host key is unknown or has changed, or if the board accepts no key of the user.
     :raises BootError: if it cannot be reached.
     """
     again = f"ssh -p {spec.port} {spec.user}@{spec.host}"
@@ -93,22 +93,22 @@ def connect(spec: SshSpec, deadline: Deadline) -> paramiko.SSHClient:
         ) from error
     except (paramiko.SSHException, *_GONE) as error:
         client.close()
-        # The one for "there was nothing to try" has no type of its own.
+        # paramiko has no exception class for the case that there was no key to try.
         if isinstance(error, paramiko.AuthenticationException) or "No authentication methods" in str(error):
             why = f"{spec.host} accepts none of your keys for {spec.user}: make this work first: {again}"
             raise HostError(why) from error
         raise BootError(f"cannot reach {spec.host}, port {spec.port}: {error or type(error).__name__}") from error
     transport = client.get_transport()
     assert transport is not None
-    transport.set_keepalive(5)  # a board that died is noticed when TCP gives up on these
+    transport.set_keepalive(5)  # a dead board is noticed when TCP gives up sending these
     return client
 
 
 def _through(proxy: str) -> socket.socket:
-    """A connection through a command's stdin and stdout.
+    """A connection through the stdin and stdout of a command.
 
-    The command sees it end, and is ended when we end: one that did not notice would hold our stderr open, and who
-    reads that waits for it. With SIGTERM, not SIGHUP as by ssh(1): under nohup(1) that is ignored.
+    The command is ended with this process. Otherwise it would keep stderr open, and a reader of that would wait for
+    it. The signal is SIGTERM and not SIGHUP, which ssh(1) uses, because SIGHUP is ignored under nohup(1).
     """
     ours, theirs = socket.socketpair()
     command = killed_with_parent(["sh", "-c", f"exec {proxy}"], "TERM")
@@ -130,7 +130,7 @@ def _user_config(spec: SshSpec) -> dict[str, Any]:
 
 
 class Session:
-    """A connection to one board, with our directory on it.
+    """A connection to one board, and the harness's directory on the board.
 
     :param client: logged in; closed with the session.
     :raises BootError: if the board has no Python that can run the agent.
@@ -148,12 +148,12 @@ class Session:
         self._keeper = transport.open_session(timeout=deadline.remaining)
         self._keeper.exec_command(f"exec python3 -c {shlex.quote(_KEEPER.read_text())}")
         archive = payload.agent_tar()
-        with contextlib.suppress(*_GONE):  # refused by a keeper that has ended: it has said why
+        with contextlib.suppress(*_GONE):  # if the keeper has ended, its message is read below
             self._keeper.sendall(struct.pack(">Q", len(archive)) + archive)
         about = self._announcement(deadline)
-        #: where our files are on the board
+        #: the harness's directory on the board
         self.directory = str(about.get("directory"))
-        #: whether the kernel's log can be read
+        #: whether the user may read the kernel's log
         self.log = bool(about.get("log"))
         if not about.get("filter"):
             self.close()
@@ -171,13 +171,13 @@ class Session:
         except (*_GONE, ValueError) as error:
             said = self._keeper.recv_stderr(4096).decode(errors="replace").strip() if line == b"" else repr(line)
             self._client.close()
-            raise BootError(f"{self.name} cannot run Python programs for us: {said or 'no answer in time'}") from error
+            raise BootError(f"{self.name} cannot run Python programs: {said or 'no answer in time'}") from error
         if not isinstance(about, dict):
-            raise ProtocolError(f"{self.name} said something else than its directory")
+            raise ProtocolError(f"{self.name} sent something else than its directory")
         return about
 
     def _listen(self) -> None:
-        """Sort what the keeper says into log and answers."""
+        """Separate the keeper's output into the kernel's log and answers to commands."""
         rest = b""
         while data := self._keeper.recv(1 << 16):
             *lines, rest = (rest + data).split(b"\n")
@@ -190,34 +190,34 @@ class Session:
                 else:
                     self.add_to_console(line + b"\n")
         with self._changed:
-            self.log = False  # nobody answers any more
+            self.log = False  # the keeper has ended
             self._changed.notify_all()
 
     def add_to_console(self, data: bytes) -> None:
-        """Append; silently bounded, see :meth:`Board.check`."""
+        """Append to the console log. Data above the limit is dropped, and :meth:`Board.check` reports it."""
         with self._changed:
             self._console += data[: CONSOLE_LIMIT + 1 - len(self._console)]
 
     def console_bytes(self) -> bytes:
-        """The kernel's log since the session began, complete up to now."""
+        """The complete log of the kernel since the session began."""
         token = secrets.token_hex(8)
-        self.order(f"sync {token}")
+        self.send_command(f"sync {token}")
         with self._changed:
             self._changed.wait_for(lambda: self._token == token or not self.log, 5.0)
             return bytes(self._console)
 
     @property
     def console_size(self) -> int:
-        """Bytes of log so far."""
+        """The size of the log in bytes."""
         return len(self._console)
 
-    def order(self, command: str) -> None:
-        """Send the keeper a command; quiet if it is gone."""
+    def send_command(self, command: str) -> None:
+        """Send a command to the keeper. Does nothing if the keeper has ended."""
         with contextlib.suppress(*_GONE):
             self._keeper.sendall(command.encode() + b"\n")
 
     def close(self) -> None:
-        """Let the keeper clean up, and hang up."""
+        """Let the keeper remove the directory, and close the connection."""
         with contextlib.suppress(*_GONE):
             self._keeper.shutdown_write()
             self._keeper.status_event.wait(5.0)
@@ -225,37 +225,37 @@ class Session:
 
 
 class _Agent:
-    """The agent's process on the board, with the part of :class:`harness.host.process.Child` that is asked of it."""
+    """The agent's process on the board, with those methods of :class:`harness.host.process.Child` that are needed."""
 
     def __init__(self, channel: paramiko.Channel) -> None:
         self._channel = channel
 
     @property
     def status(self) -> int | None:
-        """Its exit status, or None while it runs."""
+        """The exit status; None while the process runs."""
         return self._channel.exit_status if self._channel.exit_status_ready() else None
 
     def wait(self, deadline: Deadline) -> int | None:
-        """Wait for the end; None if the deadline passes first."""
+        """Wait for the end, and return the exit status; None if the deadline passes first."""
         self._channel.status_event.wait(deadline.remaining)
         return self.status
 
 
 class Board:
-    """An agent on a board, in the shape in which :class:`harness.guests.guest.Guest` knows virtual machines."""
+    """An agent on a board, with the interface :class:`harness.guests.guest.Carrier`."""
 
     def __init__(self, session: Session, deadline: Deadline) -> None:
         self._session = session
         self._channel = session.transport.open_session(timeout=deadline.remaining)
-        # Bytecode stays in our directory: the second agent starts several times faster.
+        # Python keeps bytecode in the directory, so that the second agent starts several times faster.
         environment = f"HARNESS_PID_FILE=pid PYTHONPATH={shlex.quote(session.directory)} NO_COLOR=1"
         directory = shlex.quote(session.directory)
         self._channel.exec_command(f"cd {directory} && {environment} exec python3 -m harness.agent --stdio")
         self.child = _Agent(self._channel)
-        # Real sockets, because a paramiko channel cannot be waited on for writing.
+        # Guest needs sockets for select(): a paramiko channel does not tell when it can be written to.
         self.agent, self._far_agent = socket.socketpair()
         self.heartbeat, self._far_heartbeat = socket.socketpair()
-        for work in (self._upload, self._download, self._complain, self._obey):
+        for work in (self._upload, self._download, self._forward_stderr, self._forward_abort):
             threading.Thread(target=work, name=f"{work.__name__} {session.name}", daemon=True).start()
 
     def _upload(self) -> None:
@@ -270,15 +270,15 @@ class Board:
                 self._far_agent.sendall(data)
             self._far_agent.shutdown(socket.SHUT_WR)
 
-    def _complain(self) -> None:
-        """The agent's stderr belongs to the evidence."""
+    def _forward_stderr(self) -> None:
+        """Add the agent's stderr to the console log."""
         while data := self._channel.recv_stderr(1 << 15):
             self._session.add_to_console(data)
 
-    def _obey(self) -> None:
+    def _forward_abort(self) -> None:
         with contextlib.suppress(*_GONE):
             while self._far_heartbeat.recv(64):
-                self._session.order("abort")
+                self._session.send_command("abort")
 
     @property
     def virtual(self) -> None:
@@ -286,17 +286,17 @@ class Board:
         return None
 
     def console_bytes(self) -> bytes:
-        """The kernel's log as far as the board lets us read it, and what the agent wrote to stderr."""
+        """The kernel's log, if the user may read it, and the agent's stderr."""
         return self._session.console_bytes()
 
     def check(self) -> None:
-        """Look for signs that the agent cannot go on.
+        """Check whether the agent can still be used.
 
-        :raises GuestLost: if there is one.
+        :raises GuestLost: if the connection is lost, the agent ended, or the log grew too long.
         """
         name = self._session.name
         if not self._session.transport.is_active():
-            message = f"the connection to {name} is lost: whether its kernel died or the network did is not known"
+            message = f"the connection to {name} is lost: its kernel or the network may have failed"
             raise GuestLost(LostCondition.CONNECTION_LOST, message)
         if self._channel.closed or self._channel.exit_status_ready():
             raise GuestLost(LostCondition.AGENT_DIED, f"the agent on {name} ended with status {self.child.status}")
@@ -304,11 +304,11 @@ class Board:
             raise GuestLost(LostCondition.CONSOLE_FLOOD, f"the log of {name} grew beyond {CONSOLE_LIMIT >> 20} MiB")
 
     def close(self) -> None:
-        """End the agent. Harmless when called again."""
+        """End the agent. Does nothing when it is called again."""
         for sock in (self.agent, self.heartbeat):
             sock.close()
         if not self._channel.status_event.wait(0.5):
-            self._session.order("kill")
+            self._session.send_command("kill")
             self._channel.status_event.wait(2.0)
         with contextlib.suppress(*_GONE):
             self._channel.close()

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Runs on a board, sent there as source text: keeps our directory there, and reports the kernel's log.
+"""The keeper: a program that runs on a board, manages the harness's directory there, and forwards the kernel's log.
 
-Uses nothing but the standard library of Python 3.6, so that it can say when Python is too old for the agent. It lives
-for as long as the SSH channel it was started on; when that ends, for whatever reason, the agent is killed and the
-directory removed.
+It is sent to the board as source text. It needs only the standard library of Python 3.6, so that it can report a
+Python that is too old for the agent. It runs as long as its SSH channel exists. When the channel ends, it kills the
+agent and removes the directory.
 
-stdin: the size of a tar archive as 8 bytes, big-endian, the archive, then commands, one a line: ``sync TOKEN`` is
-answered once everything the kernel logged before is written; ``abort`` asks the agent for a traceback, ``kill`` ends
-it. stdout: one line of JSON, then the kernel's log as the console would show it; answers are lines that start with a
-NUL byte, which the kernel's log never holds.
+stdin: the size of a tar archive as 8 bytes, big-endian; the archive; then one command in each line. ``sync TOKEN`` is
+answered when everything that the kernel logged before is written. ``abort`` asks the agent for a traceback. ``kill``
+ends the agent.
+
+stdout: one line of JSON; then the kernel's log in the form of the console. Answers are lines that start with a NUL
+byte, which is never in the kernel's log.
 """
 
 import io
@@ -24,7 +26,7 @@ import tempfile
 
 
 def signal_agent(directory: str, number: int) -> None:
-    """Signal the agent's process group, if there is one."""
+    """Send a signal to the process group of the agent, if there is one."""
     try:
         with open(os.path.join(directory, "pid")) as file:
             os.killpg(int(file.read()), number)
@@ -33,7 +35,7 @@ def signal_agent(directory: str, number: int) -> None:
 
 
 def open_log() -> int:
-    """The kernel's log from now on; -1 if it is not ours to read."""
+    """Open the kernel's log at its end; -1 if this user may not read it."""
     try:
         log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
         os.lseek(log, 0, os.SEEK_END)
@@ -42,8 +44,8 @@ def open_log() -> int:
         return -1
 
 
-def drain(log: int) -> bytes:
-    """All new records, as the console prints them."""
+def read_log(log: int) -> bytes:
+    """All new records, in the form of the console."""
     lines = []
     while log >= 0:
         try:
@@ -55,20 +57,20 @@ def drain(log: int) -> bytes:
             continue
         head, _, text = record.partition(";")
         stamp = int(head.split(",")[2])
-        # Lines that start with a space are the record's dictionary, not its text.
+        # Lines that start with a space are the dictionary of the record, not its text.
         body = [line for line in text.splitlines() if not line.startswith(" ")]
         lines += [f"[{stamp // 1000000:5d}.{stamp % 1000000:06d}] {line}" for line in body]
     return "".join(line + "\n" for line in lines).encode()
 
 
-def say(data: bytes) -> None:
-    """Write to the host."""
+def send(data: bytes) -> None:
+    """Send data to the host."""
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
 
 
-def hear(size: int) -> bytes:
-    """Exactly so many bytes from the host."""
+def receive(size: int) -> bytes:
+    """Receive exactly ``size`` bytes from the host."""
     data = b""
     while len(data) < size:
         part = os.read(0, min(size - len(data), 1 << 16))
@@ -79,11 +81,11 @@ def hear(size: int) -> bytes:
 
 
 def serve(directory: str, log: int) -> None:
-    """Pass on the log and obey, until stdin ends."""
+    """Forward the log and execute commands, until stdin ends."""
     commands = b""
     while True:
         readable = select.select([0] if log < 0 else [0, log], [], [])[0]
-        say(drain(log))
+        send(read_log(log))
         if 0 in readable:
             data = os.read(0, 4096)
             if not data:
@@ -92,16 +94,16 @@ def serve(directory: str, log: int) -> None:
         while b"\n" in commands:
             line, _, commands = commands.partition(b"\n")
             if line.startswith(b"sync "):
-                say(drain(log) + b"\0" + line + b"\n")
+                send(read_log(log) + b"\0" + line + b"\n")
             elif line in (b"abort", b"kill"):
                 signal_agent(directory, signal.SIGABRT if line == b"abort" else signal.SIGKILL)
 
 
 def main() -> None:
-    """Unpack, announce, serve, clean up."""
-    archive = hear(struct.unpack(">Q", hear(8))[0])
+    """Unpack the archive, describe the board, serve the host, and clean up."""
+    archive = receive(struct.unpack(">Q", receive(8))[0])
     directory = tempfile.mkdtemp(prefix="mremap-board-", dir="/tmp")
-    # A connection that goes away must not keep us from cleaning up.
+    # Clean up if the connection is lost as well.
     for number in (signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(1))
     try:
@@ -114,7 +116,7 @@ def main() -> None:
             "filter": hasattr(tarfile, "data_filter"),
             "log": log >= 0,
         }
-        say(json.dumps(about).encode() + b"\n")
+        send(json.dumps(about).encode() + b"\n")
         serve(directory, log)
     finally:
         signal_agent(directory, signal.SIGKILL)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Gives out guests of one kernel: clones of a template, or cold boots where asked for or where cloning fails."""
+"""Provides guests of one kernel: clones of a template, or booted guests if that is wanted or cloning fails."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from harness.deadline import Deadline
 from harness.errors import GuestLost
 from harness.guests.guest import Guest, Patience
 from harness.guests.template import Template, TemplateError, thaw
-from harness.guests.template_store import Store
+from harness.guests.template_store import TemplateStore
 from harness.host import memory
 from harness.host.cache import Progress
 from harness.machine import qemu
 from harness.machine.vm import Vm
 
-#: MiB of host memory that must stay available for a clone to be started ahead of its turn.
+#: The next clone is started early only if more than this much host memory is available, in MiB.
 _HEADROOM = 512
 
 
@@ -44,7 +44,7 @@ class Fleet:
         self.patience = Patience.scaled(self.machine.accelerator.slowdown)
         #: why guests are booted although they were to be cloned; empty if they are not
         self.obstacle = ""
-        self._store = Store()
+        self._store = TemplateStore()
         self._template: Template | None = None
         self._asked = False
         self._ahead: Vm | None = None
@@ -144,5 +144,5 @@ class Fleet:
 
 @cache
 def _qemu_version(program: str) -> str:
-    """The first line of ``--version``."""
+    """The first line of the output of ``--version``."""
     return subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout.partition("\n")[0]

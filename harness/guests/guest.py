@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A guest that answers: the conversation with the agent, and the watch over it."""
+"""Talks to the agent in a guest, and notices when the guest is lost."""
 
 from __future__ import annotations
 
@@ -23,76 +23,76 @@ from harness.machine.vm import Vm
 
 _M = TypeVar("_M", bound=protocol.Message)
 
-#: How often the watch looks for panics and dead processes while the agent is quiet, in seconds.
+#: While the agent is silent, panics and dead processes are looked for at this interval, in seconds.
 _TICK = 0.1
 
-#: Audits between two reports of a test; more than it could need, and an end to a guest that asks for ever.
+#: A guest may ask for this many audits between two reports of a test. No test needs as many.
 _MOST_AUDITS = 10_000
 
-#: Reports that one test may send: one for each of pytest's three phases, and one for each subtest.
+#: The agent may send this many reports of one test: one for each of pytest's three phases, and one for each subtest.
 _MOST_REPORTS = 1024
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for what, in seconds, for one accelerator."""
+    """Time limits in seconds, for one accelerator."""
 
-    #: from power-on to the agent's first answer
+    #: from power-on to the first answer of the agent
     boot: float
-    #: for an answer that needs no test code
+    #: for an answer that does not need a test to run
     answer: float
-    #: without a heartbeat, of which there are four a second
+    #: between two heartbeats; the agent sends four per second
     silence: float
-    #: for a test that names no time of its own
+    #: for a test without a limit of its own
     test: float
 
     @classmethod
     def scaled(cls, slowdown: float) -> Patience:
-        """Figures for a guest that is ``slowdown`` times slower than hardware virtualisation."""
+        """The limits for a guest that is ``slowdown`` times slower than with hardware virtualisation."""
         return cls(boot=15 * slowdown, answer=8 * slowdown, silence=3 + slowdown, test=10 * slowdown)
 
 
 class Process(Protocol):
-    """What carries the agent."""
+    """The process that the agent depends on: QEMU, or the agent itself on a board."""
 
     def wait(self, deadline: Deadline) -> int | None:
-        """Wait for its end; None if the deadline passes first."""
+        """Wait for its end, and return its exit status; None if the deadline passes first."""
 
 
 class Carrier(Protocol):
-    """What Guest needs of a machine: a virtual one, or a board.
+    """The interface that :class:`Guest` needs of a virtual machine or a board.
 
-    A virtual machine can do more: it has memory to audit, a monitor, and a wire for a shell.
+    A virtual machine can do more: its memory can be audited, and it has a monitor and a connection for a shell.
     """
 
-    #: to the agent
+    #: the connection to the agent
     agent: socket.socket
-    #: brings heartbeats; a ``q`` sent there asks for a traceback
+    #: receives heartbeats; sending ``q`` asks for a traceback
     heartbeat: socket.socket
 
     @property
     def child(self) -> Process:
-        """What carries the agent."""
+        """The process that the agent depends on."""
 
     @property
     def virtual(self) -> Vm | None:
         """The virtual machine; None if this is a real one."""
 
     def check(self) -> None:
-        """Raise GuestLost if it cannot go on."""
+        """Raise GuestLost if the machine cannot be used any more."""
 
     def console_bytes(self) -> bytes:
         """The kernel's log so far."""
 
     def close(self) -> None:
-        """End it."""
+        """End the machine, or the agent on it."""
 
 
 class Guest:
-    """A machine whose agent we talk to.
+    """A machine with an agent.
 
-    :param carrier: connected; may still be stopped.
-    :param patience: scaled by the machine's speed.
+    :param carrier: the machine; connected, and possibly not started yet.
+    :param patience: the time limits, scaled by the speed of the machine.
     """
 
     def __init__(self, carrier: Carrier, patience: Patience) -> None:
@@ -118,31 +118,31 @@ class Guest:
         self.carrier.close()
 
     def hello(self, deadline: Deadline) -> protocol.Ready:
-        """Wait for the agent, give it our clock and fresh randomness, and learn who it is.
+        """Wait for the agent. Send it the host's time and random data, and receive a description of the guest.
 
-        :raises BootError: if the guest dies or stays silent before it answers.
+        :raises BootError: if the guest dies, or does not answer before the deadline.
         """
         self._send(protocol.Hello(time.time(), secrets.token_hex(64)), deadline)
         try:
             self.ready = self._expect(protocol.Ready, deadline, watch_heartbeat=False)
         except GuestLost as lost:
-            raise BootError(self._never_reached(str(lost))) from lost
+            raise BootError(self._boot_failure(str(lost))) from lost
         except DeadlineExceeded as error:
-            raise BootError(self._never_reached("it was silent until the deadline")) from error
+            raise BootError(self._boot_failure("it was silent until the deadline")) from error
         return self.ready
 
     def collect(self, archive: bytes, args: list[str], deadline: Deadline) -> protocol.Collected:
-        """Give the guest its tests and let it collect them."""
+        """Send the tests to the guest, and let it collect them."""
         self._send(protocol.Collect(base64.b64encode(archive).decode(), args), deadline)
         return self._expect(protocol.Collected, deadline)
 
     def run(
         self, run: protocol.Run, deadline: Deadline, audit: Callable[[protocol.Audit], protocol.Audited] | None = None
     ) -> Iterator[dict[str, Any] | protocol.Finished]:
-        """Run one test; yields its serialised reports as they come, then Finished.
+        """Run one test. Yields its serialised reports as they arrive, and then Finished.
 
-        :param audit: answers the test's requests to audit the guest's memory, which do not count for the deadline.
-        :raises GuestLost: if the guest dies, hangs, or is still at it when the deadline passes.
+        :param audit: answers the test's requests to audit the guest's memory; their time extends the deadline.
+        :raises GuestLost: if the guest dies, hangs, or has not finished the test at the deadline.
         """
         try:
             self._send(run, deadline)
@@ -165,7 +165,7 @@ class Guest:
         raise ProtocolError(f"the agent sent more than {_MOST_REPORTS - 1} reports of one test")
 
     def ask_for_traceback(self) -> None:
-        """Make the agent print to the console where its Python code is. The guest ends with it."""
+        """Make the agent print its Python traceback to the console. The agent ends afterwards."""
         deadline = Deadline.after(self.patience.silence)
         with contextlib.suppress(OSError, GuestLost):
             self.carrier.heartbeat.send(b"q")
@@ -174,7 +174,7 @@ class Guest:
                 time.sleep(_TICK)
 
     def start_shell(self, authorized_key: str, deadline: Deadline) -> None:
-        """Start the SSH server behind the machine's shell wire."""
+        """Start the SSH server that is connected to the port for shells."""
         self._send(protocol.Shell(authorized_key), deadline)
         self._expect(protocol.ShellReady, deadline)
 
@@ -185,17 +185,17 @@ class Guest:
             try:
                 data = data[self.carrier.agent.send(data) :]
             except BlockingIOError:
-                deadline.check("the guest to read what we send")
+                deadline.check("the guest to read a message")
                 self.carrier.check()
                 select.select([], [self.carrier.agent], [], _TICK)
             except OSError as error:
-                self._gone(error)
+                self._connection_closed(error)
 
-    def _gone(self, error: OSError | None) -> None:
-        # QEMU closes its sockets a moment before it can be reaped.
+    def _connection_closed(self, error: OSError | None) -> None:
+        # QEMU closes its sockets shortly before it can be waited for.
         self.carrier.child.wait(Deadline.after(2))
         self.carrier.check()
-        raise GuestLost(LostCondition.QEMU_DIED, f"QEMU closed the agent's wire: {error or 'end of file'}")
+        raise GuestLost(LostCondition.QEMU_DIED, f"QEMU closed the connection to the agent: {error or 'end of file'}")
 
     def _expect(self, wanted: type[_M], deadline: Deadline, *, watch_heartbeat: bool = True) -> _M:
         return _checked(self._next(deadline, watch_heartbeat=watch_heartbeat), wanted)
@@ -209,11 +209,11 @@ class Guest:
                 self._last_beat = time.monotonic()
             if self.carrier.agent in readable:
                 self._receive()
-                continue  # what a guest said before it died is heard first
+                continue  # read all messages before checking whether the guest died
             self.carrier.check()
             silent = time.monotonic() - self._last_beat
             if watch_heartbeat and silent > self.patience.silence:
-                message = f"no heartbeat for {silent:.0f} s: nothing is scheduled in the guest"
+                message = f"no heartbeat for {silent:.0f} s: the guest does not schedule processes any more"
                 raise GuestLost(LostCondition.HANG, message)
         return self._inbox.pop(0)
 
@@ -223,14 +223,14 @@ class Guest:
         except BlockingIOError:
             return
         except OSError as error:
-            self._gone(error)
+            self._connection_closed(error)
             return
         if not data:
-            self._gone(None)
+            self._connection_closed(None)
         try:
             self._inbox += self._decoder.feed(data)
         except protocol.BadFrame as error:
-            raise ProtocolError(f"the agent does not speak the protocol: {error}") from error
+            raise ProtocolError(f"the agent sent something that is not a message: {error}") from error
 
     @staticmethod
     def _drain(fd: int) -> bool:
@@ -239,7 +239,7 @@ class Guest:
         except OSError:
             return False
 
-    def _never_reached(self, why: str) -> str:
+    def _boot_failure(self, why: str) -> str:
         text = safe_text.decode(self.carrier.console_bytes())
         complaints = console.splats(text)
         first = f"; {complaints[0].title}" if complaints else "" if text else "; the console is empty"
@@ -249,5 +249,5 @@ class Guest:
 
 def _checked(message: protocol.Message, wanted: type[_M]) -> _M:
     if not isinstance(message, wanted):
-        raise ProtocolError(f"the agent said {message.kind!r} out of turn")
+        raise ProtocolError(f"the agent sent an unexpected message {message.kind!r}")
     return message

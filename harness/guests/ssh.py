@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
-"""SSH into a guest, without a network.
+"""SSH into a guest that has no network.
 
-The agent joins the guest's own loopback, where dropbear listens, to a virtio-serial port, and paramiko speaks over the
-socket at our end of that port. The guest has no network device and nothing listens on the host. The key pair is made
-for one guest and lives in memory only.
+In the guest, dropbear listens on the loopback device, and the agent relays between it and a virtio-serial port. On the
+host, paramiko uses the socket of that port. The guest has no network device, and nothing listens on the host. Each
+guest has a key pair of its own, which is kept in memory only.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from harness.deadline import Deadline
 from harness.errors import BootError, UsageError
 from harness.guests.guest import Guest
 
-#: How often we look whether the guest lives and the window has another size, in seconds.
+#: Interval in seconds for checking whether the guest is alive and whether the size of the terminal changed.
 _TICK = 0.25
 
 
-#: Exit status when the guest ended under the shell; what ssh itself uses.
+#: The exit status if the guest ended during the session; the same as that of ssh(1).
 LOST = 255
 
 
@@ -47,10 +47,10 @@ def connect(guest: Guest) -> paramiko.Transport:
     key = paramiko.Ed25519Key.from_private_key(io.StringIO(private.decode()))
     guest.start_shell(f"{key.get_name()} {key.get_base64()}", deadline)
     transport = paramiko.Transport(guest.vm.shell)
-    # Key exchange is slow in an emulated guest; paramiko's own limits are for networks.
+    # Key exchange takes long in an emulated guest, longer than paramiko's default limits.
     transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = deadline.remaining
     try:
-        # No host key is checked: the other end of this wire can only be the guest we started.
+        # The host key is not checked: only the guest can be at the other end of the socket.
         transport.start_client(timeout=deadline.remaining)
         transport.auth_publickey("root", key)
     except (paramiko.SSHException, EOFError, OSError) as error:
@@ -61,12 +61,13 @@ def connect(guest: Guest) -> paramiko.Transport:
 
 
 def run(transport: paramiko.Transport, command: str, alive: Callable[[], None]) -> int:
-    """Run a command, or a login shell if it is empty, with our own stdin, stdout and stderr.
+    """Run a command in the guest with the stdin, stdout and stderr of this process.
 
-    With a terminal on both sides the guest gets one too: raw, of the same size and kind.
+    If stdin and stdout are a terminal, the command gets one of the same type and size.
 
-    :param alive: called now and then; raises to give up.
-    :returns: its exit status; 128 + N if signal N ended it, LOST if it ended without saying how.
+    :param command: empty for a login shell.
+    :param alive: called at intervals; raises an exception to give up.
+    :returns: the exit status; 128 + N if signal N ended the command; LOST if the guest ended.
     """
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     with transport.open_session() as channel:
@@ -74,7 +75,7 @@ def run(transport: paramiko.Transport, command: str, alive: Callable[[], None]) 
             columns, lines = os.get_terminal_size(sys.stdout.fileno())
             channel.get_pty(os.environ.get("TERM", "vt100"), columns, lines)
         if command:
-            # What is no login shell reads no profile.
+            # Only a login shell reads the profile by itself.
             channel.exec_command(f". /root/.profile; {command}")
         else:
             channel.invoke_shell()
@@ -85,12 +86,12 @@ def run(transport: paramiko.Transport, command: str, alive: Callable[[], None]) 
 
 
 def _status(channel: paramiko.Channel) -> int:
-    # paramiko keeps -1 for "not said"; dropbear reports death by a signal by its name only, which paramiko drops.
+    # -1 is paramiko's value for an unknown status. Dropbear reports a signal by name only, which paramiko ignores.
     return channel.exit_status if channel.exit_status >= 0 else LOST
 
 
 def _relay(channel: paramiko.Channel, alive: Callable[[], None], interactive: bool) -> None:
-    """Carry bytes until the remote side has ended and all it said is written."""
+    """Relay data until the command has ended and all its output is written."""
     stdin = sys.stdin.fileno()
     sources: list[paramiko.Channel | int] = [channel, stdin]
     size = os.get_terminal_size(sys.stdout.fileno()) if interactive else None
@@ -124,7 +125,7 @@ def _forward(channel: paramiko.Channel, out: IO[bytes], err: IO[bytes]) -> None:
 
 @contextlib.contextmanager
 def _raw(fd: int) -> Iterator[None]:
-    """The terminal without echo, line editing and signals, for a while."""
+    """Set the terminal to raw mode: no echo, no line editing, no signals."""
     before = termios.tcgetattr(fd)
     try:
         tty.setraw(fd)

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Templates and clones: a booted guest, frozen in files, from which fresh guests start in a fraction of a second.
+"""Templates and clones: a guest is booted once and saved, and clones of it start in a fraction of a second.
 
-A template is the guest's RAM in files that QEMU mapped shared while it was made, and the state of its devices, which
-migration writes without the RAM (the capability ``x-ignore-shared``). A clone maps the same files privately, so that
-the host copies only the pages it writes, and takes over the device state. Clones run side by side and leave nothing
-behind; the template never changes again.
+A template consists of the guest's memory and the state of its devices. The memory is in files that QEMU maps shared
+while the template is made. The device state is written by a migration that leaves out the memory (the capability
+``x-ignore-shared``). A clone maps the same files privately, so that the host copies only the pages that the clone
+writes to, and loads the device state. Clones run at the same time and never change the template.
 
-Templates come in layers. The base knows the kernel and the agent; the layer above it has the tests collected. A
-changed test costs a new upper layer, never a boot.
+There are two layers of templates. The guest of a base has booted to its agent. The guest of the layer above has also
+collected the tests. When a test changes, only the upper layer is made again, and no guest boots.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
@@ -23,28 +22,29 @@ from pathlib import Path
 from harness.agent import protocol
 from harness.deadline import Deadline
 from harness.errors import HarnessError, HostError
+from harness.host.cache import sha256
 from harness.machine import qemu
 from harness.machine.vm import Vm
 
 _CAPABILITIES = [{"capability": "x-ignore-shared", "state": True}]
 
 
-#: The file that describes a template; locked by the runs that clone it.
+#: the file that describes a template; runs that use the template hold a lock on it
 RECORD = "template.json"
 
 
 class TemplateError(HarnessError):
-    """A template cannot be made or used here; a cold boot still can."""
+    """A template cannot be made or used on this host. Guests can still be booted."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """A frozen guest.
+    """A saved guest.
 
-    :param machine: what it is a guest of; clones run the same.
-    :param directory: holds the RAM files, the device state and what we know of it.
-    :param ready: what the agent said of itself when it was made.
-    :param collected: the tests it has collected; None for a base.
+    :param machine: the machine of the guest and of its clones.
+    :param directory: contains the memory files, the device state, and :data:`RECORD`.
+    :param ready: the agent's description of the guest.
+    :param collected: the collected tests; None for a base.
     """
 
     machine: qemu.Machine
@@ -54,18 +54,18 @@ class Template:
 
     @property
     def ram(self) -> tuple[Path, ...]:
-        """The RAM files, one per NUMA node."""
+        """The memory files, one for each NUMA node."""
         return ram_files(self.directory)
 
     def clone(self) -> Vm:
-        """Start a clone's process; :func:`thaw` it before use."""
+        """Start the QEMU process of a clone. Call :func:`thaw` before using it."""
         return Vm(self.machine, ram=qemu.Ram(self.ram, shared=False), incoming=True)
 
 
 def thaw(vm: Vm, directory: Path, deadline: Deadline) -> None:
-    """Give a machine that waits for it the device state in ``directory``, and let it run.
+    """Load the device state in ``directory`` into a machine that waits for it, and start the machine.
 
-    :raises TemplateError: if QEMU does not take it.
+    :raises TemplateError: if QEMU cannot load it.
     """
     vm.connect(deadline)
     vm.qmp.execute("migrate-set-capabilities", deadline, capabilities=_CAPABILITIES)
@@ -75,9 +75,9 @@ def thaw(vm: Vm, directory: Path, deadline: Deadline) -> None:
 
 
 def freeze(vm: Vm, directory: Path, deadline: Deadline) -> None:
-    """Stop a machine and write its device state into ``directory``; its RAM is there already.
+    """Stop a machine, and write its device state into ``directory``, where its memory files are.
 
-    :raises TemplateError: if QEMU or a device cannot migrate.
+    :raises TemplateError: if QEMU or a device does not support migration.
     """
     vm.stop(deadline)
     vm.qmp.execute("migrate-set-capabilities", deadline, capabilities=_CAPABILITIES)
@@ -92,60 +92,54 @@ def _finish_migration(vm: Vm, deadline: Deadline) -> None:
             return
         if status.get("status") in ("failed", "cancelled"):
             raise TemplateError(f"QEMU cannot migrate this machine: {status.get('error-desc', 'no reason given')}")
-        deadline.check("QEMU to move the device state")
+        deadline.check("QEMU to migrate the device state")
         vm.check()
         time.sleep(0.002)
 
 
 def ram_files(directory: Path) -> tuple[Path, ...]:
-    """The RAM files in a template's directory, one per NUMA node."""
+    """The memory files in the directory of a template, one for each NUMA node."""
     return tuple(directory / f"ram{node}" for node in range(qemu.NODES))
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _stamp(directory: Path) -> dict[str, list[int]]:
-    """What shows that a file was touched since it was sealed. Reading half a GiB for a digest would cost a boot."""
+    """Attributes that show whether a file changed. A digest of half a GiB would take as long as a boot."""
     files = (*ram_files(directory), directory / "state")
     return {file.name: [stat.st_size, stat.st_mtime_ns, stat.st_ino] for file in files if (stat := file.stat())}
 
 
 def seal(directory: Path, ready: protocol.Ready, collected: protocol.Collected | None) -> None:
-    """Write what makes a directory with RAM files and device state a template, and take away the right to write."""
+    """Make a directory with memory files and device state a template: write its record, and make it read-only."""
     for file in (*ram_files(directory), directory / "state"):
         file.chmod(0o400)
     record = {
         "ready": asdict(ready),
         "collected": asdict(collected) if collected else None,
-        "state": digest(directory / "state"),
+        "state": sha256(directory / "state"),
         "files": _stamp(directory),
     }
     (directory / RECORD).write_text(json.dumps(record))
 
 
 def load(directory: Path, machine: qemu.Machine) -> Template | None:
-    """The template in ``directory``, if it is there and whole."""
+    """The template in ``directory``; None if it is missing or damaged."""
     try:
         record = json.loads((directory / RECORD).read_text())
-        if record["files"] != _stamp(directory) or record["state"] != digest(directory / "state"):
+        if record["files"] != _stamp(directory) or record["state"] != sha256(directory / "state"):
             return None
         collected = protocol.Collected(**record["collected"]) if record["collected"] else None
-        os.utime(directory / RECORD)  # used now: eviction goes by this
+        os.utime(directory / RECORD)  # the time of last use, by which old templates are removed
         return Template(machine, directory, protocol.Ready(**record["ready"]), collected)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def loaded(directory: Path, machine: qemu.Machine) -> Template:
-    """The template in ``directory``, which was just made or found.
+    """The template in ``directory``, which was just made.
 
-    :raises HostError: if it is not there any more.
+    :raises HostError: if it is missing or damaged.
     """
     template = load(directory, machine)
     if template is None:
-        raise HostError(f"the template in {directory} changed under our hands")
+        raise HostError(f"the template in {directory} was changed while it was in use: run the tests again")
     return template

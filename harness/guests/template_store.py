@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Where templates live: made under locks, kept for later runs, dropped when they are old or in the way."""
+"""Keeps templates for later runs, and removes them when they are old or take too much space."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from harness import paths
 from harness.deadline import Deadline
 from harness.errors import BootError, GuestLost
 from harness.guests.guest import Guest, Patience
-from harness.guests.template import RECORD, Template, TemplateError, digest, freeze, load, loaded, ram_files, seal, thaw
-from harness.host.cache import Progress
+from harness.guests.template import RECORD, Template, TemplateError, freeze, load, loaded, ram_files, seal, thaw
+from harness.host.cache import Progress, sha256
 from harness.host.process import find_program
 from harness.machine import qemu
 from harness.machine.vm import Vm
 
-#: Raised when what a template holds changes in a way its key does not show.
+#: Must be incremented when the contents of templates change in a way that their key does not show.
 FORMAT = 1
 
 
-#: All templates of a user together take at most this share of the file system they are on, oldest dropped first.
+#: All templates of a user take at most this share of their file system. The oldest are removed first.
 _SHARE = 0.25
 
 
-#: Seconds without use after which a template is dropped.
+#: A template is removed when it was not used for this many seconds.
 _MAX_AGE = 7 * 86400.0
 
 
-#: Bytes of free space below which a file system counts as full.
+#: A file system with less free space than this, in bytes, is considered full.
 _FULL = 1 << 20
 
 
-class Store:
-    """Where templates live, under locks.
+class TemplateStore:
+    """A directory of templates, each with a lock.
 
-    :param root: a directory of this user's own; on tmpfs where there is room, so that making one costs no disk I/O.
+    :param root: a directory of this user; by default on tmpfs if there is one, so that no disk is written to.
     """
 
     def __init__(self, root: Path | None = None) -> None:
@@ -50,15 +50,15 @@ class Store:
         self._held: list[IO[str]] = []
 
     def close(self) -> None:
-        """Let go of the templates that were given out: from now on they may be dropped."""
+        """Release the templates that this store returned. Other runs may remove them from now on."""
         while self._held:
             self._held.pop().close()
 
     def base(self, machine: qemu.Machine, patience: Patience, progress: Progress) -> Template:
-        """The template of a machine that has booted to its agent, made now if need be.
+        """The template of a machine that has booted to its agent; made now if there is none.
 
-        :raises BootError: if the kernel does not get there.
-        :raises TemplateError: if the machine cannot be frozen here.
+        :raises BootError: if the kernel does not reach the agent.
+        :raises TemplateError: if the machine cannot be saved on this host.
         """
         key = _key(machine)
         with self._entry(key) as directory:
@@ -68,7 +68,7 @@ class Store:
                 progress(f"booting {machine.arch} once with {machine.accelerator.name}, for a template")
                 self._make_room(machine.memory << 20)
                 ram = qemu.Ram(ram_files(fresh), shared=True)
-                with _full_disk_explained(self.root), Vm(machine, ram=ram) as vm:
+                with _full_disk_reported(self.root), Vm(machine, ram=ram) as vm:
                     deadline = Deadline.after(patience.boot)
                     vm.connect(deadline)
                     vm.run(deadline)
@@ -80,7 +80,7 @@ class Store:
     def with_tests(
         self, base: Template, archive: bytes, args: list[str], patience: Patience, progress: Progress
     ) -> Template:
-        """``base`` with these tests collected, made now if need be."""
+        """The template of ``base`` with these tests collected; made now if there is none."""
         parts = [base.directory.name.encode(), archive, "\0".join(args).encode()]
         key = hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
         with self._entry(key) as directory:
@@ -92,7 +92,7 @@ class Store:
                 for source, target in zip(base.ram, ram_files(fresh), strict=True):
                     _copy_sparse(source, target)
                 ram = qemu.Ram(ram_files(fresh), shared=True)
-                with _full_disk_explained(self.root), Vm(base.machine, ram=ram, incoming=True) as vm:
+                with _full_disk_reported(self.root), Vm(base.machine, ram=ram, incoming=True) as vm:
                     thaw(vm, base.directory, Deadline.after(patience.answer))
                     guest = Guest(vm, patience)
                     ready = guest.hello(Deadline.after(patience.answer))
@@ -102,8 +102,8 @@ class Store:
             return self._hold(loaded(directory, base.machine))
 
     def _hold(self, template: Template) -> Template:
-        """Keep other runs from dropping a template for as long as we clone it."""
-        # Opened through a lock of its own: the entry's is for those who make it.
+        """Keep other runs from removing a template until :meth:`close`."""
+        # The lock of the entry is not used for this: it belongs to the run that makes the template.
         file = (template.directory / RECORD).open()
         fcntl.flock(file, fcntl.LOCK_SH)
         self._held.append(file)
@@ -111,7 +111,7 @@ class Store:
 
     @contextlib.contextmanager
     def _entry(self, key: str) -> Iterator[Path]:
-        """The directory of one template, with its lock held: whoever comes second finds it made."""
+        """The directory of one template, with its lock held, so that two runs do not make it twice."""
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.root.stat().st_uid != os.geteuid():
@@ -124,7 +124,7 @@ class Store:
             yield self.root / key
 
     def _make_room(self, size: int) -> None:
-        """Drop templates that are old, then those used longest ago, until ``size`` bytes more are within bounds."""
+        """Remove old templates, and then the least recently used ones, until there is room for ``size`` more bytes."""
         usage = shutil.disk_usage(self.root)
         kept = sorted(
             (entry for entry in self.root.iterdir() if (entry / RECORD).exists()),
@@ -135,14 +135,14 @@ class Store:
         for entry in kept:
             age = time.time() - (entry / RECORD).stat().st_mtime
             crowded = sum(sizes.values()) + size > usage.total * _SHARE or free < size
-            if (age > _MAX_AGE or crowded) and _dropped(entry):
+            if (age > _MAX_AGE or crowded) and _remove_unless_used(entry):
                 free += sizes.pop(entry)
         if shutil.disk_usage(self.root).free < size:
             raise TemplateError(f"{self.root} has no room for {size >> 20} MiB of guest memory")
 
 
-def _dropped(entry: Path) -> bool:
-    """Remove a template unless a run clones it."""
+def _remove_unless_used(entry: Path) -> bool:
+    """Remove a template unless a run uses it."""
     with (entry / RECORD).open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -153,7 +153,7 @@ def _dropped(entry: Path) -> bool:
 
 
 def _remove(entry: Path) -> None:
-    """Remove a template at one blow: QEMU would make up a RAM file that is missing from a directory still there."""
+    """Remove a template. It is renamed first, because QEMU creates memory files that are missing in a directory."""
     doomed = entry.with_suffix(".old")
     shutil.rmtree(doomed, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
@@ -162,10 +162,10 @@ def _remove(entry: Path) -> None:
 
 
 @contextlib.contextmanager
-def _full_disk_explained(root: Path) -> Iterator[None]:
-    """Writing guest memory to a file system without room kills QEMU by SIGBUS: not the kernel's fault, nor QEMU's.
+def _full_disk_reported(root: Path) -> Iterator[None]:
+    """Report a full file system, on which writing to guest memory kills QEMU with SIGBUS, as such.
 
-    :raises TemplateError: in place of the lost guest.
+    :raises TemplateError: instead of the error about the guest.
     """
     try:
         yield
@@ -183,21 +183,21 @@ def _default_root() -> Path:
 
 
 def _key(machine: qemu.Machine) -> str:
-    """A digest of all that a frozen guest depends on."""
+    """A digest of everything that the contents of a template depend on."""
     program = Path(find_program(machine.arch.qemu, machine.arch.qemu_package)).resolve()
     binary = program.stat()
     anywhere = qemu.Wiring(Path(), None, 0, (0,) * len(qemu.PORTS))
     devices = qemu.arguments(machine, anywhere)
-    files = [digest(machine.kernel), digest(machine.initrd)]
+    files = [sha256(machine.kernel), sha256(machine.initrd)]
     parts = (FORMAT, program, binary.st_size, binary.st_mtime_ns, devices, files)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 @contextlib.contextmanager
 def _being_made(directory: Path) -> Iterator[Path]:
-    """A scratch directory that becomes ``directory`` if all goes well."""
+    """A new directory that is renamed to ``directory`` if no exception is raised."""
     fresh = directory.with_suffix(".new")
-    shutil.rmtree(fresh, ignore_errors=True)  # what a killed run left: we hold the lock
+    shutil.rmtree(fresh, ignore_errors=True)  # a killed run may have left it; the lock is held
     fresh.mkdir(mode=0o700)
     try:
         yield fresh
@@ -210,7 +210,7 @@ def _being_made(directory: Path) -> Iterator[Path]:
 
 
 def _copy_sparse(source: Path, target: Path) -> None:
-    """Copy a file, leaving holes where it has them."""
+    """Copy a sparse file with its holes."""
     with source.open("rb") as reader, target.open("wb") as writer:
         size = os.fstat(reader.fileno()).st_size
         writer.truncate(size)
@@ -219,7 +219,7 @@ def _copy_sparse(source: Path, target: Path) -> None:
             try:
                 start = os.lseek(reader.fileno(), offset, os.SEEK_DATA)
             except OSError:
-                break  # only a hole is left
+                break  # the rest of the file is a hole
             offset = os.lseek(reader.fileno(), start, os.SEEK_HOLE)
             writer.seek(start)
             while start < offset:

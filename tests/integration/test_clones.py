@@ -19,7 +19,7 @@ from harness.errors import GuestLost, LostCondition
 from harness.guests import template
 from harness.guests.guest import Guest, Patience
 from harness.guests.template import Template
-from harness.guests.template_store import Store
+from harness.guests.template_store import TemplateStore
 from harness.host.cache import silent
 from harness.kernels import grammar, kernel
 from harness.machine import payload, provision
@@ -31,13 +31,13 @@ MAKER = f"""
 import sys
 from pathlib import Path
 from harness.guests.guest import Patience
-from harness.guests.template_store import Store
+from harness.guests.template_store import TemplateStore
 from harness.host.cache import silent
 from harness.kernels import grammar
 from harness.machine import provision
 _, machine = provision.provision(grammar.parse({KERNEL!r}), provision.Options(), silent)
 told = []
-store = Store(Path(sys.argv[1]))
+store = TemplateStore(Path(sys.argv[1]))
 template = store.base(machine, Patience.scaled(machine.accelerator.slowdown), told.append)
 print("made" if told else "found", template.directory.name)
 """
@@ -58,7 +58,7 @@ def patience(machine: Machine) -> Patience:
 @pytest.fixture(scope="module")
 def root() -> Iterator[Path]:
     """A store of our own, cold, on the file system of the real one."""
-    place = Path(tempfile.mkdtemp(prefix="clones-", dir=Store().root.parent))
+    place = Path(tempfile.mkdtemp(prefix="clones-", dir=TemplateStore().root.parent))
     yield place
     shutil.rmtree(place)
 
@@ -76,7 +76,7 @@ def made_by_two(root: Path, machine: Machine) -> list[str]:
 @pytest.fixture
 def base(made_by_two: list[str], root: Path, machine: Machine, patience: Patience) -> Iterator[Template]:
     assert made_by_two
-    store = Store(root)
+    store = TemplateStore(root)
     told: list[str] = []
     yield store.base(machine, patience, told.append)
     assert told == [], "the template was there"
@@ -151,14 +151,14 @@ def test_a_template_of_another_user_is_not_trusted(root: Path, machine: Machine,
     foreign.mkdir()
     os.chown(foreign, 65534, 65534)
     with pytest.raises(template.TemplateError, match="belongs to another user"):
-        Store(foreign).base(machine, patience, silent)
+        TemplateStore(foreign).base(machine, patience, silent)
 
 
 def test_a_damaged_template_is_made_again(base: Template, machine: Machine, patience: Patience, root: Path) -> None:
     """Last, because it takes the others' template away."""
     os.truncate(base.ram[1], 4096)
     told: list[str] = []
-    store = Store(root)
+    store = TemplateStore(root)
     again = store.base(machine, patience, told.append)
     assert told == [f"booting {machine.arch} once with {machine.accelerator.name}, for a template"]
     assert again.ram[1].stat().st_size == (machine.memory << 20) // len(again.ram)
