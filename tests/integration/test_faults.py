@@ -156,8 +156,8 @@ def test_a_run_with_ill_tests_goes_on_to_its_end(ill: Outcome) -> None:
         ("test_kills_the_agent", "guest lost (agent died)"),
         ("test_resets_the_machine", "guest lost (reset): the machine ended by itself"),
         ("test_floods_the_console", "guest lost (console flood): the console grew beyond 2 MiB"),
-        ("test_talks_nonsense", "infrastructure: the agent does not speak the protocol: expected a frame"),
-        ("test_talks_out_of_turn", "infrastructure: the agent said 'collected' out of turn"),
+        ("test_talks_nonsense", "infrastructure: the agent sent something that is not a message: expected a frame"),
+        ("test_talks_out_of_turn", "infrastructure: the agent sent an unexpected message 'collected'"),
         ("test_claims_to_be_over", "infrastructure: the agent reported setup of a test, where setup, call, teardown"),
         (
             "test_claims_success",
