@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Sets up memory in a real guest for tests of the audit, and makes small dumps of it for tests without a guest.
+"""A scene for the audit: a process with memory of every kind in a real guest, and small dumps of that guest.
 
-``python -m tests.audit_scene SPEC ARCH VMLINUX`` makes the dumps in ``tests/audit_dumps`` again. Each is a real ELF
-dump that holds only the memory the audit reads: page tables and the kernel's structures, and no page of any process.
+``python -m tests.audit_scene SPEC ARCH VMLINUX`` writes a dump below ``tests/audit_dumps``, for tests that boot no
+guest. It is an ELF dump that holds only the memory which an audit reads: page tables and the kernel's structures, but
+no page of any process.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from harness.markers import MARKERS
 
 DUMPS = Path(__file__).parent / "audit_dumps"
 
-#: Leaves memory of every kind standing in a process that outlives its test, and in a child of it.
+#: a test that leaves behind a process with memory of every kind, and a child of that process
 SOURCE = """
     import ctypes
 
@@ -82,29 +83,29 @@ SOURCE = """
 
 @dataclass(frozen=True)
 class Scene:
-    """Where things are in the scene; addresses in its process."""
+    """Where things are in the scene. Addresses are those of its process."""
 
     pid: int
-    #: a process that inherited it all by fork
+    #: a process that inherited all of it by fork
     child: int
     page_size: int
-    #: one KSM page: where it stayed, and where it was moved to before it merged again
+    #: the two addresses of one KSM page: one that never moved, and one where it was moved before it merged again
     ksm: list[int]
-    #: pages that were moved
+    #: addresses of pages that were moved
     moved: list[int]
-    #: pages that were not
+    #: addresses of pages that were not moved
     stayed: list[int]
-    #: a mapping that was moved behind another, and did not merge
+    #: a mapping that was moved next to another one, and did not merge with it
     apart: int
     #: a transparent huge page, if the kernel made one
     huge: int
-    #: what the guest itself says: address to frame
+    #: address to frame number, as the guest itself saw it
     pfns: dict[str, int]
 
 
 @contextlib.contextmanager
 def standing(spec: str, wanted: str, pages: int = 0) -> Iterator[tuple[Vm, Scene]]:
-    """A guest that runs on, with the scene in it, and a mapping of ``pages`` more pages."""
+    """A running guest with the scene in it, and with a mapping of ``pages`` more pages."""
     chosen = grammar.parse(spec, arch.find(wanted))
     assert isinstance(chosen, kernel.BootSpec)
     _, machine = provision.provision(chosen, provision.Options(), lambda message: None)
@@ -130,7 +131,7 @@ def standing(spec: str, wanted: str, pages: int = 0) -> Iterator[tuple[Vm, Scene
 
 
 class _Noting(memory.Image):
-    """Passes on another image, and notes what was looked at."""
+    """Another image, with a record of what was read from it."""
 
     def __init__(self, image: memory.Image) -> None:
         self._image = image
@@ -147,7 +148,7 @@ class _Noting(memory.Image):
 
 
 def small_elf(units: dict[int, bytes], vmcoreinfo: bytes, machine: int) -> bytes:
-    """An ELF dump that holds these units, by number."""
+    """An ELF dump that holds these units of memory, by number."""
     runs: list[tuple[int, bytearray]] = []
     for number in sorted(units):
         if runs and runs[-1][0] + len(runs[-1][1]) // memory.UNIT == number:
@@ -178,7 +179,7 @@ def main(spec: str, wanted: str, vmlinux: str) -> None:
         noting = _Noting(image)
         audit = walk.audit(noting, known)
         print(audit.report())
-        assert not audit.findings
+        assert not audit.discrepancies
     DUMPS.mkdir(exist_ok=True)
     name = f"{known.arch}-{audit.release.split('+')[0]}"
     data = small_elf(noting.units, noting.vmcoreinfo, noting.machine)

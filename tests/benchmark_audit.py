@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Measures the time and memory of an audit of a guest, in place and from a dump.
+"""Measures how long an audit takes, in place and from dumps, and how much memory it needs.
 
-Run it by hand on a quiet machine: ``.venv/bin/python tests/benchmark_audit.py --kernel=unpatched:fast:dwarf``. It
-prints medians for ``docs/benchmarks.md``. The guest has the memory of ``tests/audit_scene.py`` and a process that fills
-``--pages`` pages. No other program does the same, so the figures stand next to QEMU's raw ``dump-guest-memory``.
+Run it by hand, on an idle machine: ``.venv/bin/python tests/benchmark_audit.py --kernel=unpatched:fast:dwarf``. It
+prints medians as a table for the README. The guest runs the scene of ``tests/audit_scene.py``, and a process that fills
+``--pages`` further pages. No other tool does the same. The figures can be compared with the time that QEMU's
+``dump-guest-memory`` takes for a raw copy of the guest's memory.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from harness import arch
 from harness.audit import debuginfo, dump, walk
-from harness.audit.findings import Audit
 from harness.audit.layout import Layout
+from harness.audit.result import Audit
 from harness.deadline import Deadline
 from harness.debian.apt import Archive
 from harness.host.cache import Cache
@@ -35,7 +36,7 @@ from tests.benchmark import Figure, timed
 
 @contextmanager
 def layout_and_guest(spec: str, machine: str, pages: int) -> Iterator[tuple[Layout, Vm]]:
-    """The layout of a kernel, and a guest of it in the middle of its life."""
+    """The structure layout of a kernel, and a running guest with that kernel."""
     archive = Archive(Cache(progress=print))
     chosen = grammar.parse(spec, arch.find(machine))
     assert isinstance(chosen, kernel.BootSpec)
@@ -45,7 +46,7 @@ def layout_and_guest(spec: str, machine: str, pages: int) -> Iterator[tuple[Layo
 
 
 def audit_command(path: Path) -> float:
-    """Run ``harness audit`` on a dump; returns the MiB it took at most, interpreter and imports included."""
+    """Run ``harness audit`` on a dump; returns its peak memory in MiB, with the interpreter and all imports."""
     child = subprocess.Popen(
         [sys.executable, "-m", "harness.commands.cli", "audit", str(path)], stdout=subprocess.DEVNULL
     )
@@ -59,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kernel", default="debian:7.3")
     parser.add_argument("--arch", default=arch.host().name)
-    parser.add_argument("--pages", type=int, default=4000, help="anonymous pages of a process, beyond what runs anyway")
+    parser.add_argument("--pages", type=int, default=4000, help="anonymous pages to add to those of the scene")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     with (

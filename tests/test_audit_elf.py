@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""ELF dumps with overlapping segments and invalid headers. The tests write the headers themselves."""
+"""ELF dumps that the tests write themselves: segments that overlap, and headers that are wrong."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def dump(path: Path, segments: Sequence[tuple[int, int]], *, headers: int = 64) 
 
 
 def readable(path: Path) -> list[int]:
-    """The units that are found, each with its own content."""
+    """The units that can be read; each must have its own content."""
     image, found = ElfImage(path), []
     for number in range(40):
         try:
@@ -55,9 +55,7 @@ def readable(path: Path) -> list[int]:
         [(24, 32), (16, 24)],
     ],
 )
-def test_memory_that_is_described_twice_is_found_once_and_whole(
-    tmp_path: Path, segments: list[tuple[int, int]]
-) -> None:
+def test_overlapping_segments_are_read_correctly(tmp_path: Path, segments: list[tuple[int, int]]) -> None:
     assert readable(dump(tmp_path / "dump", segments)) == list(UNITS)
 
 
@@ -66,7 +64,7 @@ def test_a_gap_between_segments_is_no_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("headers", [1 << 20, (1 << 63) - 1, 1 << 63, (1 << 64) - 56])
-def test_headers_that_lie_nowhere_are_an_error_in_words(tmp_path: Path, headers: int) -> None:
+def test_headers_outside_the_file_are_refused(tmp_path: Path, headers: int) -> None:
     path = dump(tmp_path / "dump", [(16, 32)], headers=headers)
     with pytest.raises(DumpError, match="cut short within its headers"):
         ElfImage(path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Compressed dumps as makedumpfile and QEMU write them: intact, flattened and damaged."""
+"""Compressed dumps that the tests write as makedumpfile and QEMU do: plain, flattened and damaged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.audit.memory import DumpError, Unreadable
 
 BLOCK = 4096
 VMCOREINFO = b"OSRELEASE=7.3.4\nPAGESIZE=4096\n"
-#: frames and how each is stored
+#: frame number to its content and the flags of its compression
 FRAMES = {3: (b"a", 0x1), 4: (b"b", 0x0), 5000: (b"c", 0x20), 9000: (b"d", 0x1)}
 
 
@@ -61,7 +61,7 @@ def flattened(dump: bytes, pieces: int = 5) -> bytes:
 
 
 @pytest.mark.parametrize("data", [kdump(), flattened(kdump())], ids=["proper", "flattened"])
-def test_each_frame_is_read_however_it_is_stored(tmp_path: Path, data: bytes) -> None:
+def test_each_frame_is_read_with_every_compression(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "dump"
     path.write_bytes(data)
     with memory.opened(path) as image:
@@ -84,7 +84,7 @@ def test_a_dump_that_is_cut_short_anywhere_is_refused(tmp_path: Path, data: byte
             read_all(path)
 
 
-def test_a_frame_that_is_noise_is_an_error_in_words(tmp_path: Path) -> None:
+def test_a_damaged_frame_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "dump"
     data = kdump()
     path.write_bytes(data[: -len(stored(9000))] + b"\xff" * len(stored(9000)))
@@ -99,7 +99,7 @@ def test_a_record_that_would_fill_the_disk_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_a_compression_we_lack_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsupported_compression_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FRAMES, 4, (b"b", 0x2))
     path = tmp_path / "dump"
     path.write_bytes(kdump())
@@ -107,8 +107,8 @@ def test_a_compression_we_lack_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         image.unit(4)
 
 
-def test_a_frame_that_says_it_is_huge_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What zstd is told of a frame's size it would allocate, whatever the limit."""
+def test_a_frame_with_a_forged_huge_size_is_not_decompressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """zstd allocates the size that a frame's header states, without a limit."""
     forged = zstandard.ZstdCompressor().compress(b"c" * (64 << 20))
     assert len(forged) < 2 * BLOCK
     path = tmp_path / "dump"

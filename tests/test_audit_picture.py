@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from harness.audit import picture, walk
-from harness.audit.findings import Audit, Counts, Finding, Kind, Page, Region, Severity
+from harness.audit.discrepancies import Discrepancy, DiscrepancyKind, Severity
 from harness.audit.live import Auditor
+from harness.audit.result import Audit, Counts, Page, Region
 from harness.commands import cli
 from harness.host.cache import Cache
+from tests.audit_case import NAMES, Case
 from tests.audit_scene import DUMPS
-from tests.test_audit import NAMES, Case
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -36,12 +37,12 @@ def texts(root: ET.Element) -> list[str]:
     return [each.text or "" for each in root.iter(f"{SVG}text")]
 
 
-def audit(*pages: Page, findings: tuple[Finding, ...] = (), process: str = "python3[7]") -> Audit:
+def audit(*pages: Page, discrepancies: tuple[Discrepancy, ...] = (), process: str = "python3[7]") -> Audit:
     regions = (
         Region(7, process, 0x10000, 0x14000, 0x10, 0xFFFF, 3),
         Region(7, process, 0x20000, 0x21000, 0x11, 0xFFFF, 3),
     )
-    return Audit("7.3.4", "x86_64", Counts(), findings, 0, 4096, regions, pages)
+    return Audit("7.3.4", "x86_64", Counts(), discrepancies, 0, 4096, regions, pages)
 
 
 def page(address: int, pfn: int, *, ksm: bool = False, reached: bool = True) -> Page:
@@ -54,7 +55,7 @@ def test_each_page_shows_its_frame_and_each_mapping_its_bounds_and_offset() -> N
     assert {"0–4", "off 0", "16–17", "off 1"} <= set(said), "bounds and page offset, in pages from the first page"
 
 
-def test_pages_of_ksm_that_share_a_frame_are_joined() -> None:
+def test_ksm_pages_that_share_a_frame_are_joined() -> None:
     shared = audit(page(0x10000, 5, ksm=True), page(0x11000, 6), page(0x20000, 5, ksm=True))
     joins = [
         each for each in drawn(picture.Panel("now", shared)).iter(f"{SVG}path") if each.find(f"{SVG}title") is not None
@@ -66,7 +67,7 @@ def test_pages_of_ksm_that_share_a_frame_are_joined() -> None:
     ]
 
 
-def test_every_witness_ticks_or_crosses_each_mapping() -> None:
+def test_the_audit_and_each_probe_tick_or_cross_each_mapping() -> None:
     pages = (page(0x10000, 5, ksm=True), page(0x20000, 5, ksm=True, reached=False))
     answers = {"move_pages": {(7, 0x10000): True, (7, 0x20000): False}}
     with_probe = picture.svg([picture.Panel("now", audit(*pages), answers)])
@@ -78,23 +79,25 @@ def test_every_witness_ticks_or_crosses_each_mapping() -> None:
     assert "move_pages" in with_probe
 
 
-def test_the_page_is_self_contained_and_what_the_guest_says_is_escaped() -> None:
+def test_the_page_loads_nothing_and_escapes_text_from_the_guest() -> None:
     evil = "<script>alert(1)</script>[7]"
-    found = Finding(Kind.UNREACHABLE, Severity.ERROR, evil, "", 0x10000, 5, "a", "b", f"mapped by {evil}")
-    made = picture.html("a & b", [picture.Panel(evil, audit(page(0x10000, 5), findings=(found,), process=evil))])
+    found = Discrepancy(
+        DiscrepancyKind.UNREACHABLE, Severity.ERROR, evil, "", 0x10000, 5, "a", "b", f"mapped by {evil}"
+    )
+    made = picture.html("a & b", [picture.Panel(evil, audit(page(0x10000, 5), discrepancies=(found,), process=evil))])
     assert "<script" not in made
     assert not re.search(r"(src|href)=", made)
     assert "unreachable mapping" in made
 
 
-def test_more_pages_than_a_person_looks_at_are_counted_not_drawn() -> None:
+def test_only_so_many_pages_are_drawn_and_the_others_are_counted() -> None:
     region = (Region(7, "p[7]", 0, 4096 * 10_000, 0, 1, 3),)
     many = Audit("7", "x86_64", Counts(), (), 0, 4096, region, tuple(page(4096 * n, n + 1) for n in range(5000)))
     made = picture.svg([picture.Panel("now", many)])
     assert "… and 4840 more pages" in made
 
 
-def test_what_lies_between_pages_far_apart_is_not_drawn() -> None:
+def test_the_gap_between_distant_pages_is_not_drawn() -> None:
     far = 4096 << 30
     region = (Region(7, "p[7]", 0, far + 4096, 0, 1, 3),)
     pages = (page(0, 1), page(far, 2))
@@ -111,12 +114,12 @@ def test_a_dump_is_audited_from_the_command_line(
     out = tmp_path / "picture.html"
     assert cli.main(["audit", str(case.path), "--picture", str(out), "--merges"]) == 0
     said = capsys.readouterr().out
-    assert "leads back to each of them" in said
-    assert "faulted with different anon_vmas" in said
+    assert "rmap walks find every one of them" in said
+    assert "different anon_vmas" in said
     assert "<svg" in out.read_text()
 
 
-def test_a_broken_dump_fails_on_the_command_line(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_in_the_reverse_map_fails_the_command(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
     vmlinux = (DUMPS / f"{NAMES[0]}.layout.json").read_text()
     Cache().file("layouts", "known", lambda path: path.write_text(vmlinux) and None)
     at = case.member(case.page(case.scene.moved[1]), "folio.index")
@@ -126,7 +129,7 @@ def test_a_broken_dump_fails_on_the_command_line(case: Case, capsys: pytest.Capt
     assert "wrong index" in capsys.readouterr().out
 
 
-def test_a_process_that_is_not_in_the_dump_is_no_success(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_process_that_is_not_in_the_dump_fails_the_command(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
     vmlinux = (DUMPS / f"{NAMES[0]}.layout.json").read_text()
     Cache().file("layouts", "known", lambda path: path.write_text(vmlinux) and None)
     assert cli.main(["audit", str(case.path), "--pid", "99999"]) == 1
@@ -134,7 +137,7 @@ def test_a_process_that_is_not_in_the_dump_is_no_success(case: Case, capsys: pyt
 
 
 @pytest.mark.parametrize("audits", [0, 2])
-def test_tests_without_an_audit_are_no_success(
+def test_tests_that_cause_no_audit_fail_the_command(
     audits: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def main(arguments: list[str], plugins: list[Any]) -> int:
@@ -155,19 +158,19 @@ def test_tests_without_an_audit_are_no_success(
         (["dump", "--kernel=debian:"], 2, "-k"),
     ],
 )
-def test_what_makes_no_sense_is_said_in_one_line(
+def test_wrong_options_are_reported_in_one_line(
     arguments: list[str], status: int, why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["audit", *arguments]) == status
     assert why in capsys.readouterr().err
 
 
-def test_a_dump_whose_kernel_is_not_known_asks_for_its_vmlinux(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dump_of_an_unknown_kernel_needs_its_vmlinux(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["audit", str(case.path)]) == 1
     assert "give --vmlinux" in capsys.readouterr().err
 
 
-def test_a_guest_that_asks_for_nonsense_is_told_so() -> None:
+def test_a_guest_that_cannot_be_audited_is_told_why() -> None:
     from harness.agent import protocol
     from harness.deadline import Deadline
 
@@ -175,7 +178,7 @@ def test_a_guest_that_asks_for_nonsense_is_told_so() -> None:
     assert answer.data == {"unavailable": "there is no vmlinux"}
 
 
-def test_scenes_are_of_the_dumps_beside_them() -> None:
+def test_every_dump_has_its_scene_and_pages_are_kept_by_range() -> None:
     for name in NAMES:
         assert set(json.loads((DUMPS / f"{name}.scene.json").read_text())) >= {"ksm", "moved", "pid"}
     assert walk.pages_between([(7, 10, 20)])(7, 19)

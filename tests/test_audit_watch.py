@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Audits of guests while their tests run: when they happen, which processes they cover, and that no finding is lost."""
+"""When guest tests request audits, and that every error which one of them finds fails the test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from guest_tests.support.observer import Observed
 
 
 class Host:
-    """Answers as the host does, and remembers what it was asked."""
+    """Answers requests for audits as the host does, and remembers their labels."""
 
     def __init__(self) -> None:
         self.labels: list[str] = []
@@ -25,12 +25,12 @@ class Host:
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         self.labels.append(request["label"])
-        finding = {"severity": "error", "sentence": "a page is lost"}
-        return {"summary": "", "wrong": self.wrong, "findings": [finding] * self.wrong, "pages": []}
+        discrepancy = {"severity": "error", "sentence": "rmap walks cannot find a page"}
+        return {"summary": "", "wrong": self.wrong, "discrepancies": [discrepancy] * self.wrong, "pages": []}
 
 
 class NoProbe(Probe):
-    """Never asked."""
+    """A probe that is never used."""
 
     name = "no probe"
 
@@ -61,14 +61,14 @@ def move() -> None:
 
 
 def wrong_before_a_probe(host: Host) -> None:
-    """Something is wrong in the middle of a test, and heals."""
+    """An audit in the middle of a test finds an error, and later ones do not."""
     move()
     host.wrong = 1
     NoProbe().walk([Place(0x1000)])
     host.wrong = 0
 
 
-def test_moves_of_a_child_are_audited_while_it_is_there_and_in_the_end(host: Host, watch: Watch) -> None:
+def test_moves_of_a_child_are_audited_before_its_end_and_at_the_end_of_the_test(host: Host, watch: Watch) -> None:
     with Child() as child:
         with child.fork() as grandchild:
             grandchild.call(move)
@@ -78,14 +78,14 @@ def test_moves_of_a_child_are_audited_while_it_is_there_and_in_the_end(host: Hos
     assert host.labels == [f"before the end of child {grandchild.pid}", "at the end of the test"]
 
 
-def test_a_child_that_moves_nothing_costs_nothing(host: Host, watch: Watch) -> None:
+def test_a_child_that_moves_nothing_causes_no_audit(host: Host, watch: Watch) -> None:
     with Child():
         pass
     watch.over()
     assert host.labels == []
 
 
-def test_what_a_child_left_wrong_fails_the_test(host: Host, watch: Watch) -> None:
+def test_an_error_before_the_end_of_a_child_fails_the_test(host: Host, watch: Watch) -> None:
     with Child() as child:
         child.call(move)
         host.wrong = 1
@@ -95,18 +95,18 @@ def test_what_a_child_left_wrong_fails_the_test(host: Host, watch: Watch) -> Non
     watch.over()
 
 
-def test_what_was_wrong_before_a_probe_is_not_forgotten(host: Host, watch: Watch) -> None:
+def test_an_error_before_a_probe_fails_the_test_later(host: Host, watch: Watch) -> None:
     wrong_before_a_probe(host)
     with contextlib.suppress(ZeroDivisionError):
         try:
             raise ZeroDivisionError
         finally:
-            watch.over()  # a test that fails has its own word for it
-    with pytest.raises(AssertionError, match=r"before no probe.*\n.*a page is lost"):
+            watch.over()  # a test that fails already keeps its own reason
+    with pytest.raises(AssertionError, match=r"before no probe.*\n.*rmap walks cannot find a page"):
         watch.over()
 
 
-def test_a_failure_of_another_reason_has_the_last_word(host: Host, watch: Watch) -> None:
+def test_an_error_does_not_replace_another_reason_for_a_failure(host: Host, watch: Watch) -> None:
     wrong_before_a_probe(host)
     watch.failed()
     watch.over()

@@ -87,7 +87,7 @@ class Audit:
         return Seen(
             answer["summary"],
             answer["wrong"],
-            answer["findings"],
+            answer["discrepancies"],
             {place: page["reached"] for place, page in told.items()},
             {place: page["pfn"] for place, page in told.items()},
         )

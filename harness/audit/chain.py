@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Linked lists in memory that may be damaged: of any length, but not without end."""
+"""Follows linked lists in memory that may be damaged: they may have any length, but must have an end."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from harness.audit.memory import Unreadable
 
 
 class Endless(Unreadable):
-    """A list that comes back to an element of its own."""
+    """A list that leads back to one of its own elements."""
 
     def __init__(self, address: int) -> None:
-        super().__init__(address, "comes round again")
+        super().__init__(address, "is reached again")
 
 
 def chain(first: int, following: Callable[[int], int], end: int = 0) -> Iterator[int]:
     """The elements of a linked list.
 
-    No limit says how long a list may be: a host has millions of rmap items. Brent's method notices one that comes back
-    to itself, at the latest after three times round, and remembers one element.
+    There is no limit on the length, because a host may have millions of rmap items. Brent's algorithm detects a loop
+    after following it three times at most, and remembers one element only.
 
-    :param following: gives the successor of an element.
-    :param end: what follows the last one: 0, or the list's head.
-    :raises Endless: if it comes back to an element instead.
+    :param first: the first element, or ``end`` if the list is empty.
+    :param following: returns the successor of an element.
+    :param end: the value that follows the last element: 0, or the address of the list's head.
+    :raises Endless: if the list leads back to one of its elements.
     """
     element, mark, steps, until = first, 0, 0, 1
     while element != end:

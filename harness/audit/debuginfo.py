@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Finds the debug information of a kernel: its own vmlinux where it was built, a package for Debian's.
+"""Finds the debug information of a kernel: in its build tree, or in the debug package of a Debian kernel.
 
-A debug package is some 350 MB, of which a few hundred numbers are needed: what stays of it is the package in the cache
-and those numbers, not the 400 MB vmlinux.
+A debug package has about 350 MB, and the audit needs a few hundred numbers from it. The cache keeps the package and
+these numbers, but not the unpacked vmlinux of 400 MB.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from harness.kernels.kernel import Kernel
 
 
 def layout_of(kernel: Kernel, archive: Archive, *, fetch: bool) -> Layout:
-    """The layout of a kernel; quick once it was found.
+    """The structure layout of a kernel; the cache keeps it.
 
-    :param archive: where Debian's packages come from; its cache keeps the result.
-    :param fetch: whether to fetch a debug package that is not there; its size is told before.
-    :raises DebugInfoError: if the kernel has no debug information, or it was not to be fetched.
-    :raises FetchError: if its debug package cannot be had.
+    :param archive: the Debian archive, for debug packages.
+    :param fetch: whether to fetch the debug package if the cache does not have it. The size is announced first.
+    :raises DebugInfoError: if the kernel has no debug information, or ``fetch`` is False and it would be needed.
+    :raises FetchError: if the debug package cannot be fetched.
     :raises HostError: if drgn is missing.
     """
     cache = archive.cache
@@ -36,17 +36,17 @@ def layout_of(kernel: Kernel, archive: Archive, *, fetch: bool) -> Layout:
         return layout.of(kernel.vmlinux, cache)
     if kernel.provenance.source != "debian":
         raise DebugInfoError(
-            f"{kernel.spec} has no vmlinux beside it, which the audit reads the kernel's structures from: give a "
-            "build tree, with CONFIG_DEBUG_INFO_DWARF5"
+            f"{kernel.spec} has no vmlinux, which the audit needs to know the kernel's structures: give a build tree "
+            "with CONFIG_DEBUG_INFO_DWARF5"
         )
     name, version = f"linux-image-{kernel.release}-dbg", kernel.provenance.version
     key = f"{name}_{version}_{kernel.arch.debian}-{layout.FORMAT}"
     known = cache.get("layouts", key)
     if known is None and not fetch:
-        raise DebugInfoError(f"the debug information of {kernel.release} (about 350 MB) was not fetched yet")
+        raise DebugInfoError(f"the debug information of {kernel.release} (about 350 MB) has not been fetched")
 
     def make(path: Path) -> None:
-        archive.progress(f"fetching the debug information of {kernel.release}: about 350 MB, once")
+        archive.progress(f"fetching the debug information of {kernel.release}: about 350 MB, only once")
         package = _fetch(archive, kernel, name, version)
         archive.progress(f"reading the debug information of {kernel.release}")
         with tempfile.TemporaryDirectory(prefix="vmlinux-", dir=cache.root) as scratch:
@@ -74,7 +74,7 @@ def _fetch(archive: Archive, kernel: Kernel, name: str, version: str) -> Path:
 
 
 def _unpack(package: Path, directory: Path) -> Path:
-    """Write a package's vmlinux, and nothing else of it."""
+    """Unpack the vmlinux of a debug package, and nothing else; returns its path."""
     target = directory / "vmlinux"
     for member, content in deb.members(package):
         if content is not None and re.fullmatch(
@@ -83,13 +83,15 @@ def _unpack(package: Path, directory: Path) -> Path:
             with target.open("wb") as file:
                 shutil.copyfileobj(content, file, 1 << 20)
             return target
-    raise DebugInfoError(f"{package.name} holds no vmlinux")
+    raise DebugInfoError(f"the debug package {package.name} has no vmlinux: this kernel cannot be audited")
 
 
 def find(build_id: str, vmlinux: Path | None, cache: Cache) -> Layout:
-    """The layout for a dump: of the vmlinux that was given, or one that was read before.
+    """The structure layout for a dump: of the given vmlinux, or one that the cache has.
 
-    :raises DebugInfoError: if there is none.
+    :param build_id: the build ID of the dump's kernel, in hexadecimal.
+    :param vmlinux: None to look in the cache.
+    :raises DebugInfoError: if the vmlinux has no debug information, or the cache has none for this build ID.
     """
     if vmlinux is not None:
         return layout.of(vmlinux, cache)
@@ -101,5 +103,5 @@ def find(build_id: str, vmlinux: Path | None, cache: Cache) -> Layout:
         if known.build_id == build_id:
             return known
     raise DebugInfoError(
-        f"the debug information of the dump's kernel, build ID {build_id}, is not known: give --vmlinux"
+        f"the debug information of the dump's kernel (build ID {build_id}) is not in the cache: give --vmlinux"
     )

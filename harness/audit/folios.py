@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Folios: from a frame number to what the kernel keeps about the page."""
+"""Folios: finds the folio of a frame number, and reads what the kernel stores about it."""
 
 from __future__ import annotations
 
@@ -10,41 +10,45 @@ from dataclasses import dataclass
 from harness.audit.kernel import Kernel
 from harness.audit.memory import Unreadable
 
-#: the low bits of folio->mapping (include/linux/page-flags.h)
+#: the low bits of folio->mapping of anonymous pages and of KSM pages (include/linux/page-flags.h)
 ANON, KSM = 1, 3
 
 
 @dataclass(slots=True)
 class Folio:
-    """A folio as its struct pages describe it."""
+    """A folio, as its struct pages describe it."""
 
+    #: the address of its first struct page
     at: int
+    #: the frame number of its first page
     pfn: int
     mapping: int
     index: int
+    #: its size in pages
     pages: int
-    #: entries that map it, as the kernel counts
+    #: the number of page-table entries that map it, by the kernel's own counter
     mapcount: int
     locked: bool
-    #: entries that were found
+    #: the number of page-table entries that the audit found for it
     seen: int = 0
 
 
 class Folios:
-    """The folios of a dump; remembers what it has read."""
+    """The folios of a guest. Each is read once."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._known: dict[int, Folio | None] = {}
 
     def __iter__(self) -> Iterator[Folio]:
-        """Those that were looked at."""
+        """The folios read so far."""
         return (each for each in self._known.values() if each is not None)
 
     def of(self, pfn: int) -> Folio:
-        """The folio a frame belongs to.
+        """The folio that a frame belongs to.
 
-        :raises Unreadable: if there is none.
+        :param pfn: the frame number.
+        :raises Unreadable: if there is no such frame.
         """
         page = self._kernel.page(pfn)
         offset = self._kernel.layout.offsets.get(
@@ -52,7 +56,8 @@ class Folios:
         )
         link = self._kernel.memory.u64(page + offset)
         if link & 1:
-            # From 7.0 on the link may be a mask to be laid over the tail's own address, larger than any address.
+            # From 7.0 on this may be a mask instead of an address: the address of the tail page, masked with it, is
+            # that of the head page. As a number, the mask is larger than any address of a struct page.
             page = link - 1 if link - 1 <= page else page & (link - 1)
         if page not in self._known:
             self._known[page] = None

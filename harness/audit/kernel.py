@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A kernel in a dump: its memory, its processes, their VMAs. Memory may be corrupt: nothing is followed for ever."""
+"""Reads a kernel's processes and VMAs from a guest's memory. Memory may be corrupt, so every loop has an end."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from harness.audit.layout import Layout
 from harness.audit.memory import DumpError, Facts, Image, Memory, Unreadable
 from harness.audit.pagetable import Format
 
-#: of a maple tree: with ten entries in each node it holds more VMAs than there are addresses
+#: levels of a maple tree; with ten entries in each node, so many levels hold more VMAs than there are addresses
 _MOST_DEPTH = 16
 
 _ELF_MACHINES = {"x86_64": 62, "arm64": 183}
 _MASK = (1 << 64) - 1
 
-#: include/linux/mm.h, the same in all kernels we audit
+#: VMA flags from include/linux/mm.h; they are the same in all kernels that can be audited
 VM_SHARED = 0x8
 VM_PFNMAP = 0x400
 VM_IO = 0x4000
@@ -32,14 +32,14 @@ VM_MIXEDMAP = 0x10000000
 class Vma:
     """A vm_area_struct."""
 
-    #: where the kernel keeps it
+    #: the address of the vm_area_struct
     at: int
     start: int
     end: int
     mm: int
     flags: int
     pgoff: int
-    #: in the index space of anonymous pages: equals ``pgoff`` but for private file mappings from 7.3 on
+    #: the index of its first anonymous page; equals ``pgoff``, except for private file mappings from 7.3 on
     anon_pgoff: int
     anon_vma: int
     ops: int
@@ -49,11 +49,17 @@ class Vma:
     uffd: int = 0
 
     def index(self, address: int, page_shift: int) -> int:
-        """The index of the anonymous page at an address."""
+        """The index of the anonymous page at an address.
+
+        :param page_shift: log2 of the kernel's page size.
+        """
         return self.anon_pgoff + (address - self.start >> page_shift)
 
     def last(self, page_shift: int) -> int:
-        """The index of its last page."""
+        """The index of its last anonymous page.
+
+        :param page_shift: log2 of the kernel's page size.
+        """
         return self.anon_pgoff + (self.end - self.start >> page_shift) - 1
 
     def __str__(self) -> str:
@@ -64,24 +70,26 @@ class Vma:
 class Process:
     """An address space and the process it belongs to."""
 
-    #: 0 for one that no task holds any more
+    #: 0 if no task holds the address space, because the process is starting or exiting
     pid: int
+    #: the process ID of its parent
     parent: int
     comm: str
+    #: the address of the mm_struct
     mm: int
-    #: processes that share the address space: vfork(), or clone() with CLONE_VM
+    #: the IDs of other processes that share the address space, after vfork() or clone() with CLONE_VM
     sharing: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.comm}[{self.pid}]" if self.pid else f"a process that comes or goes (mm {self.mm:#x})"
+        return f"{self.comm}[{self.pid}]" if self.pid else f"a starting or exiting process (mm {self.mm:#x})"
 
 
 class Kernel:
-    """A kernel at the instant of a dump.
+    """The kernel of a guest that stands still.
 
-    :param image: its memory.
-    :param layout: of the build that runs in it.
-    :raises DumpError: if the two do not belong together, or the kernel is not one we can find our way in.
+    :param image: the guest's memory.
+    :param layout: the structure layout of the kernel build that runs in it.
+    :raises DumpError: if the layout is of another build, or the memory is damaged.
     """
 
     def __init__(self, image: Image, layout: Layout) -> None:
@@ -91,11 +99,11 @@ class Kernel:
         if image.machine not in (0, _ELF_MACHINES[layout.arch]):
             raise DumpError(f"the dump is of another machine: the vmlinux is for {layout.arch}")
         if not facts.build_id:
-            raise DumpError("the dump does not say which build its kernel is (BUILD-ID, from 5.10 on): it is too old")
+            raise DumpError("the dump's VMCOREINFO note has no BUILD-ID: kernels before 5.10 cannot be audited")
         if facts.build_id != layout.build_id:
             raise DumpError(
-                f"the dump is not of this vmlinux: it is of {facts.release}, build ID {facts.build_id}, and the "
-                f"vmlinux has build ID {layout.build_id}. Give the vmlinux of the kernel that ran"
+                f"the dump is not of this vmlinux: its kernel is {facts.release}, build ID {facts.build_id}, and the "
+                f"vmlinux has build ID {layout.build_id}. Give the vmlinux of the dump's kernel"
             )
         self.page_size = facts.page_size
         self.page_shift = facts.page_size.bit_length() - 1
@@ -106,7 +114,7 @@ class Kernel:
         self._parse_vma = self._vma_parser()
 
     def symbol(self, name: str) -> int:
-        """The address of a variable; 0 if the kernel has none of that name."""
+        """The address of a variable; 0 if the kernel has no variable of that name."""
         address = self.layout.symbols.get(name, 0)
         return address + self._slide & _MASK if address else 0
 
@@ -140,17 +148,17 @@ class Kernel:
             raise DumpError(f"the kernel's memory map cannot be found in the dump ({error}): it is damaged") from error
 
     def page(self, pfn: int) -> int:
-        """The address of the struct page of a frame."""
+        """The address of the struct page of a frame number."""
         return self._vmemmap + pfn * self.layout.sizes["page"] & _MASK
 
     def pfn(self, page: int) -> int:
-        """The frame of a struct page."""
+        """The frame number of a struct page."""
         return (page - self._vmemmap) // self.layout.sizes["page"]
 
     # --- processes ---------------------------------------------------------------------------------------------------
 
     def processes(self) -> list[Process]:
-        """Every address space of a user that a task holds, once.
+        """Every user address space that a task holds, once each.
 
         :raises DumpError: if the list of tasks cannot be followed.
         """
@@ -158,11 +166,11 @@ class Kernel:
         first = self.symbol("init_task")
         tasks = layout["task_struct.tasks"]
         found: dict[int, Process] = {}
-        # A kernel thread that calls the firmware borrows its address space, which has page tables and never any VMA
-        # (arch_efi_call_virt_setup(), arch/arm64/kernel/efi.c).
+        # A kernel thread that calls the firmware uses the firmware's address space for a moment. That one has page
+        # tables, but never a VMA (arch_efi_call_virt_setup(), arch/arm64/kernel/efi.c).
         firmware = self.symbol("efi_mm")
         try:
-            # The first is the kernel's own, which has no memory of a user; its link is the list's head.
+            # init_task, which has no user memory, is the head of the list.
             for link in chain(memory.u64(first + tasks), memory.u64, first + tasks):
                 task = link - tasks
                 mm = self._mm_of(task)
@@ -182,11 +190,11 @@ class Kernel:
         except Unreadable as error:
             raise DumpError(f"the list of tasks leads out of memory ({error}): the dump is damaged") from error
         if not found:
-            raise DumpError("the dump has no user process: there is nothing to audit")
+            raise DumpError("the dump has no user process, so there is nothing to audit: take it while processes run")
         return list(found.values())
 
     def _mm_of(self, leader: int) -> int:
-        """The address space of a process, also when its first thread has ended."""
+        """The address space of a process, also if its first thread has exited; 0 for a kernel thread."""
         layout, memory = self.layout, self.memory
         mm = memory.u64(leader + layout["task_struct.mm"])
         if mm:
@@ -202,10 +210,11 @@ class Kernel:
     # --- VMAs --------------------------------------------------------------------------------------------------------
 
     def vmas(self, mm: int) -> list[Vma]:
-        """The VMAs of an address space, in order.
+        """The VMAs of an address space, in order of their addresses.
 
-        :raises Unreadable: if their tree leads out of memory.
-        :raises DumpError: if it never ends.
+        :param mm: the address of the mm_struct.
+        :raises Unreadable: if their tree cannot be read.
+        :raises DumpError: if the tree has a loop.
         """
         layout = self.layout
         root = self.memory.u64(mm + layout["mm_struct.mm_mt"] + layout["maple_tree.ma_root"])
@@ -219,10 +228,10 @@ class Kernel:
             return
         layout, kind, at = self.layout, node >> 3 & 15, node & ~255
         if depth > _MOST_DEPTH or at in seen:
-            raise DumpError(f"a tree of VMAs does not end, or comes twice by {at:#x}: the dump is damaged")
+            raise DumpError(f"a VMA tree does not end, or reaches its node at {at:#x} twice: the dump is damaged")
         seen.add(at)
         if kind not in (1, 2, 3):  # maple_leaf_64, maple_range_64, maple_arange_64
-            raise DumpError(f"a tree of VMAs has a node of unknown type {kind}: the dump is damaged")
+            raise DumpError(f"a VMA tree has a node of unknown type {kind}: the dump is damaged")
         name, count = ("maple_arange_64", layout.slots[1]) if kind == 3 else ("maple_range_64", layout.slots[0])
         data = self.memory.read(at, 256)
         pivots = struct.unpack_from(f"<{count - 1}Q", data, layout[f"{name}.pivot"])
@@ -240,7 +249,7 @@ class Kernel:
                 return
 
     def vma(self, at: int) -> Vma:
-        """Read a vm_area_struct.
+        """Read the vm_area_struct at an address.
 
         :raises Unreadable: if there is no memory at that address.
         """
@@ -275,15 +284,22 @@ class Kernel:
         return bool(self.memory.u64(semaphore + self.layout["rw_semaphore.count"]) & 1)
 
     def locked(self, semaphore: int) -> bool:
-        """Whether an rw_semaphore has a writer or readers, who are counted above its low eight bits."""
+        """Whether an rw_semaphore has a writer (bit 0 of its count) or readers (counted from bit 8 on)."""
         count = self.memory.u64(semaphore + self.layout["rw_semaphore.count"])
         return bool(count & 1 or count >> 8)
 
+    def mmap_write_locked(self, mm: int) -> bool:
+        """Whether the mmap_lock of an address space is held for writing.
+
+        :raises Unreadable: if there is no memory at that address.
+        """
+        return self.locked_for_writing(mm + self.layout["mm_struct.mmap_lock"])
+
     @cached_property
     def ksm_at_work(self) -> bool:
-        """Whether somebody holds the mutex under which KSM merges pages and tidies its lists (mm/ksm.c).
+        """Whether ksm_thread_mutex is held. KSM merges pages and changes its lists under it (mm/ksm.c).
 
-        False where that cannot be told.
+        False if the layout of a mutex is not known.
         """
         mutex = self.symbol("ksm_thread_mutex")
         if not mutex or not self.layout.has("mutex.owner"):
@@ -294,21 +310,21 @@ class Kernel:
             return False
 
     def held(self, mm: int) -> bool:
-        """Whether anybody holds the mmap_lock of an address space; False if there is none at that address."""
+        """Whether the mmap_lock of an address space is held for reading or writing; False if it cannot be read."""
         try:
             return self.locked(mm + self.layout["mm_struct.mmap_lock"])
         except Unreadable:
             return False
 
     def read_locked(self, vma: Vma) -> bool:
-        """Whether somebody reads a VMA without its process's mmap_lock: a page fault, madvise().
+        """Whether the lock of a single VMA is held for reading, as page faults and madvise() do instead of mmap_lock.
 
-        False where that cannot be told.
+        False if the kernel has no such lock, or it cannot be read.
         """
         layout, memory = self.layout, self.memory
         count, lock = layout.offsets.get("vm_area_struct.vm_refcnt"), layout.offsets.get("vm_area_struct.vm_lock")
         try:
-            if count is not None:  # 1 for its tree, and 1 for each reader
+            if count is not None:  # 1 for the VMA tree, and 1 for each reader
                 return memory.u32(vma.at + count) > 1
             if lock is not None and layout.has("vma_lock.lock"):
                 return self.locked(memory.u64(vma.at + lock) + layout["vma_lock.lock"])
@@ -319,9 +335,9 @@ class Kernel:
     # --- KSM ---------------------------------------------------------------------------------------------------------
 
     def ksm_slots(self) -> Iterator[int]:
-        """KSM's list of the address spaces it knows: struct ksm_mm_slot.
+        """The addresses of all ksm_mm_slots: KSM has one for each address space that it scans.
 
-        :raises Unreadable: if it leads out of memory, or has no end.
+        :raises Unreadable: if the list cannot be read, or does not end.
         """
         head = self.symbol("ksm_mm_head")
         if not head or not self.layout.has("ksm_mm_slot.slot"):

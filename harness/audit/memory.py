@@ -38,7 +38,7 @@ class DumpError(HarnessError):
 
 
 class Unreadable(Exception):
-    """A kernel pointer that leads to no memory. Internal: the audit turns it into a finding, or a DumpError."""
+    """A kernel pointer that leads to no memory. Internal: the audit turns it into a discrepancy, or a DumpError."""
 
     def __init__(self, address: int, why: str = "is in no memory of the guest") -> None:
         super().__init__(f"{address:#x} {why}")

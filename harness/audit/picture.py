@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A picture of audited memory, for a person: one page, self-contained, nothing to load.
+"""Draws audited memory as one HTML page, which loads nothing else.
 
-Each panel is one instant, each strip one process. Bars are VMAs with their bounds and page offset; cells are pages,
-coloured by frame; KSM's pages are joined where they share a frame. Below each page every witness, the audit and the
-probes, says whether the kernel's reverse walk finds it there.
+Each panel shows one audit, and each strip in it one process. Bars are VMAs, with their bounds and page offset. Cells
+are pages, coloured by frame number. Curves join the KSM pages that share a frame. The rows below the pages show whether
+rmap walks find each page there, as the audit and each probe saw it.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from html import escape
 from itertools import pairwise
 from pathlib import Path
 
-from harness.audit.findings import Audit, Page, Region
+from harness.audit.result import Audit, Page, Region
 
-#: pages drawn of one process; what is beyond is said, not drawn
+#: pages drawn of one process; the number of the others is shown
 _MOST_PAGES = 160
-#: findings written out below
-_MOST_FINDINGS = 100
+#: discrepancies listed below the drawing
+_MOST_LISTED = 100
 
 _CELL, _GAP, _LEFT = 38, 14, 150
 _BAR, _PAGE, _ROW = 40, 26, 18
 _FONT = "font-family='DejaVu Sans, Verdana, sans-serif'"
 
-#: process, address: whether a witness finds the page there
+#: what the audit or a probe found: process ID and address to whether the page is found there
 Witness = Mapping[tuple[int, int], bool]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One instant.
+    """One audit.
 
-    :param title: says when.
-    :param audit: what was found; only the pages it lists are drawn.
-    :param witnesses: by name, what probes answered.
+    :param title: says when it happened.
+    :param audit: its result; only the pages listed in it are drawn.
+    :param witnesses: what probes found, by their name.
     """
 
     title: str
@@ -44,24 +44,24 @@ class Panel:
 
 
 def html(title: str, panels: Sequence[Panel]) -> str:
-    """The whole page."""
-    findings = [
+    """The HTML page."""
+    listed = [
         f"<li>{escape(panel.title)}: <b>{escape(each.kind)}</b> ({escape(each.severity)}): {escape(each.sentence)}</li>"
         for panel in panels
-        for each in panel.audit.findings
+        for each in panel.audit.discrepancies
     ]
-    more = f"<p>… and {len(findings) - _MOST_FINDINGS} more</p>" if len(findings) > _MOST_FINDINGS else ""
-    listed = f"<ul>{''.join(findings[:_MOST_FINDINGS])}</ul>{more}" if findings else "<p>No finding.</p>"
+    more = f"<p>… and {len(listed) - _MOST_LISTED} more</p>" if len(listed) > _MOST_LISTED else ""
+    text = f"<ul>{''.join(listed[:_MOST_LISTED])}</ul>{more}" if listed else "<p>None.</p>"
     return (
         "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
         f"<title>{escape(title)}</title><style>body{{font:14px/1.5 'DejaVu Sans',Verdana,sans-serif;margin:24px;"
         "color:#222;background:#fff}svg{max-width:none}div{overflow-x:auto}</style></head><body>"
-        f"<h1>{escape(title)}</h1><div>{svg(panels)}</div><h2>Findings</h2>{listed}</body></html>\n"
+        f"<h1>{escape(title)}</h1><div>{svg(panels)}</div><h2>Discrepancies</h2>{text}</body></html>\n"
     )
 
 
 def svg(panels: Sequence[Panel]) -> str:
-    """The drawing alone."""
+    """The drawing without the list of discrepancies."""
     parts: list[str] = []
     top, width = 12, 760
     for panel in panels:
@@ -79,7 +79,7 @@ def svg(panels: Sequence[Panel]) -> str:
 
 def _panel(panel: Panel, top: int) -> tuple[list[str], int, int]:
     wrong = len(panel.audit.errors)
-    verdict = f"{wrong} finding{'s' * (wrong > 1)}" if wrong else "no finding"
+    verdict = f"{wrong} error{'s' * (wrong > 1)}" if wrong else "no errors"
     parts = [
         _text(12, top + 16, panel.title, size=15, weight="bold"),
         _text(
@@ -110,7 +110,7 @@ class _Strip:
         self._pid = pid
         regions = [each for each in panel.audit.regions if each.pid == pid]
         wanted = sorted(self._pages)
-        #: what bounds and page offsets are counted from, in pages
+        #: the first page: bounds and page offsets in the strip are relative to it
         self._base = min(self._pages, default=0)
         self._regions = [each for each in regions if any(each.start <= at < each.end for at in wanted)]
         self._slots: dict[int, int] = {}
@@ -119,13 +119,13 @@ class _Strip:
         self._lay_out()
 
     def _lay_out(self) -> None:
-        """Give each page of the regions a place; holes between regions and between pages shrink to a gap."""
+        """Give each page a place in the drawing; holes between VMAs and between pages shrink to a small gap."""
         x, before = _LEFT, None
         for region in self._regions:
             if before is not None and before != region.start:
                 x += _GAP
             inside = [at for at in self._pages if region.start <= at < region.end]
-            # A margin of two pages, so that what lies empty beside a page is seen, but not a whole heap.
+            # Two pages on each side of a present page are drawn too, so that empty pages beside it show.
             near = {at + step * self._size for at in inside for step in range(-2, 3)}
             last = None
             for at in sorted(each for each in near if region.start <= each < region.end):
@@ -173,7 +173,7 @@ class _Strip:
             return []
         left, right = min(places), max(places) + _CELL
         moved = region.pgoff - region.start // self._size
-        what = f"moved: pgoff {'+' if moved > 0 else '−'}{abs(moved)}" if moved else "pgoff natural"
+        what = f"moved: pgoff {'+' if moved > 0 else '−'}{abs(moved)}" if moved else "pgoff of this address"
         facts = [f"{region.start:#x} to {region.end:#x}", f"pgoff {region.pgoff:#x}", what]
         fill = "#ffe9c7" if moved else "#e6ecf5"
         tip = "; ".join([*facts, f"anon_vma {region.anon_vma:#x}", *region.apart])
@@ -209,7 +209,7 @@ class _Strip:
 
 
 def _joins(centres: Mapping[int, Sequence[tuple[float, int]]]) -> list[str]:
-    """Curves between the pages that share a KSM frame."""
+    """Curves between the KSM pages that share a frame."""
     parts = []
     for pfn, points in centres.items():
         for (x, y), (to, below) in pairwise(points):
@@ -229,24 +229,27 @@ def _mark(found: bool, x: float, y: float) -> str:
 
 def _legend(top: int) -> list[str]:
     y = top + 12
-    words = "Bars: VMAs, with their bounds and page offset in pages from the strip's base. Cells: pages, with the last"
+    words = (
+        "Bars are VMAs: bounds and page offset (off), in pages from the strip's first page. "
+        "Cells are pages: last digits of the PFN."
+    )
     return [
-        _text(12, y + 26, f"{words} digits of their frame.", size=11, colour="#555"),
+        _text(12, y + 26, words, size=11, colour="#555"),
         f"<rect x='12' y='{y - 10}' width='26' height='14' fill='#e6ecf5' stroke='#8a94a6'/>",
         _text(44, y + 1, "VMA", size=11),
         f"<rect x='84' y='{y - 10}' width='26' height='14' fill='#ffe9c7' stroke='#8a94a6'/>",
-        _text(116, y + 1, "VMA with the page offset of another address", size=11),
+        _text(116, y + 1, "moved VMA: page offset of another address", size=11),
         f"<rect x='412' y='{y - 10}' width='14' height='14' fill='{_colour(5)}' stroke='#222' stroke-width='2'/>",
-        _text(432, y + 1, "page of KSM", size=11),
+        _text(432, y + 1, "KSM page", size=11),
         _mark(True, 540, y - 3),
-        _text(552, y + 1, "found by the walk", size=11),
+        _text(552, y + 1, "rmap walks find it", size=11),
         _mark(False, 676, y - 3),
-        _text(690, y + 1, "lost", size=11),
+        _text(690, y + 1, "not found", size=11),
     ]
 
 
 def _colour(pfn: int, light: int = 78) -> str:
-    # The golden angle keeps neighbouring frames apart.
+    # Steps by the golden angle give neighbouring frames different colours.
     return f"hsl({pfn * 137.508 % 360:.0f},65%,{light}%)"
 
 
@@ -270,7 +273,10 @@ def _text(
 
 
 def interesting(audit: Audit, margin: int = 4) -> list[tuple[int, int, int]]:
-    """What to draw where nobody says: around the findings, and VMAs that were moved; as (process, start, end)."""
+    """The address ranges to draw by default: around errors, and moved VMAs; each as (process ID, start, end).
+
+    :param margin: pages to draw on each side of an error.
+    """
     pids = {region.process: region.pid for region in audit.regions}
     size = audit.page_size
     spans = [
@@ -285,6 +291,6 @@ def interesting(audit: Audit, margin: int = 4) -> list[tuple[int, int, int]]:
 
 
 def save(path: Path, title: str, panels: Iterable[Panel]) -> None:
-    """Write the page; a name that ends in ``.svg`` gets the drawing alone."""
+    """Write the HTML page, or only the drawing if the name of the file ends in ``.svg``."""
     chosen = list(panels)
     path.write_text(svg(chosen) if path.suffix == ".svg" else html(title, chosen))

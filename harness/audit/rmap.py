@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The kernel's reverse walks, done again on a dump: which addresses does the kernel come by, starting from a page?
+"""Repeats the kernel's rmap walks on a guest's memory: starting from a page, which addresses does a walk find?
 
-Searches follow the kernel's own steps, pruning by the same fields, so that a tree that is wrong loses here what it
-loses there: include/linux/interval_tree_generic.h, ``rmap_walk_anon()`` in mm/rmap.c and ``rmap_walk_ksm()`` in
-mm/ksm.c, of Linux 6.12 and 7.3.
+A search takes the same steps as the kernel's, and skips subtrees by the same fields. In a damaged tree it therefore
+misses exactly what the kernel misses. See include/linux/interval_tree_generic.h, ``rmap_walk_anon()`` in mm/rmap.c and
+``rmap_walk_ksm()`` in mm/ksm.c, of Linux 6.12 and 7.3.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ _MASK = (1 << 64) - 1
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An anon_vma_chain: that its VMA may hold pages of its anon_vma."""
+    """An anon_vma_chain: links a VMA to an anon_vma, because the VMA may map pages of that anon_vma."""
 
+    #: the address of the anon_vma_chain
     at: int
     vma: Vma
     anon_vma: int
-    #: indices of the VMA's first and last page
+    #: the indexes of the VMA's first and last page
     first: int
     last: int
-    #: the largest ``last`` below this node, as the kernel noted it
+    #: rb_subtree_last: the largest ``last`` of this node and the nodes below it, as the kernel stored it
     subtree_last: int
-    #: rb_node addresses, 0 for none
+    #: the addresses of the rb_nodes of its children; 0 for none
     left: int
     right: int
-    #: of its rb_node as that says itself, 0 for the root
+    #: the address of the parent's rb_node, as stored in its own rb_node; 0 for the root
     parent: int
 
 
@@ -40,32 +41,33 @@ class Link:
 class AnonVma:
     """An anon_vma with its interval tree."""
 
+    #: the address of the anon_vma
     at: int
     root: int
     parent: int
     refcount: int
     children: int
     active: int
-    #: rb_node of the tree's root and leftmost node
+    #: the addresses of the rb_nodes of the tree's root and of its leftmost node
     top: int
     leftmost: int
-    #: by rb_node
+    #: by address of the rb_node
     links: dict[int, Link] = field(default_factory=dict)
-    #: what is wrong with the tree itself
-    troubles: list[str] = field(default_factory=list)
+    #: sentences that say what is wrong with the tree itself
+    problems: list[str] = field(default_factory=list)
 
     def search(self, first: int, last: int) -> list[Link]:
-        """The links the kernel's search comes by that overlap ``first`` to ``last``."""
+        """The links that the kernel's search for the indexes ``first`` to ``last`` finds."""
         top, leftmost = self.links.get(self.top), self.links.get(self.leftmost)
         if top is None or top.subtree_last < first or leftmost is None or leftmost.first > last:
             return []
         return list(self._below(self.top, first, last))
 
     def _below(self, at: int, first: int, last: int) -> Iterator[Link]:
-        # In order, entering a left subtree only if its subtree_last allows, a right one only if this node starts
-        # early enough: what subtree_search() and iter_next() do between them.
+        # Visits the nodes in order. A left subtree is entered only if its subtree_last is large enough, and a right one
+        # only if this node does not start too late. subtree_search() and iter_next() together do the same.
         stack: list[tuple[int, bool]] = [(at, False)]
-        # Each node is met at most twice; a tree that loops would have the kernel loop, and is a finding of its own.
+        # Each node is visited twice at most. A tree with a loop is noted in ``problems``.
         for _ in range(2 * len(self.links)):
             if not stack:
                 return
@@ -90,44 +92,47 @@ class AnonVma:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A ksm_rmap_item in a stable node's list."""
+    """A ksm_rmap_item: says that a process maps a KSM page at an address."""
 
+    #: the address of the ksm_rmap_item
     at: int
     mm: int
-    #: page-aligned
+    #: the user address, without the flags in its low bits
     address: int
     anon_vma: int
-    #: the stable node it says it belongs to
+    #: the stable node that the item points to
     head: int
-    #: None where the kernel stores none (before 7.3) and searches the full range
+    #: None if the kernel stores no index (before 7.3) and searches all indexes
     index: int | None
 
 
 @dataclass
 class StableNode:
-    """A KSM page's node and the items that say where the page is mapped."""
+    """The stable node of a KSM page, with the rmap items that say where the page is mapped."""
 
+    #: the address of the ksm_stable_node
     at: int
     pfn: int
-    #: as the kernel counts
+    #: the number of its items, by the kernel's own counter (rmap_hlist_len)
     length: int
     items: list[Item] = field(default_factory=list)
-    troubles: list[str] = field(default_factory=list)
+    #: sentences that say what is wrong with the list of items
+    problems: list[str] = field(default_factory=list)
 
 
 class ReverseMap:
-    """The reverse map in a dump; remembers what it has read."""
+    """The reverse map of a guest. Each anon_vma and each stable node is read once."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._shift = kernel.page_shift
-        #: read so far, by address; None for one that cannot be read
+        #: anon_vmas and stable nodes read so far, by address; None if one cannot be read
         self.anon_vmas: dict[int, AnonVma | None] = {}
         self.stable_nodes: dict[int, StableNode | None] = {}
         self._found: dict[int, frozenset[tuple[int, int]]] = {}
 
     def anon_vma(self, at: int) -> AnonVma | None:
-        """The anon_vma at an address; None if there is no memory."""
+        """The anon_vma at an address; None if it cannot be read."""
         if at not in self.anon_vmas:
             try:
                 self.anon_vmas[at] = self._read_anon_vma(at)
@@ -156,18 +161,18 @@ class ReverseMap:
         while queue:
             node, parent = queue.pop()
             if node in anon_vma.links:
-                anon_vma.troubles.append(f"its tree comes twice by the node at {node:#x}")
+                anon_vma.problems.append(f"its interval tree reaches the node at {node:#x} twice")
                 continue
             try:
                 link = self._read_link(node)
             except Unreadable as error:
-                anon_vma.troubles.append(f"the node of its tree at {node:#x} leads nowhere: {error}")
+                anon_vma.problems.append(f"the node at {node:#x} in its interval tree cannot be read: {error}")
                 continue
             anon_vma.links[node] = link
-            if link.parent != parent:  # the search climbs by it: iter_next()
-                anon_vma.troubles.append(
-                    f"the node of its tree at {node:#x} names {link.parent:#x} as its parent, and is below "
-                    f"{parent:#x}: searches go astray behind it"
+            if link.parent != parent:  # iter_next() climbs up by this pointer
+                anon_vma.problems.append(
+                    f"the node at {node:#x} in its interval tree has the parent pointer {link.parent:#x}, but is a "
+                    f"child of {parent:#x}: searches continue in the wrong place after this node"
                 )
             queue += [(each, node) for each in (link.left, link.right) if each]
 
@@ -184,15 +189,16 @@ class ReverseMap:
             subtree_last=memory.u64(at + layout["anon_vma_chain.rb_subtree_last"]),
             left=memory.u64(node + layout["rb_node.rb_left"]),
             right=memory.u64(node + layout["rb_node.rb_right"]),
-            parent=memory.u64(node + layout["rb_node.__rb_parent_color"]) & ~3,  # its low bits are the colour
+            parent=memory.u64(node + layout["rb_node.__rb_parent_color"]) & ~3,  # the low bits hold the colour
         )
 
     def reaches(self, at: int, index: int, pages: int, vma: Vma, address: int) -> bool:
-        """Whether ``rmap_walk_anon()`` comes by an address.
+        """Whether ``rmap_walk_anon()`` finds a folio at an address.
 
-        :param at: the anon_vma that the folio names.
-        :param index: of the folio.
-        :param pages: of the folio.
+        :param at: the anon_vma that the folio points to.
+        :param index: the folio's index.
+        :param pages: the folio's size in pages.
+        :param vma: the VMA that contains the address.
         """
         anon_vma = self.anon_vma(at)
         if anon_vma is None:
@@ -206,7 +212,7 @@ class ReverseMap:
         return False
 
     def locked(self, anon_vma: AnonVma) -> bool:
-        """Whether somebody is in the middle of changing its tree."""
+        """Whether the lock of an anon_vma is held for writing, so that its tree may be changing."""
         try:
             return self._kernel.locked_for_writing(anon_vma.root + self._kernel.layout["anon_vma.rwsem"])
         except Unreadable:
@@ -215,7 +221,7 @@ class ReverseMap:
     # --- KSM ---------------------------------------------------------------------------------------------------------
 
     def stable_node(self, at: int) -> StableNode | None:
-        """The stable node at an address; None if there is no memory, or no KSM in this kernel."""
+        """The stable node at an address; None if it cannot be read, or if the kernel has no KSM."""
         if not self._kernel.layout.has("ksm_stable_node.hlist"):
             return None
         if at not in self.stable_nodes:
@@ -238,17 +244,19 @@ class ReverseMap:
         node = memory.u64(place)
         while node:
             if node in seen:
-                found.troubles.append(f"its list of rmap items does not end: it comes twice by {node:#x}")
+                found.problems.append(f"its list of rmap items does not end: it reaches {node:#x} twice")
                 break
             seen.add(node)
             try:
                 following, back = memory.u64(node), memory.u64(node + 8)
                 item = self.item(node - hlist)
             except Unreadable as error:
-                found.troubles.append(f"its list of rmap items leads out of memory: {error}")
+                found.problems.append(f"the rest of its list of rmap items cannot be read: {error}")
                 break
             if back != place:
-                found.troubles.append(f"its rmap item at {node - hlist:#x} points back to {back:#x}, not {place:#x}")
+                found.problems.append(
+                    f"the pprev pointer of its rmap item at {node - hlist:#x} is {back:#x} instead of {place:#x}"
+                )
             found.items.append(item)
             place, node = node, following
         return found
@@ -263,7 +271,7 @@ class ReverseMap:
         return Item(
             at=at,
             mm=memory.u64(at + layout["ksm_rmap_item.mm"]),
-            # the flags below the page size are the kernel's own: mm/ksm.c masks them as here
+            # the bits below the page size are flags, and mm/ksm.c masks them out in the same way
             address=memory.u64(at + layout["ksm_rmap_item.address"]) & -self._kernel.page_size & _MASK,
             anon_vma=memory.u64(at + layout["ksm_rmap_item.anon_vma"]),
             head=memory.u64(at + layout["ksm_rmap_item.head"]),
@@ -271,10 +279,10 @@ class ReverseMap:
         )
 
     def ksm_places(self, node: StableNode) -> frozenset[tuple[int, int]]:
-        """Where ``rmap_walk_ksm()`` comes by: (mm, address).
+        """Where ``rmap_walk_ksm()`` finds the page of a stable node: (mm_struct, address).
 
-        It looks in the process of each item first and then in all others, so that in the end it has looked wherever
-        the item's anon_vma has a VMA over the item's address.
+        The walk searches the process of each item first and all other processes afterwards. In the end it has searched
+        every VMA of the item's anon_vma that contains the item's address.
         """
         if node.at not in self._found:
             places: set[tuple[int, int]] = set()

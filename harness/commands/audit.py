@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""``harness audit``: of a dump that somebody has, or after one test."""
+"""``harness audit``: audits a memory dump, or the guest of one test."""
 
 from __future__ import annotations
 
@@ -24,31 +24,47 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     """Declare the command."""
     parser = commands.add_parser(
         "audit",
-        help="prove from a memory dump, or after a test, that the reverse map leads back to every anonymous mapping",
-        description="Audits a dump (dump-guest-memory, virsh dump --memory-only, kdump), or a guest after one test.",
-        epilog="Exit status: 0 the reverse map is whole, 1 it is not, the dump cannot be read, or nothing was audited.",
+        help="check in a memory dump, or after a test, that rmap walks find every anonymous mapping",
+        description="Audits a memory dump (dump-guest-memory, virsh dump --memory-only, kdump) or the guest of a test.",
+        epilog="Exit status: 0 if the reverse map has no errors; 1 if it has, if the dump cannot be read, or if "
+        "nothing was audited; 2 if the options are wrong.",
     )
     parser.add_argument("dump", nargs="?", type=Path, metavar="DUMP", help="the dump")
     parser.add_argument(
-        "--vmlinux", type=Path, metavar="FILE", help="the dump's kernel, with debug information; not needed twice"
+        "--vmlinux",
+        type=Path,
+        metavar="FILE",
+        help="the vmlinux of the dump's kernel, with debug information; needed only once for each kernel",
     )
-    parser.add_argument("--pid", type=int, action="append", default=[], help="only this process and its descendants")
     parser.add_argument(
-        "--picture", type=Path, metavar="FILE", help="draw what was moved and what is wrong: .html or .svg"
+        "--pid",
+        type=int,
+        action="append",
+        default=[],
+        help="audit only this process and its descendants; may be repeated",
     )
     parser.add_argument(
-        "--range", action="append", default=[], metavar="PID:START-END", help="draw this memory instead (hexadecimal)"
+        "--picture", type=Path, metavar="FILE", help="draw moved VMAs and errors into this file: .html or .svg"
     )
-    parser.add_argument("--merges", action="store_true", help="say for each pair of neighbours why they are not one")
+    parser.add_argument(
+        "--range",
+        action="append",
+        default=[],
+        metavar="PID:START-END",
+        help="draw this address range instead (hexadecimal); may be repeated",
+    )
+    parser.add_argument(
+        "--merges", action="store_true", help="say for each pair of adjacent VMAs why they are not merged"
+    )
     parser.add_argument("--kernel", metavar="SPEC", help="run one test on this kernel, and audit its guest")
     parser.add_argument("--arch", metavar="ARCH", help="x86_64 or arm64, with --kernel")
-    parser.add_argument("-k", dest="test", metavar="EXPRESSION", help="which test, with --kernel, as for pytest")
+    parser.add_argument("-k", dest="test", metavar="EXPRESSION", help="the test for --kernel, as for pytest -k")
 
 
 def run(options: argparse.Namespace, progress: Progress) -> int:
     """Run the command.
 
-    :raises UsageError: if the options make no sense together.
+    :raises UsageError: if the options do not go together.
     :raises HarnessError: if the dump cannot be audited.
     """
     if options.kernel:
@@ -61,13 +77,13 @@ def run(options: argparse.Namespace, progress: Progress) -> int:
 
 
 class _Counting:
-    """A plugin of pytest that counts the audits which tests report."""
+    """A pytest plug-in that counts the audits which tests report."""
 
     def __init__(self) -> None:
         self.audits = 0
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Part of pytest's interface."""
+        """Count the audits of one report; pytest calls this."""
         self.audits += sum(int(str(value).split()[0]) for name, value in report.user_properties if name == "audits")
 
 
@@ -81,7 +97,7 @@ def _run_test(options: argparse.Namespace) -> int:
     if status == 0 and not counting.audits:
         print(
             f"nothing was audited: no test of -k {options.test!r} moved memory in a guest that can be audited. "
-            "Choose one that moves, on a kernel with debug information",
+            "Choose a test that moves memory, on a kernel with debug information",
             file=sys.stderr,
         )
         return 1
@@ -108,5 +124,5 @@ def _audit_dump(options: argparse.Namespace, progress: Progress) -> int:
 def _range(text: str) -> tuple[int, int, int]:
     match = _RANGE.fullmatch(text)
     if match is None:
-        raise UsageError(f"--range={text} is no address range: give PID:START-END, addresses in hexadecimal")
+        raise UsageError(f"--range={text} is not an address range: give PID:START-END, with addresses in hexadecimal")
     return int(match[1]), int(match[2], 16), int(match[3], 16)

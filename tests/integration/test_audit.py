@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The audit of running guests: in place, from dumps of each format, and in the middle of tests.
+"""The audit of running guests: in place, from dumps of each format, and while a test runs.
 
-The tests fetch the debug information of Debian's kernels once: some 350 MB for each kernel.
+It needs the debug information of Debian's kernels. Each is fetched once, and has about 350 MB.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def guest(request: pytest.FixtureRequest) -> Iterator[tuple[Vm, Scene, Layout]]:
         yield vm, scene, layout
 
 
-def test_a_running_guest_is_audited_in_place_and_goes_on(guest: tuple[Vm, Scene, Layout]) -> None:
+def test_a_running_guest_is_audited_in_place_and_continues(guest: tuple[Vm, Scene, Layout]) -> None:
     vm, scene, layout = guest
     deadline = Deadline.after(60)
     with dump.memory_of(vm, deadline) as image:
@@ -52,7 +52,9 @@ def test_a_running_guest_is_audited_in_place_and_goes_on(guest: tuple[Vm, Scene,
 
 
 @pytest.mark.parametrize("compressed", [False, True], ids=["raw", "compressed"])
-def test_a_dump_says_what_the_guest_says(guest: tuple[Vm, Scene, Layout], tmp_path: Path, compressed: bool) -> None:
+def test_the_audit_of_a_dump_sees_the_pages_that_the_guest_saw(
+    guest: tuple[Vm, Scene, Layout], tmp_path: Path, compressed: bool
+) -> None:
     vm, scene, layout = guest
     path = tmp_path / "dump"
     dump.take(vm, path, Deadline.after(300), compressed=compressed)
@@ -64,7 +66,7 @@ def test_a_dump_says_what_the_guest_says(guest: tuple[Vm, Scene, Layout], tmp_pa
     assert {str(page.address): page.pfn for page in audit.pages} == scene.pfns
 
 
-#: what the project's own guest tests have
+#: the fixtures of the project's own guest tests
 CONFTEST = """
     from guest_tests.support.fixtures import *
 """
@@ -92,7 +94,7 @@ MIDDLE = """
 """
 
 
-def test_tests_have_their_guest_audited(lab: Lab) -> None:
+def test_the_guest_of_a_test_is_audited_while_the_test_runs(lab: Lab) -> None:
     lab.write("conftest.py", CONFTEST)
     outcome = lab.run(lab.write("test_middle.py", MIDDLE), "--audit=end", kernel="debian:7.3")
     assert outcome.verdicts == {
@@ -108,14 +110,14 @@ def test_tests_have_their_guest_audited(lab: Lab) -> None:
         "test_moves_and_fails": "2",
         "test_moves_nothing": "0",
     }
-    assert {case.properties["audit findings"] for case in outcome.cases} == {"0"}
+    assert {case.properties["audit errors"] for case in outcome.cases} == {"0"}
     failed = outcome["test_moves_and_fails"]
     assert "the test's own reason" in failed.message
     assert "at the failure" in outcome.output
     assert "drawn in" in outcome.output
 
 
-def test_without_audits_a_test_that_needs_one_skips(lab: Lab) -> None:
+def test_a_test_that_needs_an_audit_is_skipped_without_the_option(lab: Lab) -> None:
     lab.write("conftest.py", CONFTEST)
     outcome = lab.run(lab.write("test_middle.py", MIDDLE), "-k", "looks or moves", kernel="debian:7.3")
     assert outcome["test_looks_in_the_middle"].outcome == "skipped"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.arch import X86_64
-from harness.audit.findings import Kind
+from harness.audit.discrepancies import DiscrepancyKind
 from harness.build import builder
 from harness.errors import HostError
 from harness.paths import PROJECT
@@ -45,11 +45,11 @@ _MERGE = ("test_merge.py::test_between_faulted", "test_merge.py::test_relocated_
 _QUESTION = ("test_question.py::test_the_walk_finds_pages_merged_again_after_the_move",)
 
 KERNELS = (
-    Broken("stale-index", "relocate-anon", _PATHS, f"error: {Kind.WRONG_INDEX}: pfn"),
-    Broken("stale-anon-vma", "relocate-anon", _PATHS, f"error: {Kind.FOREIGN_ANON_VMA}: pfn"),
-    Broken("undo-forgets-one", "relocate-anon", _UNDO, f"error: {Kind.FOREIGN_ANON_VMA}: pfn"),
+    Broken("stale-index", "relocate-anon", _PATHS, f"error: {DiscrepancyKind.WRONG_INDEX}: pfn"),
+    Broken("stale-anon-vma", "relocate-anon", _PATHS, f"error: {DiscrepancyKind.FOREIGN_ANON_VMA}: pfn"),
+    Broken("undo-forgets-one", "relocate-anon", _UNDO, f"error: {DiscrepancyKind.FOREIGN_ANON_VMA}: pfn"),
     Broken("no-second-merge", "relocate-anon", _MERGE, "AssertionError"),
-    Broken("ksm-index-by-address", "unpatched", _QUESTION, f"error: {Kind.WRONG_INDEX}: KSM's pfn"),
+    Broken("ksm-index-by-address", "unpatched", _QUESTION, f"error: {DiscrepancyKind.WRONG_INDEX}: KSM page pfn"),
     # Code is wrong here and not data, so that the audit, which goes by the data, contradicts the probes.
     Broken("ksm-walk-by-address", "unpatched", _QUESTION, "the audit says that the walk finds all places, but not so"),
 )
