@@ -57,8 +57,8 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "--merges", action="store_true", help="say for each pair of adjacent VMAs why they are not merged"
     )
     parser.add_argument("--kernel", metavar="SPEC", help="run one test on this kernel, and audit its guest")
-    parser.add_argument("--arch", metavar="ARCH", help="x86_64 or arm64, with --kernel")
-    parser.add_argument("-k", dest="test", metavar="EXPRESSION", help="the test for --kernel, as for pytest -k")
+    parser.add_argument("--arch", metavar="ARCH", help="an architecture such as arm64, with --kernel")
+    parser.add_argument("-k", dest="test", metavar="EXPRESSION", help="which test, with --kernel, as for pytest")
 
 
 def run(options: argparse.Namespace, progress: Progress) -> int:
