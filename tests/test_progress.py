@@ -59,7 +59,13 @@ def test_a_dumb_terminal_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None
     assert written == []
 
 
-def test_a_file_is_no_terminal() -> None:
-    out = io.StringIO()
-    ProgressLine.on(out)("fetching")
-    assert out.getvalue() == ""
+def test_a_file_is_no_terminal_and_may_belong_to_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    for only_terminal, told in ((False, "harness: building\n"), (True, "")):
+        out = io.StringIO()
+        progress = ProgressLine.on(out, only_terminal=only_terminal)
+        progress("fetching")
+        now[0] += 30
+        progress("building")
+        assert out.getvalue() == told

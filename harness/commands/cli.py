@@ -74,7 +74,9 @@ def _shell(chosen: argparse.Namespace) -> int:
     if isinstance(spec, kernel.SshSpec):
         raise UsageError(f"{spec} is no virtual machine: log in with: ssh -p {spec.port} {spec.user}@{spec.host}")
     command = chosen.command[1:] if chosen.command[:1] == ["--"] else chosen.command
-    return shell.shell(spec, options.MachineOptions.of(vars(chosen)), command, _progress())
+    # Without a terminal, stderr belongs to the command that runs in the guest.
+    progress = ProgressLine.on(sys.stderr, only_terminal=True)
+    return shell.shell(spec, options.MachineOptions.of(vars(chosen)), command, progress)
 
 
 def _audit(chosen: argparse.Namespace) -> int:

@@ -35,12 +35,16 @@ class ProgressLine:
         self.shown = False
 
     @classmethod
-    def on(cls, stream: IO[str]) -> ProgressLine:
-        """The line of a command that writes to ``stream``."""
+    def on(cls, stream: IO[str], *, only_terminal: bool = False) -> ProgressLine:
+        """The line of a command that writes to ``stream``.
+
+        :param only_terminal: write nothing if the stream is no terminal, because it belongs to somebody else then.
+        """
 
         def write(text: str) -> None:
-            stream.write(text)
-            stream.flush()
+            if stream.isatty() or not only_terminal:
+                stream.write(text)
+                stream.flush()
 
         return cls(write, lambda: shutil.get_terminal_size().columns, in_place=stream.isatty())
 

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What the ``harness`` command makes of its options. Nothing boots here."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.commands import cli
+from harness.debian import apt
+from harness.options import MachineOptions
+
+
+def test_the_shell_fetches_from_the_mirror_it_is_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Nothing listens on the reserved port 9 of this host, so the error names the mirror that was asked.
+    monkeypatch.setenv(apt.MIRROR_VARIABLE, "http://127.0.0.1:9/environment")
+    status = cli.main(["shell", "--kernel=debian:6.12", "--debian-mirror=http://127.0.0.1:9/option", "true"])
+    said = capsys.readouterr().err
+    assert status == 1, said
+    assert "http://127.0.0.1:9/option" in said, f"another mirror was asked: {said}"
+
+
+def test_options_of_machines_are_named() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        MachineOptions("slub_debug=F", 640, 1, "http://127.0.0.1:9/debian")  # type: ignore[call-arg, arg-type]
