@@ -6,7 +6,7 @@ ARCH ?=
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint types unit slow guest pair costs setup host build-host clean
+.PHONY: run test lint types unit slow guest pair costs bench setup host build-host bench-host clean
 
 # Compilers are only needed for a kernel that is neither packaged, nor a machine, nor a file or tree that exists.
 built = $(if $(filter debian:% ssh:%,$(KERNEL))$(wildcard $(KERNEL)),,build-host)
@@ -40,6 +40,9 @@ costs: setup build-host ## what moves cost with and without relocation, in instr
 pair: setup build-host ## the guest suite on the reference kernel and its unpatched twin, which are built here
 	$(BIN)/pytest --kernel=unpatched --kernel=relocate-anon -n 2 --expect-findings
 
+bench: setup bench-host .venv/bench $(built) ## speed, beside virtme-ng; KERNEL=debian:7.3 ARCH=x86_64 choose another kernel
+	$(BIN)/python tests/benchmark.py --kernel='$(KERNEL)' $(if $(ARCH),--arch=$(ARCH)) --suite
+
 setup: host .venv/ready
 
 # What only the system can provide: each line is a test, and the package that makes it pass.
@@ -61,6 +64,11 @@ build-host: ## what building kernels takes: KERNEL=relocate-anon and the like
 	header gelf.h libelf-dev; header openssl/ssl.h libssl-dev; \
 	$(install)
 
+bench-host: ## what virtme-ng takes: modprobe and depmod, which are not on every user's PATH, and file
+	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; $(need); \
+	need modprobe kmod; need depmod kmod; need file file; \
+	$(install)
+
 need = need() { command -v "$$1" >/dev/null || missing="$$missing $$2"; }
 
 define install
@@ -79,6 +87,10 @@ endef
 	    { echo "Python 3.11 or later is needed: set PYTHON=python3.12, or so" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+.venv/bench: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@
 
 clean: ## remove what set-up made here; caches live under ~/.cache/mremap-harness and /dev/shm

@@ -31,6 +31,7 @@ from harness.machine import provision
 from harness.machine.payload import tests_archive
 from harness.machine.vm import Vm
 from harness.markers import MARKERS
+from harness.options import MachineOptions
 
 DUMPS = Path(__file__).parent / "audit_dumps"
 
@@ -108,7 +109,7 @@ def standing(spec: str, wanted: str, pages: int = 0) -> Iterator[tuple[Vm, Scene
     """A running guest with the scene in it, and with a mapping of ``pages`` more pages."""
     chosen = grammar.parse(spec, arch.find(wanted))
     assert isinstance(chosen, kernel.BootSpec)
-    _, machine = provision.provision(chosen, provision.Options(), lambda message: None)
+    _, machine = provision.provision(chosen, MachineOptions(), lambda message: None)
     with tempfile.TemporaryDirectory() as directory:
         tests = Path(directory) / "scene"
         tests.mkdir()
@@ -117,6 +118,7 @@ def standing(spec: str, wanted: str, pages: int = 0) -> Iterator[tuple[Vm, Scene
     fleet = Fleet(machine, archive, ["scene"], False, lambda message: None)
     try:
         guest, collected = fleet.fresh()
+        assert guest.vm is not None
         with guest.vm as vm:
             assert isinstance(vm, Vm)
             properties: dict[str, Any] = {}

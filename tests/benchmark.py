@@ -1,180 +1,244 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Measures how long users wait, next to virtme-ng on the same kernel in the same run.
+"""Measures what users wait for, and how much longer the same check takes under virtme-ng.
 
-Run it by hand on a quiet machine: ``.venv/bin/python tests/benchmark.py --kernel=debian:7.3``. It prints medians and
-ranges as the table in ``docs/benchmarks.md``. It is not a test: nothing fails for being slow.
+``make bench`` installs what is needed and runs it; ``make bench KERNEL=debian:7.3 ARCH=x86_64`` chooses the kernel.
+After that it can be run by hand. To see what a change does to the figures::
+
+    .venv/bin/python tests/benchmark.py --kernel=debian:6.12 --suite --json before.json
+    .venv/bin/python tests/benchmark.py --kernel=debian:6.12 --suite --json after.json --compare before.json
+
+Use a machine that does nothing else. Figures from a busy one mean nothing, not even as ratios: our side and virtme-ng
+run in turn, but they do not use the processors alike.
+
+The table goes to standard output and can be pasted into the documentation. The column "takes" says how many times
+longer virtme-ng takes for its check than we take for one test that asks the same. It is left empty where the two do not
+do the same.
+
+The exit status is 1 if a figure is missing; a line then says why. Nothing fails for being slow.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
-import shutil
-import statistics
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from harness import arch
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from harness import arch, paths
 from harness.agent import protocol
 from harness.deadline import Deadline
+from harness.debian.apt import Archive
+from harness.errors import HarnessError, UsageError
 from harness.guests.fleet import Fleet
 from harness.guests.guest import Guest
+from harness.host.cache import Cache
 from harness.kernels import grammar
 from harness.kernels.kernel import BootSpec, Kernel
-from harness.machine import payload, provision
+from harness.machine import payload, provision, qemu
 from harness.machine.payload import LIBRARY
+from harness.machine.vm import Vm
 from harness.markers import MARKERS
+from harness.options import MachineOptions
+from tests import figures, virtme_ng
+from tests.figures import Figure, MeasureError, Results, side_by_side, timed
 
 #: The smallest check worth a kernel: does mremap() move a page?
 ONE_TEST = "guest_tests/test_flags.py::test_the_flag_with_a_move"
-SAME_FOR_VNG = (
-    "import ctypes,mmap;libc=ctypes.CDLL(None);m=mmap.mmap(-1,8192);"
-    "a=ctypes.addressof(ctypes.c_char.from_buffer(m));libc.mremap.restype=ctypes.c_void_p;"
-    "assert libc.mremap(ctypes.c_void_p(a),4096,8192,1);print('moved')"
-)
+
+#: Seconds after which a command that runs one check is stuck.
+_ONE = 600.0
+
+#: Seconds after which a run of the whole suite is stuck.
+_SUITE = 7200.0
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table."""
+def run(argv: Sequence[str], seconds: float, env: Mapping[str, str] = os.environ, says: str = "") -> None:
+    """Run a command in the project's directory.
 
-    what: str
-    #: seconds (or MiB) of each round
-    samples: tuple[float, ...]
-    unit: str = "s"
-
-    @property
-    def median(self) -> float:
-        """The middle one."""
-        return statistics.median(self.samples)
-
-    def __str__(self) -> str:
-        low, high = min(self.samples), max(self.samples)
-        return f"| {self.what} | {self.median:.2f} {self.unit} | {low:.2f}-{high:.2f} | {len(self.samples)} |"
-
-
-def timed(action: Callable[[], object]) -> float:
-    """Seconds of wall time."""
-    begin = time.monotonic()
-    action()
-    return time.monotonic() - begin
-
-
-def run(argv: list[str], success: str = "") -> None:
-    """Run a command that must succeed: end with 0, or say ``success``."""
+    :param seconds: how long it may take.
+    :param says: what its output must contain.
+    :raises MeasureError: if it does not end with 0, takes longer, or does not say so.
+    """
     # As on most machines: Python keeps what it compiled.
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    done = subprocess.run(
-        argv, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
-    )
-    if success not in done.stdout + done.stderr if success else done.returncode:
-        sys.exit(f"{' '.join(argv)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    env = {name: value for name, value in env.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    deadline = Deadline.after(seconds)
+    with tempfile.TemporaryFile() as output:
+        child = subprocess.Popen(
+            argv,
+            cwd=paths.PROJECT,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            status = child.wait(deadline.remaining)
+        except subprocess.TimeoutExpired:
+            raise MeasureError(f"{shlex.join(argv)} did not end in {seconds:.0f} s") from None
+        finally:
+            _end(child)
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+    if status or says not in text:
+        last = (text.strip().splitlines() or ["it printed nothing"])[-1]
+        raise MeasureError(f"{shlex.join(argv)} ended with {status}: {last}")
 
 
-def pytest_command(kernel: str, *more: str) -> list[str]:
-    """Our command line, as a user types it."""
-    return [sys.executable, "-m", "pytest", "-q", f"--kernel={kernel}", *more]
-
-
-def vng_command(kernel: Kernel) -> list[str] | None:
-    """The peer's command line; None if it is not installed."""
-    program = shutil.which("vng", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
-    if program is None or kernel.modules is None:
-        return None
-    # virtme-ng looks for the modules where a distribution installs them.
-    installed = Path("/lib/modules") / kernel.release
-    if not installed.exists():
-        print(f"virtme-ng needs {installed}: ln -s {kernel.modules.directory} {installed} && depmod {kernel.release}")
-        return None
-    # It joins its arguments to a line for the guest's shell. On Debian's kernels it does not learn the script's status,
-    # and ends with 255 whatever happened: what its verbose console says has to do.
-    check = shlex.join(["python3", "-c", SAME_FOR_VNG])
-    return [program, "--disable-kvm", "--verbose", "-r", str(kernel.boot_image), "--", check]
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End a command with all that it started, unless it has ended by itself."""
+    if child.poll() is not None:
+        return
+    os.killpg(child.pid, signal.SIGINT)  # pytest ends its guests
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(Deadline.after(30).remaining)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)  # what a shell starts in the background ignores SIGINT
+    child.wait()
 
 
 def own_memory(guest: Guest) -> float:
-    """MiB that only this guest's QEMU has: its anonymous memory, copies of the template's pages among it.
+    """MiB that only this guest's QEMU has: its anonymous memory, with its copies of the template's pages.
 
-    Not "private" memory: a page of the template that no other process happens to map counts as that.
+    "Private" memory would be wrong: it includes a page of the template that no other process maps at the moment.
     """
+    assert isinstance(guest.vm, Vm)
     for line in Path(f"/proc/{guest.vm.child.pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Anonymous:"):
             return int(line.split()[1]) / 1024
-    raise AssertionError("smaps_rollup has no line 'Anonymous:'")
+    raise MeasureError("/proc/PID/smaps_rollup has no line 'Anonymous:'")
 
 
 def run_one_test(guest: Guest) -> None:
-    """Have the guest run ONE_TEST."""
+    """Have the guest run ONE_TEST.
+
+    :raises MeasureError: if it does not pass.
+    """
     reports = list(guest.run(protocol.Run(ONE_TEST, "", "bench"), Deadline.after(60)))
-    assert any(isinstance(each, dict) and each.get("outcome") == "passed" for each in reports), reports
+    if not any(isinstance(each, dict) and each.get("outcome") == "passed" for each in reports):
+        raise MeasureError(f"{ONE_TEST} did not pass in the guest: {reports}")
 
 
 def clones(fleet: Fleet, rounds: int) -> list[Figure]:
-    """What a fresh clone costs: until its agent answers, with a test, against the same test in a guest in use."""
-    starts, memory, isolated, shared = [], [], [], []
+    """What a fresh clone costs: until its agent answers, and with one test, beside the same test in a used guest."""
+    fleet.fresh()[0].close()  # makes the template, which later runs find in the cache
+    if fleet.obstacle:
+        raise MeasureError(fleet.obstacle)
+    starts, memory, isolated = [], [], []
     for _ in range(rounds):
         begin = time.monotonic()
         guest, _ = fleet.fresh()
-        starts.append(time.monotonic() - begin)
-        run_one_test(guest)
-        memory.append(own_memory(guest))
-        guest.vm.close()
+        try:
+            starts.append(time.monotonic() - begin)
+            run_one_test(guest)
+            memory.append(own_memory(guest))
+        finally:
+            guest.close()
         isolated.append(time.monotonic() - begin)
-    used, _ = fleet.fresh()  # not before: a guest that idles has a heartbeat, too
-    run_one_test(used)
-    shared += [timed(lambda: run_one_test(used)) for _ in range(rounds)]
-    used.vm.close()
-    more = tuple(alone - together for alone, together in zip(isolated, shared, strict=True))
+    # Started only now: the heartbeat of an idle guest would take processor time from the clones.
+    used, _ = fleet.fresh()
+    try:
+        run_one_test(used)
+        shared = [timed(partial(run_one_test, used)) for _ in range(rounds)]
+    finally:
+        used.close()
+    beyond = tuple(whole - test for whole, test in zip(isolated, shared, strict=True))
+    alone = "one test in a clone of its own, with starting and ending it"
     return [
-        Figure("clone, from start to the agent's answer", tuple(starts)),
-        Figure("one test in a clone of its own, with starting and ending it", tuple(isolated)),
-        Figure("... beyond the same test in a shared guest", more),
-        Figure("memory of a clone after a test, beyond the template", tuple(memory), "MiB"),
+        Figure("clone", "clone, from start to the agent's answer", tuple(starts)),
+        Figure("isolated", alone, tuple(isolated), as_peer=True),
+        Figure("isolation", "... beyond the same test in a shared guest", beyond),
+        Figure("memory", "memory of a clone after a test, beyond the template", tuple(memory), "MiB"),
     ]
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kernel", default="debian:7.3")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--suite", action="store_true", help="time the whole suite as well")
-    options = parser.parse_args()
-    spec = grammar.parse(options.kernel, arch.host())
-    assert isinstance(spec, BootSpec)
-    kernel, machine = provision.provision(spec, provision.Options(), print)
+def clones_of(machine: qemu.Machine, rounds: int) -> list[Figure]:
+    """The figures of :func:`clones` for one machine."""
     fleet = Fleet(machine, payload.tests_archive(LIBRARY, MARKERS), ["guest_tests", "--tb=auto"], False, print)
-    print(f"\n{kernel.release}, {machine.accelerator.name}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}\n")
-    figures = clones(fleet, options.rounds)
-    one = pytest_command(options.kernel, ONE_TEST)
-    run(one)  # warm the caches
-    peer = vng_command(kernel)
-    ours, theirs = [], []
-    for _ in range(options.rounds):  # side by side, so that both see the same machine
-        ours.append(timed(lambda: run(one)))
-        if peer:
-            theirs.append(timed(lambda: run(peer, "script exited with code 0")))
-    figures.append(Figure("`pytest --kernel=… one test`, command to exit", tuple(ours)))
-    if theirs:
-        figures.append(Figure("virtme-ng, one Python check on that kernel", tuple(theirs)))
+    try:
+        return clones(fleet, rounds)
+    finally:
+        fleet.close()
+
+
+def commands(results: Results, ours: list[str], peer: virtme_ng.Peer | None, rounds: int) -> None:
+    """Add what one check costs from the command line, with the harness and with virtme-ng."""
+    actions: dict[str, Callable[[], object]] = {"pytest --kernel=…": partial(run, [*ours, ONE_TEST], _ONE)}
+    if peer:
+        actions[peer.name] = partial(run, peer.argv, _ONE, peer.env, virtme_ng.PASSED)
+    samples = side_by_side(actions, rounds, results)
+    if "pytest --kernel=…" in samples:
+        what = "`pytest --kernel=… one test`, command to exit"
+        results.figures.append(Figure("command", what, samples["pytest --kernel=…"], as_peer=True))
+    if peer and peer.name in samples:
+        what = f"{peer.name}, the same check, command to exit"
+        results.figures.append(Figure(figures.PEER, what, samples[peer.name]))
+
+
+def suite(ours: list[str]) -> list[Figure]:
+    """What the whole suite takes, once."""
+    whole = partial(run, [*ours, "-n", "2", "--expect-findings"], _SUITE)
+    return [Figure("suite", "the whole suite, `-n 2`", (timed(whole),))]
+
+
+def measure(kernel: Kernel, machine: qemu.Machine, options: argparse.Namespace) -> Results:
+    """Take all figures for one kernel."""
+    about = {
+        "kernel": kernel.release,
+        "architecture": str(kernel.arch),
+        "accelerator": machine.accelerator.name,
+        "number of processors": f"{os.cpu_count()} CPUs",
+    }
+    results = Results(about)
+    peer = None
+    try:
+        cache = Cache(progress=print)
+        peer = virtme_ng.prepare(kernel, machine.accelerator, cache, Archive(cache, "", print))
+        about["peer"] = peer.name
+    except HarnessError as error:
+        results.failed("virtme-ng", error)
+    results.attempt("clones", lambda: clones_of(machine, options.rounds))
+    ours = [sys.executable, "-m", "pytest", "-q", f"--kernel={options.kernel}", f"--arch={kernel.arch}"]
+    commands(results, ours, peer, options.rounds)
     if options.suite:
-        figures.append(
-            Figure(
-                "the whole suite, `-n 2`",
-                (timed(lambda: run(pytest_command(options.kernel, "-n", "2", "--expect-findings"))),),
-            )
-        )
-    print("| what | median | range | rounds |\n|---|---|---|---|")
-    for figure in figures:
-        print(figure)
-    if theirs:
-        print(f"\nvirtme-ng takes {statistics.median(theirs) / statistics.median(ours):.1f} times as long.")
+        results.attempt("the whole suite", lambda: suite(ours))
+    return results
+
+
+def main() -> int:
+    """Measure and print.
+
+    :returns: the exit status.
+    """
+    parser = argparse.ArgumentParser(
+        description="Measures what users wait for, and how much longer the same check takes under virtme-ng."
+    )
+    parser.add_argument("--kernel", default="debian:7.3", help="as for pytest, default: debian:7.3")
+    parser.add_argument("--arch", help="as for pytest")
+    parser.add_argument("--suite", action="store_true", help="time the whole suite as well, once")
+    figures.add_options(parser)
+    options = parser.parse_args()
+    try:
+        spec = grammar.parse(options.kernel, arch.find(options.arch) if options.arch else None)
+        if not isinstance(spec, BootSpec):
+            raise UsageError(f"{spec} is not booted here, so there is nothing to measure: give another --kernel")
+        kernel, machine = provision.provision(spec, MachineOptions(), print)
+        results = measure(kernel, machine, options)
+    except HarnessError as error:
+        print(f"benchmark: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return figures.finish(results, options)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

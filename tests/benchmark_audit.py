@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0
 """Measures how long an audit takes, in place and from dumps, and how much memory it needs.
 
-Run it by hand, on an idle machine: ``.venv/bin/python tests/benchmark_audit.py --kernel=unpatched:fast:dwarf``. It
-prints medians as a table for the README. The guest runs the scene of ``tests/audit_scene.py``, and a process that fills
-``--pages`` further pages. No other tool does the same. The figures can be compared with the time that QEMU's
-``dump-guest-memory`` takes for a raw copy of the guest's memory.
+Run by hand, on a machine that does nothing else, for a kernel that has its debug information (or fetch it)::
+
+    .venv/bin/python tests/benchmark_audit.py --kernel=unpatched:fast:dwarf --json before.json
+    .venv/bin/python tests/benchmark_audit.py --kernel=unpatched:fast:dwarf --compare before.json
+
+The guest has the scene of ``tests/audit_scene.py``, and a process that fills ``--pages`` more pages. No other program
+does what the audit does. Compare its figures with that of a raw copy of the guest's memory, which is what QEMU's
+``dump-guest-memory`` makes. The exit status is 1 if a figure is missing.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,11 +30,13 @@ from harness.audit.layout import Layout
 from harness.audit.result import Audit
 from harness.deadline import Deadline
 from harness.debian.apt import Archive
+from harness.errors import HarnessError
 from harness.host.cache import Cache
 from harness.kernels import grammar, kernel
 from harness.machine.vm import Vm
+from tests import figures
 from tests.audit_scene import standing
-from tests.benchmark import Figure, timed
+from tests.figures import Figure, MeasureError, Results, timed
 
 
 @contextmanager
@@ -51,56 +56,78 @@ def audit_command(path: Path) -> float:
         [sys.executable, "-m", "harness.commands.cli", "audit", str(path)], stdout=subprocess.DEVNULL
     )
     _, status, usage = os.wait4(child.pid, 0)
-    assert status == 0, status
+    if status:
+        raise MeasureError(f"harness audit {path} ended with {os.waitstatus_to_exitcode(status)}")
     return usage.ru_maxrss / 1024
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def measured(vm: Vm, layout: Layout, rounds: int, directory: Path) -> tuple[list[Figure], Audit]:
+    """All figures of one guest, and what the audit saw in it at the end.
+
+    :raises MeasureError: if an audit fails, or finds something in a guest where nothing is wrong.
+    """
+    path = directory / "dump"
+    seen: list[Audit] = []
+
+    def in_place() -> None:
+        with dump.memory_of(vm, Deadline.after(600)) as image:
+            seen.append(walk.audit(image, layout))
+
+    def copy() -> None:
+        path.unlink(missing_ok=True)
+        dump.take(vm, path, Deadline.after(600))
+
+    in_place()
+    here = [timed(in_place) for _ in range(rounds)]
+    copies, read, most = [], [], []
+    for _ in range(rounds):
+        copies.append(timed(copy))
+        read.append(timed(lambda: most.append(audit_command(path))))
+    if seen[-1].errors:
+        raise MeasureError(f"the audit found errors where there are none:\n{seen[-1].report()}")
+    taken = [
+        Figure("in-place", "guest frozen, audited in place, and running again", tuple(here)),
+        Figure("copy", "raw dump of its whole memory, to tmpfs", tuple(copies)),
+        Figure("from-dump", "`harness audit` of that dump", tuple(read)),
+        Figure("memory", "memory `harness audit` takes at most", tuple(most), "MiB"),
+    ]
+    return taken, seen[-1]
+
+
+def main() -> int:
+    """Measure and print.
+
+    :returns: the exit status.
+    """
+    parser = argparse.ArgumentParser(description="Measures the audit of a guest's reverse map.")
     parser.add_argument("--kernel", default="debian:7.3")
     parser.add_argument("--arch", default=arch.host().name)
-    parser.add_argument("--pages", type=int, default=4000, help="anonymous pages to add to those of the scene")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pages", type=int, default=4000, help="anonymous pages of a process, beyond what runs anyway")
+    figures.add_options(parser)
     options = parser.parse_args()
-    with (
-        layout_and_guest(options.kernel, options.arch, options.pages) as (layout, vm),
-        tempfile.TemporaryDirectory(dir="/dev/shm") as directory,
-    ):
-        path = Path(directory) / "dump"
-        seen: list[Audit] = []
-
-        def in_place() -> None:
-            with dump.memory_of(vm, Deadline.after(600)) as image:
-                seen.append(walk.audit(image, layout))
-
-        def copy() -> None:
-            path.unlink(missing_ok=True)
-            dump.take(vm, path, Deadline.after(600))
-
-        in_place()
-        here = [timed(in_place) for _ in range(options.rounds)]
-        copies, read, most = [], [], []
-        for _ in range(options.rounds):
-            copies.append(timed(copy))
-            read.append(timed(lambda: most.append(audit_command(path))))
-        last = seen[-1]
-        assert not last.errors, last.report()
-        counts = last.counts
-        entries = counts.anonymous + counts.other + counts.swap
-        figures = [
-            Figure("guest frozen, audited in place, and running again", tuple(here)),
-            Figure("raw dump of its whole memory, to tmpfs", tuple(copies)),
-            Figure("`harness audit` of that dump", tuple(read)),
-            Figure("memory `harness audit` takes at most", tuple(most), "MiB"),
-        ]
-    print(f"\n{last.release} {options.arch}: {vm.machine.memory} MiB, {counts.processes} processes, {counts.vmas} VMAs")
-    print(f"{counts.anonymous} anonymous entries of {entries} present, load {os.getloadavg()[0]:.1f}\n")
-    print("| what | median | range | rounds |\n|---|---|---|---|")
-    for figure in figures:
-        print(figure)
-    print(f"\n{60 * entries / statistics.median(here):,.0f} entries a minute in place")
+    try:
+        with (
+            layout_and_guest(options.kernel, options.arch, options.pages) as (layout, vm),
+            tempfile.TemporaryDirectory(dir="/dev/shm") as directory,
+        ):
+            taken, last = measured(vm, layout, options.rounds, Path(directory))
+            accelerator = vm.machine.accelerator.name
+    except HarnessError as error:
+        print(f"benchmark: {error}", file=sys.stderr)
+        return 1
+    counts = last.counts
+    entries = counts.anonymous + counts.other + counts.swap
+    about = {
+        "kernel": last.release,
+        "architecture": options.arch,
+        "accelerator": accelerator,
+        "number of pages to fill": f"{options.pages} pages to fill",
+    }
+    print(f"\n{vm.machine.memory} MiB, {counts.processes} processes, {counts.vmas} VMAs")
+    print(f"{counts.anonymous} anonymous entries of {entries} present, load {os.getloadavg()[0]:.1f}")
+    print(f"{60 * entries / taken[0].median:,.0f} entries a minute in place")
+    return figures.finish(Results(about, taken), options)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

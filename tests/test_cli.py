@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from harness.commands import cli
-from harness.debian import apt
+from harness.debian import mirror
 from harness.options import MachineOptions
 
 
@@ -14,7 +14,7 @@ def test_the_shell_fetches_from_the_mirror_it_is_given(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Nothing listens on the reserved port 9 of this host, so the error names the mirror that was asked.
-    monkeypatch.setenv(apt.MIRROR_VARIABLE, "http://127.0.0.1:9/environment")
+    monkeypatch.setenv(mirror.MIRROR_VARIABLE, "http://127.0.0.1:9/environment")
     status = cli.main(["shell", "--kernel=debian:6.12", "--debian-mirror=http://127.0.0.1:9/option", "true"])
     said = capsys.readouterr().err
     assert status == 1, said

@@ -23,8 +23,10 @@ from harness.guests.fleet import Fleet
 from harness.guests.guest import Guest
 from harness.host.cache import silent
 from harness.kernels import grammar
+from harness.kernels.kernel import BootSpec
 from harness.machine import payload, provision
 from harness.markers import MARKERS
+from harness.options import MachineOptions
 
 #: What the tests of shells and boards run on.
 KERNEL = "debian:7.3"
@@ -46,15 +48,15 @@ while data := sock.recv(65536): os.write(1, data)
 def running(kernel: str = KERNEL) -> Iterator[Guest]:
     """A fresh guest, as ``harness shell`` takes it."""
     spec = grammar.parse(kernel)
-    assert isinstance(spec, kernel.BootSpec)
-    _, machine = provision.provision(spec, provision.Options(), silent)
+    assert isinstance(spec, BootSpec)
+    _, machine = provision.provision(spec, MachineOptions(), silent)
     tests = payload.tests_archive(payload.LIBRARY, MARKERS)
     fleet = Fleet(machine, tests, list(shell.PYTEST_ARGS), False, silent)
     guest, _ = fleet.fresh()
     try:
         yield guest
     finally:
-        guest.vm.close()
+        guest.close()
         fleet.close()
 
 

@@ -83,9 +83,9 @@ def _run(fleet: board.BoardFleet, name: str, seconds: float = 60.0) -> tuple[lis
         nodeid = f"some_tests/test_board.py::{name}"
         assert nodeid in collected.nodeids
         answers = list(guest.run(protocol.Run(nodeid, "", "1a2b"), Deadline.after(seconds)))
-        return [each["outcome"] for each in answers if isinstance(each, dict)], guest.vm.console_bytes().decode()
+        return [each["outcome"] for each in answers if isinstance(each, dict)], guest.console_bytes().decode()
     finally:
-        guest.vm.close()
+        guest.close()
 
 
 def _traces(transport: paramiko.Transport) -> str:
@@ -134,9 +134,9 @@ def test_a_lost_connection_is_no_verdict_and_leaves_nothing(
         until.check("the loss to be noticed")
         time.sleep(0.1)
     with pytest.raises(GuestLost) as caught:
-        guest.vm.check()
+        guest.carrier.check()
     assert caught.value.condition is LostCondition.CONNECTION_LOST
-    guest.vm.close()
+    guest.close()
     until = Deadline.after(20)
     while "mremap-board" in _traces(transport):
         until.check("the board to be clean")

@@ -20,10 +20,11 @@ from harness.guests import template
 from harness.guests.guest import Guest, Patience
 from harness.guests.template import Template
 from harness.guests.template_store import TemplateStore
-from harness.host.cache import silent
+from harness.host.cache import sha256, silent
 from harness.kernels import grammar, kernel
 from harness.machine import payload, provision
 from harness.machine.qemu import Machine
+from harness.options import MachineOptions
 from tests.lab import KERNEL
 
 #: makes or finds the base template, and says which
@@ -35,7 +36,7 @@ from harness.guests.template_store import TemplateStore
 from harness.host.cache import silent
 from harness.kernels import grammar
 from harness.machine import provision
-_, machine = provision.provision(grammar.parse({KERNEL!r}), provision.Options(), silent)
+_, machine = provision.provision(grammar.parse({KERNEL!r}), MachineOptions(), silent)
 told = []
 store = TemplateStore(Path(sys.argv[1]))
 template = store.base(machine, Patience.scaled(machine.accelerator.slowdown), told.append)
@@ -47,7 +48,7 @@ print("made" if told else "found", template.directory.name)
 def machine() -> Machine:
     spec = grammar.parse(KERNEL)
     assert isinstance(spec, kernel.BootSpec)
-    return provision.provision(spec, provision.Options(), silent)[1]
+    return provision.provision(spec, MachineOptions(), silent)[1]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def test_clones_run_side_by_side_and_one_that_is_killed_takes_no_other_along(
 
 
 def test_a_clone_never_writes_to_its_template(base: Template, patience: Patience, tmp_path: Path) -> None:
-    before = template._stamp(base.directory), [template.digest(path) for path in base.ram]
+    before = template._stamp(base.directory), [sha256(path) for path in base.ram]
     (tmp_path / "checks").mkdir()
     (tmp_path / "checks" / "test_writes.py").write_text(
         "def test_writes():\n    assert len(bytearray(b'x' * (64 << 20))) == 64 << 20\n"
@@ -128,7 +129,7 @@ def test_a_clone_never_writes_to_its_template(base: Template, patience: Patience
         *reports, finished = guest.run(run, Deadline.after(patience.test))
         assert isinstance(finished, protocol.Finished)
         assert [report["outcome"] for report in reports if isinstance(report, dict)] == ["passed"] * 3
-    assert (template._stamp(base.directory), [template.digest(path) for path in base.ram]) == before
+    assert (template._stamp(base.directory), [sha256(path) for path in base.ram]) == before
 
 
 def test_an_agent_whose_tests_cannot_be_collected_says_so(base: Template, patience: Patience, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.arch import ARCHITECTURES, Architecture
-from harness.report import compare
+from harness.report import results
 from tests.lab import KERNEL, Lab, Outcome, run_own_tests
 
 INSIDE = """
@@ -223,7 +223,7 @@ def test_a_plain_move_lacks_nothing_on_a_kernel_without_relocation(tmp_path: Pat
     test = "guest_tests/test_merge.py::test_after_unfaulted"
     outcome = run_own_tests(tmp_path / "junit.xml", f"--kernel={KERNEL}", test)
     assert outcome.status == 0, outcome.output
-    lacking = {case.parameters.rpartition("-")[2]: compare.LACKS in case.properties for case in outcome.cases}
+    lacking = {case.parameters.rpartition("-")[2]: results.LACKS in case.properties for case in outcome.cases}
     assert lacking == {"plain": False, "must": True}
 
 
