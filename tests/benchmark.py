@@ -26,7 +26,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -72,30 +71,30 @@ def run(argv: Sequence[str], seconds: float, env: Mapping[str, str] = os.environ
     # As on most machines: Python keeps what it compiled.
     env = {name: value for name, value in env.items() if name != "PYTHONDONTWRITEBYTECODE"}
     deadline = Deadline.after(seconds)
-    with tempfile.TemporaryFile() as output:
-        child = subprocess.Popen(
-            argv,
-            cwd=paths.PROJECT,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+    # A pipe, not a file: virtme-ng's QEMU opens its output again by way of /proc, and a file would be truncated.
+    with subprocess.Popen(
+        argv,
+        cwd=paths.PROJECT,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as child:
         try:
-            status = child.wait(deadline.remaining)
+            output, _ = child.communicate(timeout=deadline.remaining)
         except subprocess.TimeoutExpired:
             raise MeasureError(f"{shlex.join(argv)} did not end in {seconds:.0f} s") from None
         finally:
             _end(child)
-        output.seek(0)
-        text = output.read().decode(errors="replace")
-    if status or says not in text:
-        last = (text.strip().splitlines() or ["it printed nothing"])[-1]
-        raise MeasureError(f"{shlex.join(argv)} ended with {status}: {last}")
+    if child.returncode or says not in output:
+        last = (output.strip().splitlines() or ["it printed nothing"])[-1]
+        raise MeasureError(f"{shlex.join(argv)} ended with {child.returncode}: {last}")
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _end(child: subprocess.Popen[str]) -> None:
     """End a command with all that it started, unless it has ended by itself."""
     if child.poll() is not None:
         return
