@@ -64,9 +64,9 @@ build-host: ## what building kernels takes: KERNEL=relocate-anon and the like
 	header gelf.h libelf-dev; header openssl/ssl.h libssl-dev; \
 	$(install)
 
-bench-host: ## what virtme-ng takes: modprobe and depmod, which are not on every user's PATH, and file
+bench-host: ## what virtme-ng takes: kmod, which is not on every user's PATH, and file
 	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; $(need); \
-	need modprobe kmod; need depmod kmod; need file file; \
+	need depmod kmod; need file file; \
 	$(install)
 
 need = need() { command -v "$$1" >/dev/null || missing="$$missing $$2"; }

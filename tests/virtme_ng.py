@@ -127,7 +127,7 @@ def _tools(cache: Cache, archive: Archive) -> Path:
     """A directory with the programs ``virtiofsd`` and ``busybox``."""
     # uidmap is for running virtiofsd in a user namespace, which virtme-ng does not do.
     debs = archive.install_set(("virtiofsd", "busybox-static"), arch.host(), without=("uidmap",))
-    key = _digest(*(cache.digest(path).encode() for path in debs), _START.encode())
+    key = _digest(*(cache.digest(path).encode() for path in debs))
 
     def make(directory: Path) -> None:
         lib = directory / "lib"
@@ -135,14 +135,19 @@ def _tools(cache: Cache, archive: Archive) -> Path:
         for package in debs:
             for info, content in deb.members(package):
                 name = Path(info.name).name
-                target = directory / name if name == "busybox" else lib / name
-                if not (name in ("busybox", "virtiofsd") or ".so" in name) or "/gconv/" in info.name:
+                if info.name == "usr/bin/busybox":
+                    target = directory / name
+                elif info.name == "usr/libexec/virtiofsd" or (".so" in name and "/gconv/" not in info.name):
+                    target = lib / name
+                else:
                     continue
                 if content is not None:
                     target.write_bytes(content.read())
                     target.chmod(0o755)
                 elif info.issym() and "/" not in info.linkname:
                     target.symlink_to(info.linkname)
+        if missing := [path.name for path in (directory / "busybox", lib / "virtiofsd") if not path.exists()]:
+            raise HostError(f"Debian's packages have no {' and no '.join(missing)} where they used to have it")
         (directory / "virtiofsd").write_text(_START)
         (directory / "virtiofsd").chmod(0o755)
 
@@ -180,4 +185,6 @@ def _kernel_tree(kernel: Kernel, depmod: str, cache: Cache) -> Path:
 
 
 def _digest(*parts: bytes) -> str:
+    """A key for what this module makes of ``parts``; another version of the module makes it again."""
+    parts = (Path(__file__).read_bytes(), *parts)
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
