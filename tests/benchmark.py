@@ -206,6 +206,7 @@ def measure(kernel: Kernel, machine: qemu.Machine, options: argparse.Namespace) 
         about["peer"] = peer.name
     except HarnessError as error:
         results.failed("virtme-ng", error)
+    print(f"load average before the first round: {os.getloadavg()[0]:.1f}")
     results.attempt("clones", lambda: clones_of(machine, options.rounds))
     ours = [sys.executable, "-m", "pytest", "-q", f"--kernel={options.kernel}", f"--arch={kernel.arch}"]
     commands(results, ours, peer, options.rounds)

@@ -165,8 +165,7 @@ def _ratio(dividend: float, divisor: float) -> str:
 
 def differences(results: Results, earlier: Results) -> list[str]:
     """One sentence for each thing other than the harness that changed between two runs."""
-    names = [*results.about, *(name for name in earlier.about if name not in results.about)]
-    pairs = [(name, results.about.get(name, "unknown"), earlier.about.get(name, "unknown")) for name in names]
+    pairs = [(name, now, earlier.about[name]) for name, now in results.about.items() if name in earlier.about]
     return [f"The {name} is {now}, but was {before} before." for name, now, before in pairs if now != before]
 
 
