@@ -3,3 +3,5 @@
 
 The map of the modules stands in ``CONTRIBUTING.md``.
 """
+
+__version__ = "0.1.0"

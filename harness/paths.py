@@ -8,8 +8,22 @@ from pathlib import Path
 
 APP = "mremap-harness"
 
-#: the checkout, which contains guest_tests/, images/ and kernel_configs/
-PROJECT = Path(__file__).resolve().parent.parent
+_PACKAGE = Path(__file__).resolve().parent
+
+#: The directory that holds this package: the top of a checkout, or where pip installed the project.
+PROJECT = _PACKAGE.parent
+
+# A wheel holds these two below the package (see pyproject.toml), a checkout beside it.
+_DATA = _PACKAGE / "data" if (_PACKAGE / "data").is_dir() else PROJECT
+
+#: What defines a kernel: fragments, presets, patches, variants. Never written to.
+KERNEL_CONFIGS = _DATA / "kernel_configs"
+
+#: The recipe of the guest's userland, and its init. Never written to.
+IMAGES = _DATA / "images"
+
+#: The project's own guest tests, and the library for guest tests. Never written to.
+GUEST_TESTS = PROJECT / "guest_tests"
 
 
 def _base(variable: str, default: str) -> Path:

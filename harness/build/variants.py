@@ -85,7 +85,7 @@ class KernelConfigs:
     arches: Mapping[str, ArchFragments]
 
     @classmethod
-    def load(cls, directory: Path = paths.PROJECT / "kernel_configs") -> KernelConfigs:
+    def load(cls, directory: Path = paths.KERNEL_CONFIGS) -> KernelConfigs:
         """Read ``variants.toml`` of a directory, once in a process."""
         return _load(directory)
 
