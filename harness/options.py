@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -100,6 +101,13 @@ DEBIAN_MIRROR = Option(
     help="where Debian's packages come from (default: the mirror in the host's own apt configuration)",
 )
 
+USERLAND = Option(
+    name="--userland",
+    metavar="FILE",
+    help="the guest's userland, for a host without apt: a file that `harness userland` made on a Debian machine. It is "
+    "copied into the cache, so it need not be given again.",
+)
+
 #: What the pytest plug-in takes, in the order of its help.
 OPTIONS = (
     KERNEL,
@@ -117,10 +125,11 @@ OPTIONS = (
     ANSWER,
     AUDIT,
     DEBIAN_MIRROR,
+    USERLAND,
 )
 
 #: Those that shape a machine: see :class:`MachineOptions`.
-MACHINE = (APPEND, GUEST_MEMORY, GUEST_CPUS, DEBIAN_MIRROR)
+MACHINE = (APPEND, GUEST_MEMORY, GUEST_CPUS, DEBIAN_MIRROR, USERLAND)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +146,8 @@ class MachineOptions:
     icount: bool = False
     #: base URI of a Debian mirror; empty for the host's own
     debian_mirror: str = ""
+    #: a file with the guest's userland; None makes it, or takes it from the cache
+    userland: Path | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> MachineOptions:
@@ -147,4 +158,5 @@ class MachineOptions:
             cpus=values["guest_cpus"],
             icount=values.get("icount", False),
             debian_mirror=values["debian_mirror"],
+            userland=Path(values["userland"]).expanduser() if values["userland"] else None,
         )

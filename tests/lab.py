@@ -81,9 +81,7 @@ class Lab:
         self.tmp = self.root / "tmp"
         self.tmp.mkdir()
         (self.root / "checks").mkdir()
-        (self.root / "pytest.ini").write_text(
-            f"[pytest]\nguest_tests = checks\npythonpath = {paths.PROJECT}\naddopts = --strict-markers\n"
-        )
+        (self.root / "pytest.ini").write_text("[pytest]\nguest_tests = checks\naddopts = --strict-markers\n")
         # Runs on the host, beside the guest tests.
         (self.root / "conftest.py").write_text(
             textwrap.dedent(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The ``harness`` command: what is not a test run. Tests are run by ``pytest --kernel=…``.
+"""The ``harness`` command.
 
-Exit status: 0 all is well, 1 it is not, 2 the command line makes no sense; ``harness shell`` passes on that of the
-command it ran.
+Exit status: 0 all is well, 1 it is not, 2 the command line makes no sense. ``harness shell`` passes on the status of
+the command it ran, ``harness test`` that of pytest.
 """
 
 from __future__ import annotations
@@ -22,8 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     :param argv: arguments without the program's name; None takes the process's own.
     """
-    parser = _parser()
-    chosen = parser.parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["test"]:  # all that follows is pytest's: argparse would stop at the first option
+        from harness.commands import test
+
+        return test.run(arguments[1:])
+    chosen = _parser().parse_args(arguments)
     try:
         return _COMMANDS[chosen.command_name](chosen)
     except UsageError as error:
@@ -37,14 +41,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from harness.commands import audit
+    from harness import __version__
+    from harness.commands import audit, userland
 
     parser = argparse.ArgumentParser(
-        prog="harness", description="Linux kernels in virtual machines. Tests are run by: pytest --kernel=SPEC"
+        prog="harness",
+        description="Linux kernels in virtual machines. Tests are run by: harness test --kernel=SPEC, "
+        "or pytest --kernel=SPEC",
     )
+    parser.add_argument("--version", action="version", version=f"mremap-harness {__version__}")
     commands = parser.add_subparsers(dest="command_name", metavar="COMMAND", required=True)
     commands.add_parser("doctor", help="say what works on this host, what is missing, and how to get it")
+    commands.add_parser("test", help="run pytest with all that follows; with --kernel=SPEC it runs guest tests")
     audit.add_to(commands)
+    userland.add_to(commands)
     shell = commands.add_parser(
         "shell",
         help="open a shell, or run a command, in the very environment the tests run in",
@@ -85,13 +95,19 @@ def _audit(chosen: argparse.Namespace) -> int:
     return audit.run(chosen, _progress())
 
 
+def _userland(chosen: argparse.Namespace) -> int:
+    from harness.commands import userland
+
+    return userland.run(chosen, _progress())
+
+
 def _progress() -> ProgressLine:
     line = ProgressLine.on(sys.stderr)
     atexit.register(line.clear)
     return line
 
 
-_COMMANDS = {"audit": _audit, "doctor": _doctor, "shell": _shell}
+_COMMANDS = {"audit": _audit, "doctor": _doctor, "shell": _shell, "userland": _userland}
 
 
 if __name__ == "__main__":

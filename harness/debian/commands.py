@@ -25,7 +25,8 @@ def run(command: Sequence[str], cwd: Path | None = None, **environment: str) -> 
     """
     if shutil.which(command[0]) is None:
         raise HostError(
-            f"this host has no {command[0]}, which Debian packages are fetched with: use a Debian or Ubuntu host"
+            f"this host has no {command[0]}, which Debian packages are fetched with: use a Debian or Ubuntu host, "
+            "or give the kernel as a file, and the guest's userland with --userland=FILE"
         )
     return subprocess.run(
         killed_with_parent(command, "KILL"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Writes cpio archives in the "newc" format, which the kernel unpacks as an initramfs.
+"""Writes and reads cpio archives in the "newc" format, which the kernel unpacks as an initramfs.
 
 The format is described in Documentation/driver-api/early-userspace/buffer-format.rst. The kernel accepts several
 concatenated archives; later files replace earlier ones. So modules and tests are added to a userland that does not
@@ -8,10 +8,14 @@ change. Equal entries give equal archives: times and owners are zero, and inodes
 
 from __future__ import annotations
 
+import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+
+#: what an entry begins with: 13 numbers behind the format's own
+_HEADER = re.compile(rb"070701[0-9A-Fa-f]{104}")
 
 
 @dataclass(frozen=True)
@@ -74,3 +78,24 @@ def archive(entries: Iterable[Entry]) -> bytes:
         out += bytes(-len(out) % 4)
     out += bytes(-len(out) % 512)
     return bytes(out)
+
+
+def entries(data: bytes) -> Iterator[Entry]:
+    """The entries of an archive that somebody else may have made; what follows the first trailer is not read.
+
+    :raises ValueError: if the data is no such archive, or ends early.
+    """
+    at = 0
+    while True:
+        if not _HEADER.match(data, at):
+            raise ValueError(f"no entry begins at byte {at}")
+        fields = [int(data[at + 6 + 8 * n : at + 14 + 8 * n], 16) for n in range(13)]
+        mode, size, name_size = fields[1], fields[6], fields[11]
+        name = data[at + 110 : at + 110 + name_size]
+        start = (at + 110 + name_size + 3) // 4 * 4
+        at = (start + size + 3) // 4 * 4
+        if not name.endswith(b"\0") or at > len(data):
+            raise ValueError("it ends in the middle of an entry")
+        if name == b"TRAILER!!!\0":
+            return
+        yield Entry(name[:-1].decode(errors="replace"), mode, data[start : start + size])

@@ -18,17 +18,20 @@ from harness.kernels.modules import Module
 from harness.machine import cpio, payload, userland
 
 
-def initramfs(kernel: Kernel, cache: Cache, archive: Archive) -> Path:
+def initramfs(kernel: Kernel, cache: Cache, archive: Archive, given: Path | None = None) -> Path:
     """The initramfs for a kernel, from the cache if it is there.
 
+    :param given: a file with the userland, see :func:`harness.machine.userland.provided`.
+    :raises UsageError: if that file cannot be used.
     :raises FetchError: if the userland cannot be had.
+    :raises HostError: if this host cannot make the userland.
     """
     layers = [
         payload.agent_layer(),
         modules_layer(modules.select(kernel.modules, kernel.config)),
         config_layer(kernel.config),
     ]
-    base = userland.fetched(kernel, cache, archive)
+    base = userland.provided(kernel.arch, given, cache, archive)
     parts = (cache.digest(base), *(hashlib.sha256(layer).hexdigest() for layer in layers))
     key = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
     return cache.file("initrds", key, lambda path: _write(path, base.read_bytes() + b"".join(layers)))

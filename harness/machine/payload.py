@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What of ours travels into a guest: the agent with pytest, and the tests."""
+"""What of ours travels into a guest: init, the agent with pytest, and the tests."""
 
 from __future__ import annotations
 
 import io
+import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import harness
 from harness import paths
+from harness.errors import UsageError
 from harness.machine import cpio
 
 #: The Python packages that the agent takes from the host's environment. They are pure Python. Both sides have the same
@@ -39,8 +41,9 @@ def _agent_files() -> Iterator[tuple[str, bytes]]:
 
 @cache
 def agent_layer() -> bytes:
-    """The agent and pytest for the initramfs, under /harness."""
-    return cpio.archive(cpio.file(f"harness/{name}", data) for name, data in _agent_files())
+    """Init for the initramfs, and under /harness the agent and pytest."""
+    init = cpio.file("init", (paths.IMAGES / "init").read_bytes(), executable=True)
+    return cpio.archive([init, *(cpio.file(f"harness/{name}", data) for name, data in _agent_files())])
 
 
 @cache
@@ -58,31 +61,80 @@ PYTEST_INI = "[pytest]\naddopts = --strict-markers\npythonpath = .\nmarkers =\n"
 
 
 #: The library for guest tests. It goes along with tests that live elsewhere.
-LIBRARY = paths.PROJECT / "guest_tests"
+LIBRARY = paths.GUEST_TESTS
+
+#: What all files of a directory of tests may hold together, in bytes. They travel in one message to the agent, and
+#: each guest keeps them in its memory twice.
+MAX_TESTS = 16 << 20
+
+#: The file that gives tests which live elsewhere the fixtures and hooks of the library.
+_CONFTEST = b'pytest_plugins = ["guest_tests.support.fixtures"]\n'
+
+
+def check_tests(directory: Path) -> None:
+    """Make sure that a directory of tests can travel.
+
+    :raises UsageError: if it hides the library, holds too much, or cannot be read.
+    """
+    _tests(directory)
 
 
 def tests_archive(directory: Path, markers: Iterable[str]) -> bytes:
     """The guest's tests as a tar archive that depends on nothing but their contents.
 
-    :param directory: holds the tests; lands under its own name.
+    :param directory: holds the tests; all its files travel, and land under its own name.
     :param markers: the registered markers, for pytest's strict mode.
+    :raises UsageError: see :func:`check_tests`.
     """
+    files = _tests(directory)
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         ini = PYTEST_INI + "".join(f"    {marker}\n" for marker in markers)
         _add(tar, "pytest.ini", ini.encode())
-        library = {name: path for name, path in _sources(LIBRARY).items() if not path.match("test_*.py")}
-        for name, path in sorted({**library, **_sources(directory)}.items()):
-            _add(tar, name, path.read_bytes())
+        if not directory.samefile(LIBRARY):
+            _add(tar, "conftest.py", _CONFTEST)
+            files |= {name: path for name, path in _files(LIBRARY).items() if not path.match("test_*.py")}
+        for name, path in sorted(files.items()):
+            _add(tar, name, path.read_bytes(), executable=bool(path.stat().st_mode & 0o100))
     return out.getvalue()
 
 
-def _sources(directory: Path) -> dict[str, Path]:
-    """The Python files below a directory, by their names in the archive."""
-    return {str(Path(directory.name) / path.relative_to(directory)): path for path in directory.rglob("*.py")}
+def _tests(directory: Path) -> dict[str, Path]:
+    """The files of a directory of tests, by their names in the archive, if they can travel."""
+    if not directory.is_dir():
+        raise UsageError(f"{directory} is no directory: the ini option guest_tests names the one with the guest tests")
+    if directory.name == LIBRARY.name and not directory.samefile(LIBRARY):
+        raise UsageError(
+            f"{directory} has the name of the library that guest tests import: "
+            "rename the directory, and the option guest_tests with it"
+        )
+    files = _files(directory)
+    if secret := next((path for path in files.values() if not os.access(path, os.R_OK)), None):
+        raise UsageError(f"{secret} cannot be sent to a guest: this user may not read it")
+    sizes = {path: path.stat().st_size for path in files.values()}
+    total, largest = sum(sizes.values()), max(sizes, key=sizes.__getitem__, default=directory)
+    if total > MAX_TESTS:
+        raise UsageError(
+            f"the files below {directory} hold {total / 2**20:.1f} MiB, and at most {MAX_TESTS / 2**20:.0f} MiB travel "
+            f"to a guest: keep large files elsewhere (the largest is {largest.relative_to(directory)}, "
+            f"{sizes[largest] / 2**20:.1f} MiB)"
+        )
+    return files
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def _files(directory: Path) -> dict[str, Path]:
+    """The files below a directory, by their names in the archive; without hidden directories and Python's caches."""
+    found: dict[str, Path] = {}
+    for parent, directories, names in os.walk(directory):
+        directories[:] = [name for name in directories if name != "__pycache__" and not name.startswith(".")]
+        for path in (Path(parent, name) for name in names):
+            if path.is_file() and path.suffix != ".pyc":
+                found[str(Path(directory.name) / path.relative_to(directory))] = path
+    return found
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes, *, executable: bool = False) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(data)
+    info.mode = 0o755 if executable else 0o644
     tar.addfile(info, io.BytesIO(data))

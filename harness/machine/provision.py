@@ -15,7 +15,7 @@ from harness.options import MachineOptions
 def provision(spec: BootSpec, options: MachineOptions, progress: Progress) -> tuple[Kernel, qemu.Machine]:
     """Fetch and assemble everything needed to boot ``spec``; quick when it is cached.
 
-    :raises SpecError: if there is no such kernel.
+    :raises UsageError: if there is no such kernel, or the userland cannot be used.
     :raises FetchError: if something cannot be had.
     :raises HostError: if this host lacks a program, or space.
     """
@@ -26,7 +26,7 @@ def provision(spec: BootSpec, options: MachineOptions, progress: Progress) -> tu
         arch=kernel.arch,
         accelerator=accelerator.choose(kernel.arch, icount=options.icount),
         kernel=kernel.boot_image,
-        initrd=initramfs(kernel, cache, archive),
+        initrd=initramfs(kernel, cache, archive, options.userland),
         page_size=image_format.page_size(kernel.boot_image),
         append=options.append,
         memory=options.memory,

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from _pytest.skipping import xfailed_key
 
+import harness
 from harness.errors import UsageError
 from harness.judging import findings
+from harness.machine import payload
 from harness.pytest_plugin.progress import TerminalProgress
 from harness.pytest_plugin.target import Target
 from harness.pytest_plugin.testrun import Policy, Ran, TestRunner
@@ -53,11 +55,12 @@ class GuestTests:
         """Fetch the kernels before anything runs, so that a wrong name is a usage error."""
         if session.config.getoption("collectonly", default=False):
             return
-        for target in self.targets.values():
-            try:
+        try:
+            payload.check_tests(self._tests)
+            for target in self.targets.values():
                 target.prepare()
-            except UsageError as error:
-                raise pytest.UsageError(str(error)) from error
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from error
         self._progress.clear()
 
     def pytest_sessionfinish(self) -> None:
@@ -68,7 +71,7 @@ class GuestTests:
 
     def pytest_report_header(self) -> list[str]:
         """Say which kernels run, and how."""
-        lines = []
+        lines = [f"mremap-harness {harness.__version__}"]
         for target in self.targets.values():
             if target.kernel is not None and target.machine is not None:
                 accelerator = target.machine.accelerator

@@ -66,11 +66,6 @@ def test_the_audit_of_a_dump_sees_the_pages_that_the_guest_saw(
     assert {str(page.address): page.pfn for page in audit.pages} == scene.pfns
 
 
-#: the fixtures of the project's own guest tests
-CONFTEST = """
-    from guest_tests.support.fixtures import *
-"""
-
 MIDDLE = """
     from guest_tests.support.ksm_scenes import hugh
     from guest_tests.mm.mapping import move
@@ -95,7 +90,6 @@ MIDDLE = """
 
 
 def test_the_guest_of_a_test_is_audited_while_the_test_runs(lab: Lab) -> None:
-    lab.write("conftest.py", CONFTEST)
     outcome = lab.run(lab.write("test_middle.py", MIDDLE), "--audit=end", kernel="debian:7.3")
     assert outcome.verdicts == {
         "test_looks_in_the_middle": "PASS",
@@ -118,7 +112,6 @@ def test_the_guest_of_a_test_is_audited_while_the_test_runs(lab: Lab) -> None:
 
 
 def test_a_test_that_needs_an_audit_is_skipped_without_the_option(lab: Lab) -> None:
-    lab.write("conftest.py", CONFTEST)
     outcome = lab.run(lab.write("test_middle.py", MIDDLE), "-k", "looks or moves", kernel="debian:7.3")
     assert outcome["test_looks_in_the_middle"].outcome == "skipped"
     assert "--audit=end" in outcome["test_looks_in_the_middle"].message
