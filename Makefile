@@ -45,39 +45,29 @@ bench: setup bench-host .venv/bench $(built) ## speed, beside virtme-ng; KERNEL=
 
 setup: host .venv/ready
 
-# What only the system can provide: each line is a test, and the package that makes it pass.
-host:
-	@missing=; $(need); \
-	need qemu-system-x86_64 qemu-system-x86; need qemu-system-aarch64 qemu-system-arm; \
-	need apt-get apt; need dpkg-deb dpkg; need setpriv util-linux; need $(PYTHON) python3; \
-	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
-	[ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing="$$missing debian-archive-keyring"; \
-	$(install)
+# What only the system can provide stands in one table, which any Python 3 can read.
+requirements = $(PYTHON) -I harness/host/requirements.py $(if $(ARCH),--arch=$(ARCH))
+
+host: ## what running guests takes
+	@missing=; command -v $(PYTHON) >/dev/null || missing=python3; $(install)
+	@missing=$$($(PYTHON) -I harness/host/requirements.py setup guests) || exit; $(install)
 
 build-host: ## what building kernels takes: KERNEL=relocate-anon and the like
-	@missing=; $(need); \
-	need make make; need gcc gcc; need ld binutils; need bison bison; need flex flex; need bc bc; need git git; \
-	need ccache ccache; \
-	$(if $(filter arm64 aarch64,$(ARCH)),[ "$$(uname -m)" = aarch64 ] || need aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu;) \
-	$(if $(filter x86%,$(ARCH)),[ "$$(uname -m)" = x86_64 ] || need x86_64-linux-gnu-gcc gcc-x86-64-linux-gnu;) \
-	header() { echo "#include <$$1>" | gcc -E - >/dev/null 2>&1 || missing="$$missing $$2"; }; \
-	header gelf.h libelf-dev; header openssl/ssl.h libssl-dev; \
-	$(install)
+	@missing=$$($(requirements) build) || exit; $(install)
 
-bench-host: ## what virtme-ng takes: kmod, which is not on every user's PATH, and file
-	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; $(need); \
-	need depmod kmod; need file file; \
-	$(install)
-
-need = need() { command -v "$$1" >/dev/null || missing="$$missing $$2"; }
+bench-host: ## what the benchmark's peer takes
+	@missing=$$($(requirements) bench) || exit; $(install)
 
 define install
 [ -z "$$missing" ] && exit 0; \
+command -v apt-get >/dev/null || { \
+    echo "This host has no apt-get. Install what these Debian packages hold in its own way: $$missing." >&2; \
+    echo "Guests run without apt and dpkg too: see 'Hosts without apt' in README.md" >&2; exit 1; }; \
 as=; [ "$$(id -u)" = 0 ] || as="sudo -n"; \
 if [ -n "$$as" ] && ! $$as true 2>/dev/null; then \
-    echo "Missing packages, and no right to install them. Run: apt-get install$$missing" >&2; exit 1; \
+    echo "Missing packages, and no right to install them. Run: apt-get install $$missing" >&2; exit 1; \
 fi; \
-echo "installing$$missing"; \
+echo "installing $$missing"; \
 $$as apt-get update -qq && \
 $$as env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null
 endef

@@ -360,7 +360,10 @@ def test_a_missing_compiler_is_named_with_its_package(workshop: Workshop, monkey
     spec = parse(f"git:{path}@v1", ARM64)
     assert isinstance(spec, BuildSpec)
     monkeypatch.setenv("PATH", str(workshop.tmp_path / "bin"))
-    with pytest.raises(HostError, match=r"cannot compile kernels for arm64: .* apt-get install gcc-aarch64-linux-gnu$"):
+    with pytest.raises(
+        HostError,
+        match=r"cannot compile kernels for arm64: .* apt-get install gcc-aarch64-linux-gnu binutils-aarch64-linux-gnu$",
+    ):
         spec.resolve(workshop.cache, workshop.archive)
 
 

@@ -30,6 +30,7 @@ from harness.build.series import Patch, patchset_hash
 from harness.build.source import Source, SourceVersion
 from harness.debian.apt import Archive
 from harness.errors import BuildError, HostError
+from harness.host import requirements
 from harness.host.cache import Cache, host_trouble
 from harness.host.process import killed_with_parent
 
@@ -41,19 +42,6 @@ _KEPT = 3
 _TELL_EVERY = 20.0
 #: lines of make's output for each option that is set, for a first estimate (7.3 with 883 options: 2046 lines)
 _STEPS_PER_OPTION = 2.5
-
-#: what a kernel build runs, and the Debian package of each
-_PROGRAMS = {
-    "make": "make",
-    "gcc": "gcc",
-    "ld": "binutils",
-    "bison": "bison",
-    "flex": "flex",
-    "bc": "bc",
-    "git": "git",
-}
-#: headers its own programs are compiled with
-_HEADERS = {"gelf.h": "libelf-dev", "openssl/ssl.h": "libssl-dev"}
 
 
 @dataclass(frozen=True)
@@ -109,10 +97,12 @@ class Toolchain:
         """
         triple = f"{arch.machine}-linux-gnu"
         prefix = "" if platform.machine() == arch.machine else f"{triple}-"
-        package = f"gcc-{triple.replace('_', '-')}" if prefix else "gcc"
-        if shutil.which(f"{prefix}gcc") is None:
+        compiler = (f"{prefix}gcc", f"{prefix}ld")
+        rows = [row for row in requirements.needed([requirements.BUILD], arch.machine) if row.name in compiler]
+        if missing := requirements.packages(row for row in rows if not row.found()):
             raise HostError(
-                f"this host cannot compile kernels for {arch}: install its compiler with: apt-get install {package}"
+                f"this host cannot compile kernels for {arch}: install its compiler with: "
+                f"apt-get install {' '.join(missing)}"
             )
         return cls(arch, prefix)
 
@@ -396,18 +386,12 @@ def _digest(parts: Sequence[str], *more: str) -> str:
 
 
 def check_host() -> None:
-    """Make sure that everything a build runs is installed, and say in one line what is not.
+    """Make sure that this host has all that a build runs beside the compiler, and say in one line what it lacks.
 
     :raises HostError: naming the packages.
     """
-    missing = [package for program, package in _PROGRAMS.items() if shutil.which(program) is None]
-    if not missing:
-        for header, package in _HEADERS.items():
-            test = subprocess.run(
-                ["gcc", "-E", "-"], input=f"#include <{header}>\n", capture_output=True, text=True, check=False
-            )
-            missing += [package] if test.returncode else []
-    if missing:
+    rows = [row for row in requirements.needed([requirements.BUILD]) if not row.optional]
+    if missing := requirements.packages(row for row in rows if not row.found()):
         raise HostError(
             f"this host cannot build kernels: install what is missing with: apt-get install {' '.join(missing)}"
         )

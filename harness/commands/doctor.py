@@ -24,10 +24,12 @@ from harness.arch import ARCHITECTURES, Architecture
 from harness.debian.mirror import host_mirror
 from harness.debian.suites import STABLE
 from harness.errors import HarnessError
-from harness.host import memory
+from harness.host import memory, requirements
+from harness.host.cache import Cache
 from harness.host.process import find_program
+from harness.host.requirements import Requirement
 from harness.host.terminal import colourful
-from harness.machine import accelerator
+from harness.machine import accelerator, userland
 
 #: MiB a kernel, its modules, a userland and an initramfs need in the cache, with room to make them
 _CACHE_NEEDS = 1500
@@ -63,36 +65,6 @@ class Finding:
     vital: bool = False
 
 
-@dataclass(frozen=True)
-class Tool:
-    """A program, and who wants it."""
-
-    name: str
-    package: str
-    purpose: str
-    vital: bool = False
-
-
-_TOOLS = (
-    Tool("setpriv", "util-linux", "no QEMU outlives us", vital=True),
-    Tool("apt-get", "apt", "fetches kernels and the guest's userland", vital=True),
-    Tool("dpkg-deb", "dpkg", "unpacks packages", vital=True),
-)
-
-_EXTRAS = (
-    Tool("socat", "socat", "a guest's monitor by hand"),
-    Tool("gdb", "gdb-multiarch", "debugging a guest that --keep has kept"),
-)
-
-#: What building a kernel takes, beside the compiler.
-_BUILD = (
-    Tool("make", "make", ""),
-    Tool("flex", "flex", ""),
-    Tool("bison", "bison", ""),
-    Tool("bc", "bc", ""),
-)
-
-
 def main() -> int:
     """Print the report; 0 if guests of some architecture can run."""
     report = list(findings())
@@ -106,15 +78,16 @@ def findings() -> Iterator[Finding]:
     for architecture in ARCHITECTURES:
         yield _qemu(architecture)
         yield _accelerator(architecture)
-    yield from map(_tool, _TOOLS)
-    yield _mirror()
+    yield from map(_program, _programs_of_guests())
+    yield _userland() if userland.lacking_programs() else _mirror()
     yield _space("cache", paths.cache_dir(), _CACHE_NEEDS, "kernels and images", "set XDG_CACHE_HOME to a bigger disk")
     yield _space("templates", Path("/dev/shm"), _TEMPLATES_NEED, "frozen guests", "mount -o remount,size=4G /dev/shm")
     yield _memory()
     yield _cores()
     yield _drgn()
-    yield from (_optional(tool) for tool in _EXTRAS)
+    yield from map(_extra, requirements.needed([requirements.EXTRAS]))
     yield from map(_compiler, ARCHITECTURES)
+    yield from (_extra(row) for row in requirements.needed([requirements.BUILD]) if row.optional)
 
 
 def usable(report: Iterable[Finding]) -> bool:
@@ -161,18 +134,40 @@ def _accelerator(architecture: Architecture) -> Finding:
     return Finding(name, State.LESS, f"{chosen.name} (emulation): {chosen.reason}", remedy)
 
 
-def _tool(tool: Tool) -> Finding:
-    path = shutil.which(tool.name)
-    if path:
-        return Finding(tool.name, State.OK, path)
-    return Finding(tool.name, State.MISSING, f"not installed: {tool.purpose}", _install(tool.package), tool.vital)
+def _programs_of_guests() -> list[Requirement]:
+    """What guests take beside QEMU, which has a line for each architecture, and the keyring: see _mirror."""
+    rows = requirements.needed([requirements.GUESTS])
+    return [row for row in rows if row.kind == requirements.PROGRAM and not row.machine]
 
 
-def _optional(tool: Tool) -> Finding:
-    path = shutil.which(tool.name)
+def _program(row: Requirement) -> Finding:
+    path = shutil.which(row.name)
     if path:
-        return Finding(tool.name, State.OK, path)
-    return Finding(tool.name, State.OPTIONAL, f"not installed: {tool.purpose}", _install(tool.package))
+        return Finding(row.name, State.OK, path)
+    # Kernels may be files, and so may the userland: see _userland.
+    replaceable = row.name in userland.lacking_programs()
+    state = State.LESS if replaceable else State.MISSING
+    return Finding(row.name, state, f"not installed: {row.purpose}", _install(row.package), vital=not replaceable)
+
+
+def _extra(row: Requirement) -> Finding:
+    path = shutil.which(row.name)
+    if path:
+        return Finding(row.name, State.OK, path)
+    return Finding(row.name, State.OPTIONAL, f"not installed: {row.purpose}", _install(row.package))
+
+
+def _userland() -> Finding:
+    """Where the guest's userland comes from on a host that cannot make it."""
+    cache = Cache()
+    kept = [str(each) for each in ARCHITECTURES if userland.cached(each, cache)]
+    if kept:
+        text = f"{' and '.join(kept)}, in the cache; kernels must be files, trees, or built from git"
+        return Finding("userland", State.OK, text)
+    lacking = " and ".join(userland.lacking_programs())
+    text = f"cannot be made without {lacking}, and none is in the cache"
+    remedy = "on a Debian machine: harness userland --output FILE; then here: pytest --kernel=IMAGE --userland=FILE"
+    return Finding("userland", State.MISSING, text, remedy, vital=True)
 
 
 def _mirror() -> Finding:
@@ -234,14 +229,13 @@ def _drgn() -> Finding:
 
 def _compiler(architecture: Architecture) -> Finding:
     """What builds kernels for an architecture."""
-    prefix = "" if architecture is arch.host() else f"{architecture.machine}-linux-gnu-"
-    package = "gcc" if not prefix else f"gcc-{architecture.machine.replace('_', '-')}-linux-gnu"
-    wanted = (Tool(f"{prefix}gcc", package, ""), *_BUILD)
-    missing = [tool for tool in wanted if not shutil.which(tool.name)]
+    rows = requirements.needed([requirements.BUILD], architecture.machine)
+    missing = [row for row in rows if not row.optional and not row.found()]
     name = f"build {architecture}"
     if missing:
-        text = f"{', '.join(tool.name for tool in missing)} not installed: building kernels"
-        return Finding(name, State.OPTIONAL, text, _install(*(tool.package for tool in missing)))
+        text = f"{', '.join(row.name for row in missing)} not installed: building kernels"
+        return Finding(name, State.OPTIONAL, text, _install(*requirements.packages(missing)))
+    prefix = "" if architecture is arch.host() else f"{architecture.machine}-linux-gnu-"
     return Finding(name, State.OK, _first_line(f"{prefix}gcc", "--version"))
 
 
@@ -291,4 +285,5 @@ def _summary(report: list[Finding]) -> str:
     ]
     missing = [each.name for each in report if each.state is State.MISSING]
     wanting = f", but without {', '.join(missing)}" if missing else ""
-    return f"Guests of {' and '.join(able)} can run here{wanting}. Try: pytest --kernel=debian: -k errno"
+    kernel = "IMAGE" if userland.lacking_programs() else "debian:"
+    return f"Guests of {' and '.join(able)} can run here{wanting}. Try: pytest --kernel={kernel} -k errno"
