@@ -6,15 +6,23 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from harness import paths
+from harness.arch import ARCHITECTURES, ARM64
+from harness.build import builder
 from harness.commands import doctor
 from harness.commands.doctor import Finding, State
 from harness.debian import mirror
+from harness.errors import HostError
+from harness.host import requirements
+from harness.host.cache import Cache
+from harness.machine import userland
 from tests.integration.terminal import Terminal
 
 
@@ -89,6 +97,126 @@ def test_a_missing_compiler_is_optional(bare: Path) -> None:
     finding = _found("build arm64")
     assert finding.state is State.OPTIONAL
     assert "flex" in finding.remedy
+
+
+def test_a_build_that_would_fail_is_not_called_possible(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thing that a build cannot do without is missed when it alone is missing."""
+    rows = [row for row in requirements.needed([requirements.BUILD], ARM64.machine) if not row.optional]
+    assert {"git", "ld", "gelf.h", "openssl/ssl.h", "aarch64-linux-gnu-ld"} <= {row.name for row in rows}
+
+    def build() -> None:
+        builder.Toolchain.of(ARM64)
+        builder.check_host()
+
+    absent = ""
+    monkeypatch.setattr(requirements.Requirement, "found", lambda row: row.name != absent)
+    for compiler in ("gcc", "aarch64-linux-gnu-gcc"):
+        _program(bare, compiler, "a compiler")
+    assert _found("build arm64").state is State.OK
+    for row in rows:
+        absent = row.name
+        finding = _found("build arm64")
+        assert finding.state is State.OPTIONAL, f"{row.name} is missing, and doctor does not say so"
+        assert finding.remedy.endswith(f"apt-get install {row.package}")
+        with pytest.raises(HostError, match=f"apt-get install {row.package}$"):
+            build()
+
+
+@pytest.fixture
+def no_apt(bare: Path) -> Path:
+    """A host that has all that guests need, but apt and dpkg."""
+    for program in ("setpriv", "qemu-system-x86_64"):
+        _program(bare, program, "version 9.9.9")
+    return bare
+
+
+def test_without_apt_a_userland_must_be_brought(no_apt: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main() == 1
+    said = capsys.readouterr().out
+    assert re.search(r"missing +userland +cannot be made without apt-get and dpkg-deb", said)
+    assert "harness userland --output FILE; then here: pytest --kernel=IMAGE --userland=FILE" in said
+    assert " mirror " not in said
+
+
+def test_without_apt_a_userland_in_the_cache_is_enough(no_apt: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Cache().file("userlands", f"x86_64-{userland.Recipe.load().digest}-made-elsewhere", lambda path: path.touch())
+    assert doctor.main() == 0
+    said = capsys.readouterr().out
+    assert re.search(r"ok +userland +x86_64, in the cache", said)
+    assert re.search(r"less +apt-get +not installed", said)
+    assert "Try: pytest --kernel=IMAGE" in said
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The table of requirements
+
+ROWS = requirements.REQUIREMENTS
+
+
+def test_the_table_names_the_emulators_that_guests_run_under() -> None:
+    named = {(row.name, row.package, row.machine) for row in ROWS if row.name.startswith("qemu-")}
+    assert named == {(each.qemu, each.qemu_package, each.machine) for each in ARCHITECTURES}
+
+
+def test_the_table_knows_architectures_by_the_names_that_the_harness_knows() -> None:
+    assert {(name, each.machine) for each in ARCHITECTURES for name in (each.name, *each.aliases)} == set(
+        requirements.MACHINES.items()
+    )
+
+
+def test_a_cross_compiler_is_needed_on_other_machines_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crossing() -> set[str]:
+        return {row.name for each in ARCHITECTURES for row in requirements.needed(["build"], each.machine) if row.cross}
+
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert crossing() == {"x86_64-linux-gnu-gcc", "x86_64-linux-gnu-ld"}
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    assert len(crossing()) == 4
+
+
+@pytest.fixture
+def fresh(bare: Path) -> Path:
+    """A fresh Debian machine: hardly more than what a Makefile's recipes run, and an apt-get that notes its orders."""
+    for name in ("sh", "make", "id", "env"):
+        (bare / name).symlink_to(str(shutil.which(name, path=os.defpath)))
+    (bare / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (bare / "sudo").write_text('#!/bin/sh\nshift\nexec "$@"\n')
+    (bare / "true").write_text("#!/bin/sh\n")
+    (bare / "apt-get").write_text(f'#!/bin/sh\necho "$@" >>{bare}/ordered\n')
+    for path in bare.iterdir():
+        path.chmod(0o755)
+    return bare
+
+
+@pytest.mark.parametrize(
+    ("goal", "arch", "packages"),
+    [
+        ("host", "", ("qemu-system-x86", "qemu-system-arm", "util-linux", "dpkg")),
+        ("build-host", "", ("make", "gcc", "binutils", "git", "libelf-dev", "libssl-dev", "ccache")),
+        ("build-host", "amd64", ("gcc",) if os.uname().machine == "x86_64" else ("gcc-x86-64-linux-gnu",)),
+        ("build-host", "arm64", ("gcc",) if os.uname().machine == "aarch64" else ("gcc-aarch64-linux-gnu",)),
+    ],
+)
+def test_make_installs_what_the_table_says_before_there_is_an_environment(
+    fresh: Path, goal: str, arch: str, packages: tuple[str, ...]
+) -> None:
+    if goal == "build-host":
+        packages = tuple(each for each in packages if each != "make")  # make is there, or nothing would run
+    command = ["make", "--silent", f"--directory={paths.PROJECT}", goal, f"ARCH={arch}", "PYTHON=python3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    update, install = (fresh / "ordered").read_text().splitlines()
+    assert update.split()[0] == "update"
+    assert set(packages) <= set(install.split()), install
+
+
+def test_make_says_what_to_do_where_there_is_no_apt(fresh: Path) -> None:
+    (fresh / "apt-get").unlink()
+    command = ["make", "--silent", f"--directory={paths.PROJECT}", "host", "PYTHON=python3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "This host has no apt-get. Install what these Debian packages hold" in done.stderr
+    assert "qemu-system-x86" in done.stderr
 
 
 def test_lines_are_aligned_and_remedies_stand_below() -> None:
