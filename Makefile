@@ -62,7 +62,7 @@ define install
 [ -z "$$missing" ] && exit 0; \
 command -v apt-get >/dev/null || { \
     echo "This host has no apt-get. Install what these Debian packages hold in its own way: $$missing." >&2; \
-    echo "Guests run without apt and dpkg too: see 'Hosts without apt' in README.md" >&2; exit 1; }; \
+    echo "Guests run without apt and dpkg too: pip install . and ask harness doctor what to bring." >&2; exit 1; }; \
 as=; [ "$$(id -u)" = 0 ] || as="sudo -n"; \
 if [ -n "$$as" ] && ! $$as true 2>/dev/null; then \
     echo "Missing packages, and no right to install them. Run: apt-get install $$missing" >&2; exit 1; \

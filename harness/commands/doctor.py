@@ -147,7 +147,7 @@ def _program(row: Requirement) -> Finding:
     # Kernels may be files, and so may the userland: see _userland.
     replaceable = row.name in userland.lacking_programs()
     state = State.LESS if replaceable else State.MISSING
-    return Finding(row.name, state, f"not installed: {row.purpose}", _install(row.package), vital=not replaceable)
+    return Finding(row.name, state, f"not installed: {row.purpose}", _install(row.package), vital=True)
 
 
 def _extra(row: Requirement) -> Finding:
