@@ -51,7 +51,7 @@ def guest_tests(config: pytest.Config) -> Path:
     """Where the guest tests live: the project's own directory, or the ini option's, relative to the root directory."""
     from harness import paths
 
-    return config.rootpath / (config.getini("guest_tests") or paths.GUEST_TESTS)
+    return Path(os.path.abspath(config.rootpath / (config.getini("guest_tests") or paths.GUEST_TESTS)))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

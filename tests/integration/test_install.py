@@ -135,6 +135,7 @@ THEIRS = {
     "pyproject.toml": """
         [tool.pytest.ini_options]
         guest_tests = "tests_in_guest"
+        markers = ["theirs: a marker that the harness does not know"]
     """,
     "tests_in_guest/conftest.py": """
         import json
@@ -164,6 +165,7 @@ THEIRS = {
             assert os.listdir("/sys/class/net") == ["lo"]
             assert "_evidence" in request.fixturenames, "the library's fixtures are there"
 
+        @pytest.mark.theirs
         def test_moves(filled, area):
             move(filled, area.page(10))
     """,
