@@ -50,9 +50,10 @@ def _program(directory: Path, name: str, says: str = "") -> None:
 
 
 def test_a_host_without_qemu_is_told_how_to_get_it(bare: Path) -> None:
-    finding = _found("qemu arm64")
-    assert finding.state is State.MISSING
-    assert finding.remedy.endswith("apt-get install qemu-system-arm")
+    assert _found("qemu arm64").state is State.MISSING
+    assert _found("qemu arm64").remedy == "install qemu-system-arm, as Debian calls it"
+    _program(bare, "apt-get")
+    assert _found("qemu arm64").remedy.endswith("apt-get install qemu-system-arm")
 
 
 def test_one_emulator_is_enough_and_none_is_not(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,8 +111,8 @@ def test_a_build_that_would_fail_is_not_called_possible(bare: Path, monkeypatch:
 
     absent = ""
     monkeypatch.setattr(requirements.Requirement, "found", lambda row: row.name != absent)
-    for compiler in ("gcc", "aarch64-linux-gnu-gcc"):
-        _program(bare, compiler, "a compiler")
+    for program in ("apt-get", "dpkg-deb", "apt-config", "gcc", "aarch64-linux-gnu-gcc"):
+        _program(bare, program, "a compiler")
     assert _found("build arm64").state is State.OK
     for row in rows:
         absent = row.name

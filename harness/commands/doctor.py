@@ -144,10 +144,9 @@ def _program(row: Requirement) -> Finding:
     path = shutil.which(row.name)
     if path:
         return Finding(row.name, State.OK, path)
-    # Kernels may be files, and so may the userland: see _userland.
-    replaceable = row.name in userland.lacking_programs()
-    state = State.LESS if replaceable else State.MISSING
-    return Finding(row.name, state, f"not installed: {row.purpose}", _install(row.package), vital=True)
+    if row.name in userland.lacking_programs():  # kernels may be files, and so may the userland: see _userland
+        return Finding(row.name, State.LESS, f"not installed: {row.purpose}")
+    return Finding(row.name, State.MISSING, f"not installed: {row.purpose}", _install(row.package), vital=True)
 
 
 def _extra(row: Requirement) -> Finding:
@@ -240,6 +239,8 @@ def _compiler(architecture: Architecture) -> Finding:
 
 
 def _install(*packages: str) -> str:
+    if shutil.which("apt-get") is None:
+        return f"install {', '.join(packages)}, as Debian calls it"
     return f"{_sudo()}apt-get install {' '.join(packages)}"
 
 
