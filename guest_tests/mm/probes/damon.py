@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from guest_tests.mm.mapping import PAGE_SIZE
+from guest_tests.mm import pagemap
+from guest_tests.mm.mapping import PAGE_SIZE, map_anonymous
 from guest_tests.mm.waiting import slowness
 
 _KDAMONDS: Final = Path("/sys/kernel/mm/damon/admin/kdamonds")
@@ -35,8 +36,26 @@ def missing() -> str | None:
     return None if "paddr" in offered else "needs CONFIG_DAMON_PADDR"
 
 
+def zero_page() -> int:
+    """The frame number of the zero page. DAMON sees no access to it, because it is on no LRU list
+    (damon_get_folio(), mm/damon/ops-common.c).
+    """
+    scratch = map_anonymous(1)
+    try:
+        scratch.touch_read()
+        return pagemap.pfn(scratch.address)
+    finally:
+        scratch.unmap()
+
+
 class Kdamond:
     """DAMON's kernel thread, set up for one page frame and one scheme. A context manager that undoes everything.
+
+    The zero page is monitored beside the frame. Kernels before July 2026 need two regions in different folios:
+    __damon_pa_check_access() (mm/damon/paddr.c, since a28397beb55b, 5.16) reuses the result of the last sample if that
+    was taken in the same folio. A monitor with one region of one page thus looks at the page once and repeats what it
+    saw for ever. "mm/damon/paddr: drop last same folio access check reuse optimization" removed this; 6.1.188 and
+    6.12.110 have that change. Seen on 6.16.12, 6.18.15 and 7.1.13.
 
     :param pfn: the frame.
     :param action: what the scheme does when it applies, e.g. ``stat`` (nothing but counting) or ``pageout``.
@@ -44,7 +63,7 @@ class Kdamond:
     """
 
     def __init__(self, pfn: int, action: str, accessed: bool) -> None:
-        self._start = pfn * PAGE_SIZE
+        self._frames = sorted([pfn, zero_page()])
         self._action = action
         self._accessed = accessed
         self._stat = ""
@@ -77,9 +96,11 @@ class Kdamond:
             "monitoring_attrs/nr_regions/min": 3,  # the least the kernel takes
             "monitoring_attrs/nr_regions/max": 4,
             "targets/nr_targets": 1,
-            "targets/0/regions/nr_regions": 1,
-            "targets/0/regions/0/start": self._start,
-            "targets/0/regions/0/end": self._start + PAGE_SIZE,
+            "targets/0/regions/nr_regions": len(self._frames),
+            "targets/0/regions/0/start": self._frames[0] * PAGE_SIZE,
+            "targets/0/regions/0/end": (self._frames[0] + 1) * PAGE_SIZE,
+            "targets/0/regions/1/start": self._frames[1] * PAGE_SIZE,
+            "targets/0/regions/1/end": (self._frames[1] + 1) * PAGE_SIZE,
             "schemes/nr_schemes": 1,
             "schemes/0/action": self._action,
             "schemes/0/access_pattern/sz/max": _ANY,
