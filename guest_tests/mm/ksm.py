@@ -271,7 +271,8 @@ class Ksm:
         self.set(pages_to_scan=1, sleep_millisecs=100)
         write("run", 1)
         try:
-            wait_until(done, what, seconds=20.0)
+            # Less than a whole test may take, so that the test says what it waited for.
+            wait_until(done, what, seconds=8.0)
         finally:
             self.stop()
 
