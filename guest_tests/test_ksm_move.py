@@ -36,13 +36,11 @@ def merged_mapping(area: CarveOut, at: int, pages: int, ksm: Ksm) -> Mapping:
     return mapping
 
 
-def merged_kb(mapping: Mapping) -> int:
-    """The sum of smaps' ``KSM`` over the mappings that overlap this one, in kB."""
-    return maps.kilobytes(mapping.address, mapping.end, "KSM")
-
-
-def kb(pages: int) -> int:
-    return pages * PAGE_SIZE // 1024
+def expect_in_smaps(mapping: Mapping, pages: int) -> None:
+    """Assert how many merged pages smaps counts in the mappings that overlap this one. It counts none before 6.7."""
+    if system.release() >= (6, 7, 0):
+        kb = maps.kilobytes(mapping.address, mapping.end, "KSM")
+        assert kb == pages * PAGE_SIZE // 1024, f"smaps counts {kb} kB of merged pages, expected {pages} pages"
 
 
 # --- un-merged by a move, merged again later ---------------------------------------------------------------------
@@ -62,16 +60,16 @@ def test_a_move_unmerges_and_a_scan_merges_again(area: CarveOut, ksm: Ksm) -> No
     all share one frame.
     """
     source = merged_mapping(area, 0, 10, ksm)
-    assert merged_kb(source) == kb(10)
+    expect_in_smaps(source, 10)
     moved = move(source, area.page(20))
     assert_unmerged(moved)
+    expect_in_smaps(moved, 0)
     vma = maps.vma_at(moved.address, detailed=True)
-    assert vma.size("KSM") == 0, f"smaps counts {vma.size('KSM')} kB of merged pages right after the move at {vma}"
     assert "mg" in vma.vm_flags, f"the moved mapping {vma} is not mergeable any more: {sorted(vma.vm_flags)}"
     moved.check()
     ksm.scan()
     assert_merged(places_of(moved))
-    assert merged_kb(moved) == kb(10)
+    expect_in_smaps(moved, 10)
     moved.check()
 
 
@@ -166,7 +164,7 @@ def test_a_child_that_moves_unmerges_only_its_own(area: CarveOut, ksm: Ksm) -> N
         assert frame not in frames, f"the child still maps the parent's pfn {frame:#x}: {frames}"
         child.call(moved.check)
         assert assert_merged(places_of(source)) == frame, "the child's move changed the parent's pages"
-        assert merged_kb(source) == kb(5)
+        expect_in_smaps(source, 5)
     source.check()
 
 

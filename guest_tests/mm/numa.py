@@ -95,7 +95,8 @@ def nodes_of(addresses: Sequence[int], pid: int = 0) -> list[int]:
 def node_of(address: int, pid: int = 0) -> int:
     """The node of the page at ``address``.
 
-    :raises OSError: ENOENT if none is present, EFAULT if nothing is mapped there or it is the zero page.
+    :raises OSError: ENOENT if none is present (EFAULT before 6.12), EFAULT if nothing is mapped there or it is the zero
+        page.
     """
     node = nodes_of([address], pid)[0]
     if node < 0:
