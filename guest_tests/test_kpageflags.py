@@ -14,10 +14,10 @@ from guest_tests.mm.mapping import CarveOut
 def test_a_page_that_was_never_merged_is_not_called_ksm(area: CarveOut) -> None:
     """No row: /proc/kpageflags is read for a page that KSM never merged.
 
-    stable_page_flags() (fs/proc/page.c of 6.12.117) tests ``mapping & PAGE_MAPPING_KSM``, but that mask has two bits,
-    one of which every anonymous page has. Seen on 6.12.117, 6.16.12 and 6.17.13, and no longer on 6.18.15.
+    Since dee3d0bef2b0 (6.10) stable_page_flags() (fs/proc/page.c) tests ``mapping & PAGE_MAPPING_KSM``, but that mask
+    has two bits, one of which every anonymous page has. 81401cebfc15 (7.2) tests for both.
 
-    Every kernel: KPF_KSM is not set. This fails before 6.18: finding kpageflags-ksm.
+    Every kernel: KPF_KSM is not set. This fails from 6.10 on until that fix: finding kpageflags-ksm.
     """
     page = area.map(0, 1).fill(1)
     frame = pagemap.pfns(page.address, 1)[0]

@@ -91,8 +91,8 @@ def flags_at(address: int, pid: pagemap.Pid = "self") -> Flag:
 def tells_ksm() -> bool:
     """Whether :attr:`Flag.KSM` can be trusted. It is not, if it is set for a page that cannot be merged.
 
-    Linux 6.12 sets it for every anonymous page: ``stable_page_flags()`` in its fs/proc/page.c tests the two bits of
-    ``PAGE_MAPPING_KSM`` for any instead of both. 6.18 and 7.3 are right.
+    Since dee3d0bef2b0 (6.10) ``stable_page_flags()`` (fs/proc/page.c) sets it for every anonymous page: it tests the
+    two bits of ``PAGE_MAPPING_KSM`` for any instead of both. 81401cebfc15 (7.2) is right again.
     """
     scratch = map_anonymous(1).fill()
     try:
