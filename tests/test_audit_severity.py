@@ -27,6 +27,7 @@ def test_many_notes_do_not_displace_errors(case: Case) -> None:
         ledger.add(DiscrepancyKind.UNREACHABLE, Where(number), Values("", ""), "an error")
     errors = [each for each in ledger.discrepancies if each.severity is Severity.ERROR]
     assert len(ledger.discrepancies) == MOST_DISCREPANCIES
+    assert len(errors) == MOST_DISCREPANCIES // 2, "half of the ledger is reserved for errors"
     assert len(errors) + ledger.unlisted == MOST_DISCREPANCIES
 
 

@@ -219,8 +219,12 @@ def test_a_link_that_its_vma_does_not_list_is_reported(case: Case) -> None:
 def test_a_vma_that_is_linked_to_an_anon_vma_twice_is_reported(case: Case) -> None:
     vma, first, second = two_links(case)
     place = case.layout["anon_vma_chain.anon_vma"]
-    case.put(second + place, case.memory.u64(first + place))
-    assert any(f"{vma} of" in each.sentence and "twice" in each.sentence for each in case.audit().errors)
+    own = case.memory.u64(first + place)
+    case.put(second + place, own)
+    sentences = [each.sentence for each in case.audit().errors]
+    assert any(f"{vma} of" in each and "twice" in each for each in sentences)
+    wrong = f"its interval tree holds the anon_vma_chain at {second:#x}, which points to anon_vma {own:#x}"
+    assert any(wrong in each for each in sentences), "the link is still in the tree of its other anon_vma"
 
 
 @pytest.mark.parametrize("whole", [True, False])
