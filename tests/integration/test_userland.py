@@ -39,11 +39,11 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("installed")
     (root / "boot").mkdir()
     path = root / "boot" / f"vmlinuz-{found.release}"
-    shutil.copy(found.image, path)
+    shutil.copy(found.boot_image, path)
     (root / "boot" / f"config-{found.release}").write_text(
         "".join(f"CONFIG_{name}={value}\n" for name, value in found.config.items())
     )
-    (root / "lib").symlink_to(found.image.parent / "lib")
+    (root / "lib").symlink_to(found.boot_image.parent / "lib")
     return path
 
 
