@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -143,3 +144,31 @@ def test_every_option_explains_itself() -> None:
 
 def test_a_wrong_value_is_a_usage_error(one: Lab) -> None:
     assert one.run("--isolate=nothing").status == pytest.ExitCode.USAGE_ERROR
+
+
+PRINTS_SELECTORS = """
+    from harness.pytest_plugin.testrun import selector
+
+    def pytest_collection_modifyitems(items):
+        for item in items:
+            print("selector:", selector(item))
+"""
+
+
+@pytest.mark.parametrize("place", ["elsewhere", "root/checks"])
+def test_a_failed_test_is_named_so_that_pytest_finds_it_again(tmp_path: Path, place: str) -> None:
+    """Also if the tests do not lie below pytest's root directory, as the project's own where it is installed."""
+    root, directory = tmp_path / "root", tmp_path / place
+    root.mkdir()
+    directory.mkdir(exist_ok=True)
+    (root / "pytest.ini").write_text("[pytest]\n")
+    (root / "prints.py").write_text(textwrap.dedent(PRINTS_SELECTORS))
+    (directory / "test_two.py").write_text("def test_one():\n    pass\n\ndef test_two():\n    pass\n")
+
+    def run(argument: str) -> str:
+        command = [sys.executable, "-m", "pytest", "-s", "-p", "prints", "-c", "pytest.ini", "--rootdir=.", argument]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout
+
+    _, second = (line.partition(": ")[2] for line in run(str(directory)).splitlines() if "selector:" in line)
+    assert second.endswith("test_two.py::test_two")
+    assert "1 passed" in run(second)

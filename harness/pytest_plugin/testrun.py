@@ -212,5 +212,14 @@ class TestRunner:
         where = f" from {kernel.provenance}" if kernel else ""
         running = safe_text.escape(f"{ready.release}, {ready.machine}")
         facts = [f"kernel:  {running}{where}", *self._open()[0].source.facts(lease.guest)]
-        again = f"{self.target.again} {shlex.quote(item.nodeid)}"
+        again = f"{self.target.again} {shlex.quote(selector(item))}"
         return [("kernel console", shown), ("machine", "\n".join(facts)), ("run it again", again)]
+
+
+def selector(item: pytest.Item) -> str:
+    """A test as pytest's command line names it.
+
+    That is its id, unless its file lies outside the root directory: such ids begin at the directory that was collected.
+    """
+    file, colons, rest = item.nodeid.partition("::")
+    return item.nodeid if (item.config.rootpath / file).exists() else f"{item.path}{colons}{rest}"
