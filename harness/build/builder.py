@@ -39,7 +39,7 @@ _GENERATION = "1"
 #: output directories kept for each source; one takes 300 MB, or 2 GB with debug information
 _KEPT = 3
 #: seconds between two progress messages
-_TELL_EVERY = 20.0
+_TELL_EVERY = 0.5
 #: lines of make's output for each option that is set, for a first estimate (7.3 with 883 options: 2046 lines)
 _STEPS_PER_OPTION = 2.5
 
@@ -369,11 +369,17 @@ class _Progress:
         linking = self._linking or found[2] in ("vmlinux.unstripped", "vmlinux", "vmlinux.o")
         now = time.monotonic()
         if now - self._told >= _TELL_EVERY or linking != self._linking:
-            elapsed = int(now - self._started)
-            phase = "linking" if linking else f"{self.done} of at most some {max(self._estimate, self.done)} files"
-            self._tell(f"{self._what}, {phase}, {elapsed // 60}:{elapsed % 60:02}")
+            self._tell(f"{self._what}, {'linking' if linking else self._share(now - self._started)}")
             self._told = now
         self._linking = linking
+
+    def _share(self, elapsed: float) -> str:
+        """How much is done, and how much time is left."""
+        if self.done >= self._estimate:
+            return f"{self.done} files, more than estimated"
+        left = elapsed / self.done * (self._estimate - self.done)
+        time_left = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
+        return f"{self.done / self._estimate:.0%} ({self.done} of about {self._estimate} files), about {time_left} left"
 
 
 def _srcarch(arch: Architecture) -> str:
