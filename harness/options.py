@@ -60,7 +60,10 @@ PRESET = Option(
     "64k. Repeat it, or join several with colons.",
 )
 ARCH = Option(
-    name="--arch", metavar="ARCH", repeatable=True, help="x86_64 or arm64, where the kernel leaves the choice open"
+    name="--arch",
+    metavar="ARCH",
+    repeatable=True,
+    help="an architecture such as arm64, where the kernel leaves the choice open",
 )
 APPEND = Option(name="--append", metavar="PARAMS", help="parameters to add to the kernel's command line")
 ISOLATE = Option(

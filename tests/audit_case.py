@@ -19,7 +19,7 @@ from harness.audit import layout, walk
 from harness.audit.discrepancies import DiscrepancyKind
 from harness.audit.kernel import Kernel, Vma
 from harness.audit.memory import ElfImage
-from harness.audit.pagetable import Kind as EntryKind
+from harness.audit.pagetable import EntryKind
 from harness.audit.result import Audit
 from harness.audit.rmap import AnonVma, Item, ReverseMap, StableNode
 from tests.audit_scene import DUMPS, Scene

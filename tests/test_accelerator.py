@@ -78,7 +78,7 @@ def test_the_verdict_about_kvm_is_remembered_until_the_host_boots_again(tmp_path
 def test_the_probe_for_x86_64_is_what_its_source_assembles_to(tmp_path: Path) -> None:
     if arch.host() is not X86_64 or not shutil.which("as") or not shutil.which("objcopy"):
         pytest.skip("needs binutils for x86-64")
-    source = Path(accelerator.__file__).with_name("probe_x86_64.S")
+    source = Path(arch.__file__).with_name("probe_x86_64.S")
     subprocess.run(["as", "-o", "probe.o", source], cwd=tmp_path, check=True)
     subprocess.run(["objcopy", "-O", "binary", "-j", ".text", "probe.o", "probe.bin"], cwd=tmp_path, check=True)
     code = (tmp_path / "probe.bin").read_bytes()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.arch import X86_64
 from harness.audit import layout, memory, walk
 from harness.audit.memory import DumpError
 from harness.errors import HarnessError
@@ -110,7 +111,7 @@ def test_a_kernel_before_6_10_is_refused_by_its_missing_member() -> None:
             return 0
 
     with pytest.raises(layout.DebugInfoError, match=r"no member _large_mapcount: it is older than Linux 6\.10"):
-        layout._collect(Drgn(), Drgn(), None, "00")
+        layout._collect(Drgn(), Drgn(), None, "00", X86_64)
 
 
 def test_the_vmlinux_of_another_build_is_refused(case: Case) -> None:

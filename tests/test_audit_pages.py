@@ -8,7 +8,7 @@ import pytest
 from harness.audit import layout, walk
 from harness.audit.discrepancies import DiscrepancyKind, Severity
 from harness.audit.kernel import VM_MIXEDMAP, VM_SHARED, Vma
-from harness.audit.pagetable import Kind as EntryKind
+from harness.audit.pagetable import EntryKind
 from tests.audit_case import Case, errors_of
 from tests.audit_case import case as case
 

@@ -7,13 +7,21 @@ import struct
 
 import pytest
 
-from harness.audit.pagetable import Entry, Format, Kind
+from harness.arch import ARM64, X86_64, Architecture
+from harness.audit.pagetable import Entry, EntryKind, Format
 
-X86 = Format.for_x86(False)
-X86_5 = Format.for_x86(True)
-ARM = {size: Format.for_arm64(size << 10, 48) for size in (4, 16, 64)}
+
+def tables_of(architecture: Architecture, page_size: int, bits: int) -> Format:
+    assert architecture.page_tables is not None
+    return Format(architecture.page_tables, page_size.bit_length() - 1, bits)
+
+
+X86 = tables_of(X86_64, 4096, 48)
+ARM = {size: tables_of(ARM64, size << 10, 48) for size in (4, 16, 64)}
 EVERY = pytest.mark.parametrize(
-    "tables", [X86, X86_5, *ARM.values(), Format.for_arm64(4096, 39), Format.for_arm64(65536, 52)], ids=str
+    "tables",
+    [X86, tables_of(X86_64, 4096, 57), *ARM.values(), tables_of(ARM64, 4096, 39), tables_of(ARM64, 65536, 52)],
+    ids=["x86", "x86 57", "arm64 4K", "arm64 16K", "arm64 64K", "arm64 4K 39", "arm64 64K 52"],
 )
 
 
@@ -37,7 +45,7 @@ class Tables:
             (entry,) = struct.unpack_from("<Q", self.memory[at], place)
             if not entry:
                 below = self._new()
-                entry = below | (0x67 if self.format.x86 else 3)
+                entry = below | (0x67 if self.format.form is X86.form else 3)
                 struct.pack_into("<Q", self.memory[at], place, entry)
             at = entry & ((1 << 48) - 1) & -(1 << self.format.page_shift)
         struct.pack_into("<Q", self.memory[at], 8 * self.format.index(address, level), value)
@@ -57,7 +65,7 @@ class Tables:
 
     def present(self, pfn: int, level: int = 0) -> int:
         """An entry that maps a frame."""
-        if self.format.x86:
+        if self.format.form is X86.form:
             return pfn << 12 | (0x80 if level else 0) | 0x67
         return pfn << self.format.page_shift | (1 if level else 3) | 1 << 10
 
@@ -67,7 +75,7 @@ class Tables:
     [(4, 39, 3), (4, 48, 4), (4, 52, 5), (16, 47, 3), (16, 48, 4), (64, 42, 2), (64, 48, 3), (64, 52, 3)],
 )
 def test_arm64_has_as_many_levels_as_the_address_needs(size: int, bits: int, levels: int) -> None:
-    assert Format.for_arm64(size << 10, bits).levels == levels
+    assert tables_of(ARM64, size << 10, bits).levels == levels
 
 
 @EVERY
@@ -93,7 +101,7 @@ def test_a_huge_page_is_one_entry_that_covers_many(tables: Format) -> None:
     at = tables.span(1) * 3
     made.map(at, made.present(1 << tables.page_shift - 3, level=1), level=1)
     ((where, entry),) = made.scan(0, 1 << tables.bits - 1)
-    assert (where, entry.kind, entry.size) == (at, Kind.PAGE, tables.span(1))
+    assert (where, entry.kind, entry.size) == (at, EntryKind.PAGE, tables.span(1))
     assert entry.pfn == 1 << tables.page_shift - 3
 
 
@@ -110,17 +118,17 @@ def test_what_x86_protects_from_all_access_is_present_and_inverted() -> None:
     pfn = 0x1234
     value = ~(pfn << 12) & ((1 << 52) - 1) & ~0xFFF | 0x100
     entry = X86.decode(value, 0)
-    assert (entry.kind, entry.pfn) == (Kind.PAGE, pfn)
+    assert (entry.kind, entry.pfn) == (EntryKind.PAGE, pfn)
 
 
 def test_what_arm64_protects_from_all_access_is_present() -> None:
     entry = ARM[16].decode(0x77 << 14 | 1 << 11 | 2, 0)
-    assert (entry.kind, entry.pfn) == (Kind.PAGE, 0x77)
+    assert (entry.kind, entry.pfn) == (EntryKind.PAGE, 0x77)
 
 
 def test_swap_entries_tell_their_type() -> None:
-    assert X86.decode(25 << 59 | 0x1FF << 9, 0) == Entry(Kind.ABSENT, swap_type=25)
-    assert ARM[4].decode(0x5 << 12 | 25 << 6, 0) == Entry(Kind.ABSENT, swap_type=25)
+    assert X86.decode(25 << 59 | 0x1FF << 9, 0) == Entry(EntryKind.ABSENT, swap_type=25)
+    assert ARM[4].decode(0x5 << 12 | 25 << 6, 0) == Entry(EntryKind.ABSENT, swap_type=25)
 
 
 def test_the_zero_page_is_special() -> None:
@@ -140,4 +148,4 @@ def test_a_page_that_may_be_written_to_says_so_clean_or_dirty() -> None:
 
 
 def test_nothing_is_nothing() -> None:
-    assert X86.decode(0, 0).kind is ARM[4].decode(0, 2).kind is Kind.NONE
+    assert X86.decode(0, 0).kind is ARM[4].decode(0, 2).kind is EntryKind.NONE

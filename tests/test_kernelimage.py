@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from harness.arch import ARM64, X86_64
+from harness.arch import ARM64, X86_64, ImageKind
 from harness.build.kconfig import parse_config
 from harness.errors import SpecError
 from harness.host.cache import Cache
-from harness.kernels.image_format import Kind, bootable, identify, page_size, read
+from harness.kernels.image_format import bootable, identify, page_size, read
 from tests.kernel_files import BODY, PVH_NOTE, bzimage, elf, image, zboot
 
 COMPRESSORS: dict[bytes, Callable[[bytes], bytes]] = {
@@ -40,14 +40,16 @@ def write(tmp_path: Path) -> Callable[[bytes], Path]:
 @pytest.mark.parametrize(
     ("data", "arch", "kind"),
     [
-        pytest.param(bzimage(), X86_64, Kind.BZIMAGE, id="bzImage"),
-        pytest.param(image(), ARM64, Kind.IMAGE, id="Image"),
-        pytest.param(gzip.compress(image()), ARM64, Kind.IMAGE_GZ, id="Image.gz"),
-        pytest.param(zboot(b"", b"gzip"), ARM64, Kind.ZBOOT, id="zboot"),
-        pytest.param(elf(62, PVH_NOTE), X86_64, Kind.VMLINUX, id="vmlinux with PVH"),
+        pytest.param(bzimage(), X86_64, ImageKind.BZIMAGE, id="bzImage"),
+        pytest.param(image(), ARM64, ImageKind.IMAGE, id="Image"),
+        pytest.param(gzip.compress(image()), ARM64, ImageKind.IMAGE_GZ, id="Image.gz"),
+        pytest.param(zboot(b"", b"gzip"), ARM64, ImageKind.ZBOOT, id="zboot"),
+        pytest.param(elf(62, PVH_NOTE), X86_64, ImageKind.VMLINUX, id="vmlinux with PVH"),
     ],
 )
-def test_an_image_is_known_by_its_bytes(write: Callable[[bytes], Path], data: bytes, arch: object, kind: Kind) -> None:
+def test_an_image_is_known_by_its_bytes(
+    write: Callable[[bytes], Path], data: bytes, arch: object, kind: ImageKind
+) -> None:
     info = identify(write(data))
     assert (info.arch, info.kind) == (arch, kind)
 

@@ -60,10 +60,9 @@ def test_parameters_for_emulation_are_left_out_without_it() -> None:
 def test_each_architecture_has_its_program_machine_and_cpu(architecture: Architecture) -> None:
     argv = arguments(machine(architecture), WIRING)
     assert argv[0].endswith(architecture.qemu)
-    assert value(argv, "-machine") == architecture.tcg_machine
-    assert value(argv, "-cpu") == architecture.tcg_cpu
+    assert (value(argv, "-machine"), value(argv, "-cpu")) == (architecture.tcg.machine, architecture.tcg.cpu)
     argv = arguments(machine(architecture, accelerator=KVM), WIRING)
-    assert (value(argv, "-machine"), value(argv, "-cpu")) == (architecture.kvm_machine, "host")
+    assert (value(argv, "-machine"), value(argv, "-cpu")) == (architecture.kvm.machine, "host")
 
 
 def test_a_kernel_with_pages_of_16k_gets_a_cpu_that_has_them() -> None:

@@ -22,8 +22,6 @@ from harness.machine import qemu
 from harness.machine.qmp import QmpFailed
 from harness.machine.vm import Vm
 
-#: where each machine's RAM begins: hw/arm/virt.c of QEMU, and the PC's first byte
-_RAM_AT = {"x86_64": 0, "arm64": 1 << 30}
 #: units kept, of 4 KiB
 _MOST_KEPT = 1 << 14
 
@@ -63,7 +61,7 @@ def memory_of(vm: Vm, deadline: Deadline) -> Iterator[Image]:
     with standing_still(vm, deadline), tempfile.TemporaryDirectory(prefix="audit-", dir=_roomy()) as directory:
         path = Path(directory) / "dump"
         # The smallest dump there is, for its notes.
-        begin = _RAM_AT[vm.machine.arch.name]
+        begin = vm.machine.arch.ram_at
         vm.qmp.execute("dump-guest-memory", deadline, paging=False, protocol=f"file:{path}", begin=begin, length=UNIT)
         with opened(path) as notes:
             vmcoreinfo, machine = notes.vmcoreinfo, notes.machine
@@ -95,7 +93,7 @@ class InPlace(Image):
         self.machine = machine
         self._units: dict[int, bytes] = {}
         size = (vm.machine.memory << 20) // qemu.NODES
-        begin = _RAM_AT[vm.machine.arch.name]
+        begin = vm.machine.arch.ram_at
         #: guest-physical start, end, and what to add for QEMU's address
         self._ranges = []
         for node in range(qemu.NODES):

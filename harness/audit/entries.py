@@ -12,8 +12,7 @@ from harness.audit.ledger import Values, Where
 from harness.audit.memory import Unreadable
 from harness.audit.neighbours import apart
 from harness.audit.pages import MappedVma, PageChecks
-from harness.audit.pagetable import Entry, Table
-from harness.audit.pagetable import Kind as EntryKind
+from harness.audit.pagetable import Entry, EntryKind, Table
 from harness.audit.result import Region
 from harness.audit.spaces import AddressSpaces
 from harness.audit.vma_links import VmaLinkChecks

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from harness import arch
 from harness.audit.chain import Endless, chain
 from harness.audit.layout import Layout
 from harness.audit.memory import DumpError, Facts, Image, Memory, Unreadable
@@ -16,7 +17,6 @@ from harness.audit.pagetable import Format
 #: levels of a maple tree; with ten entries in each node, so many levels hold more VMAs than there are addresses
 _MOST_DEPTH = 16
 
-_ELF_MACHINES = {"x86_64": 62, "arm64": 183}
 _MASK = (1 << 64) - 1
 
 #: VMA flags from include/linux/mm.h; they are the same in all kernels that can be audited
@@ -96,7 +96,11 @@ class Kernel:
         self.layout = layout
         self.facts = Facts.parse(image.vmcoreinfo)
         facts = self.facts
-        if image.machine not in (0, _ELF_MACHINES[layout.arch]):
+        architecture = arch.find(layout.arch)
+        if architecture.page_tables is None:
+            raise DumpError(f"the audit does not know the page tables of {architecture}")
+        self._form = architecture.page_tables
+        if image.machine not in (0, architecture.elf_machine):
             raise DumpError(f"the dump is of another machine: the vmlinux is for {layout.arch}")
         if not facts.build_id:
             raise DumpError("the dump's VMCOREINFO note has no BUILD-ID: kernels before 5.10 cannot be audited")
@@ -108,8 +112,11 @@ class Kernel:
         self.page_size = facts.page_size
         self.page_shift = facts.page_size.bit_length() - 1
         self._slide = facts.number("KERNELOFFSET", 0)
-        self.tables, root, mask = self._tables()
-        self.memory = Memory(image, self.tables, root, mask)
+        translation = self._form.translation(facts)
+        if not 32 < translation.bits <= self._form.most_bits:
+            raise DumpError(f"the dump's VMCOREINFO note is damaged: {translation.bits} bits of virtual addresses")
+        self.tables = Format(self._form, self.page_shift, translation.bits)
+        self.memory = Memory(image, self.tables, translation.root & _MASK, (1 << translation.bits) - 1)
         self._vmemmap = self._find_vmemmap()
         self._parse_vma = self._vma_parser()
 
@@ -118,32 +125,12 @@ class Kernel:
         address = self.layout.symbols.get(name, 0)
         return address + self._slide & _MASK if address else 0
 
-    def _tables(self) -> tuple[Format, int, int]:
-        facts = self.facts
-        if self.layout.arch == "x86_64":
-            tables = Format.for_x86(bool(facts.number("NUMBER(pgtable_l5_enabled)", 0)))
-            top = facts.number("SYMBOL(swapper_pg_dir)")
-            return tables, top - 0xFFFFFFFF80000000 + facts.number("NUMBER(phys_base)"), (1 << tables.bits) - 1
-        bits = 64 - facts.number("NUMBER(TCR_EL1_T1SZ)", 64 - facts.number("NUMBER(VA_BITS)"))
-        if not 32 < bits <= 52:
-            raise DumpError(f"the dump's VMCOREINFO note is damaged: {bits} bits of virtual addresses")
-        tables = Format.for_arm64(facts.page_size, bits)
-        built = Format.for_arm64(facts.page_size, facts.number("NUMBER(VA_BITS)"))
-        if built.levels == tables.levels:
-            # The kernel's top table is as large as it was built for; the hardware is given its last part.
-            tables = built
-        root = facts.number("SYMBOL(swapper_pg_dir)") - facts.number("NUMBER(kimage_voffset)")
-        return tables, root & _MASK, (1 << tables.bits) - 1
-
     def _find_vmemmap(self) -> int:
-        facts = self.facts
+        def variable(name: str) -> int:
+            return self.memory.u64(self.symbol(name))
+
         try:
-            if self.layout.arch == "x86_64":
-                return self.memory.u64(self.symbol("vmemmap_base"))
-            start = facts.number("NUMBER(VMEMMAP_START)")
-            offset = facts.number("NUMBER(PHYS_OFFSET)")
-            offset -= (offset >> 63) << 64  # memstart_addr is signed
-            return start - (offset >> self.page_shift) * self.layout.sizes["page"] & _MASK
+            return self._form.vmemmap(self.facts, self.layout.sizes["page"], variable) & _MASK
         except Unreadable as error:
             raise DumpError(f"the kernel's memory map cannot be found in the dump ({error}): it is damaged") from error
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.arch import Architecture, of_elf_machine
 from harness.errors import HarnessError, HostError
 from harness.host.cache import Cache
 
@@ -100,7 +101,7 @@ class Layout:
 
     #: hexadecimal, of its vmlinux
     build_id: str
-    #: "x86_64" or "arm64"
+    #: the name of its architecture
     arch: str
     #: "struct.member": bytes from the struct's start
     offsets: Mapping[str, int]
@@ -170,6 +171,7 @@ def read(vmlinux: Path) -> Layout:
     :raises HostError: if drgn is missing.
     """
     identity = build_id(vmlinux)
+    architecture = _architecture(vmlinux)
     try:
         drgn: Any = importlib.import_module("drgn")  # an extra: type checkers need not find it
     except ImportError as error:
@@ -182,7 +184,7 @@ def read(vmlinux: Path) -> Layout:
     module.address_range = (0, _MASK)
     try:
         module.try_file(str(vmlinux), force=True)
-        return _collect(drgn, program, module, identity)
+        return _collect(drgn, program, module, identity, architecture)
     except DebugInfoError:
         raise
     except LookupError as error:
@@ -194,7 +196,20 @@ def read(vmlinux: Path) -> Layout:
         raise DebugInfoError(f"{vmlinux} cannot be read as a kernel with debug information: {error}") from error
 
 
-def _collect(drgn: Any, program: Any, module: Any, identity: str) -> Layout:
+def _architecture(vmlinux: Path) -> Architecture:
+    """The architecture of an ELF file.
+
+    :raises DebugInfoError: if the audit cannot do anything with it.
+    """
+    with vmlinux.open("rb") as file:
+        (machine,) = struct.unpack_from("<H", file.read(20), 18)
+    found = of_elf_machine(machine)
+    if found is None or found.page_tables is None:
+        raise DebugInfoError(f"the audit does not know the page tables of {found or f'ELF machine {machine}'}")
+    return found
+
+
+def _collect(drgn: Any, program: Any, module: Any, identity: str, architecture: Architecture) -> Layout:
     offsets: dict[str, int] = {}
     sizes: dict[str, int] = {}
     for required, table in ((True, MEMBERS), (False, OPTIONAL)):
@@ -229,13 +244,9 @@ def _collect(drgn: Any, program: Any, module: Any, identity: str) -> Layout:
         swap_files = int(program.variable("swap_info").type_.length)
     except LookupError:
         swap_files = 32
-    machine = program.platform.arch
-    names = {drgn.Architecture.X86_64: "x86_64", drgn.Architecture.AARCH64: "arm64"}
-    if machine not in names:
-        raise DebugInfoError(f"the audit does not know the page tables of {machine.name}")
     return Layout(
         build_id=identity,
-        arch=names[machine],
+        arch=architecture.name,
         offsets=offsets,
         sizes=sizes,
         flags={name: int(program.constant(name).value_()) for name in _FLAGS},

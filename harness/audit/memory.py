@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.audit.layout import notes
-from harness.audit.pagetable import Format, Kind
+from harness.audit.pagetable import EntryKind, Format
 from harness.errors import HarnessError
 
 #: the unit memory is found in; no kernel page is smaller
@@ -258,7 +258,7 @@ class Memory:
         :raises Unreadable: if it is not mapped.
         """
         for entry in self._tables.walk(self._root, address & self._mask, self._table_entry):
-            if entry.kind is Kind.PAGE:
+            if entry.kind is EntryKind.PAGE:
                 return (entry.pfn << self._tables.page_shift) + (address & (entry.size - 1))
         raise Unreadable(address)
 

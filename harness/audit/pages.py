@@ -12,8 +12,7 @@ from harness.audit.folios import ANON, KSM, Folio
 from harness.audit.kernel import VM_MIXEDMAP, VM_SHARED, Process, Vma
 from harness.audit.ledger import Values, Where
 from harness.audit.memory import Unreadable
-from harness.audit.pagetable import Entry
-from harness.audit.pagetable import Kind as EntryKind
+from harness.audit.pagetable import Entry, EntryKind
 from harness.audit.result import Page
 from harness.audit.rmap import StableNode
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Page-table formats of the architectures we audit, as data, and the walk down them.
+"""The walk down a kernel's page tables.
 
-From arch/x86/include/asm/pgtable_types.h and pgtable_64.h, arch/arm64/include/asm/pgtable-prot.h, pgtable-hwdef.h and
-pgtable.h of Linux 6.12 and 7.3. Physical addresses above 256 TiB are not decoded, nor arm64's PROT_NONE before 6.11.
+What the entries look like is said by each architecture (:class:`harness.arch.model.PageTables`). Physical addresses
+above 256 TiB are not decoded.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-_ADDRESS = (1 << 48) - 1
-
+from harness.arch.model import PageTables
 
 #: reads a part of a table: its physical address, offset and size in bytes, and the first virtual address it is for
 Table = Callable[[int, int, int, int], bytes]
 
 
-class Kind(Enum):
+class EntryKind(Enum):
     """What an entry is."""
 
     NONE = 0
@@ -34,16 +33,16 @@ class Kind(Enum):
 class Entry:
     """A decoded entry."""
 
-    kind: Kind
-    #: of the page, or of the next table, in kernel pages
+    kind: EntryKind
+    #: frame number of the page or of the next table, in units of the kernel's page size
     pfn: int = 0
     #: bytes the entry covers
     size: int = 0
-    #: maps memory that has no reverse map: the zero page, devices
+    #: whether it maps memory that has no reverse map: the zero page, devices
     special: bool = False
-    #: as pte_write() says, whether it is clean (arm64's PTE_RDONLY) or not
+    #: what pte_write() says, whether the page is clean (arm64's PTE_RDONLY) or not
     writable: bool = False
-    #: of an absent entry
+    #: the swap type of an absent entry
     swap_type: int = 0
 
 
@@ -51,32 +50,24 @@ class Entry:
 class Format:
     """How one kernel's page tables are laid out.
 
-    :param x86: else arm64.
+    :param form: the architecture's format of entries.
     :param page_shift: log2 of the kernel's page size, which is also the size of a table.
-    :param levels: number of tables on the way to a page.
-    :param bits: of the addresses they translate.
+    :param bits: bits of the addresses that the tables translate.
     """
 
-    x86: bool
+    form: PageTables
     page_shift: int
-    levels: int
     bits: int
 
-    @classmethod
-    def for_x86(cls, five_levels: bool) -> Format:
-        """4 KiB pages, 48 or 57 bits."""
-        return cls(True, 12, 5 if five_levels else 4, 57 if five_levels else 48)
-
-    @classmethod
-    def for_arm64(cls, page_size: int, bits: int) -> Format:
-        """Pages of 4, 16 or 64 KiB; ``bits`` as the hardware translates them (TCR_EL1.T0SZ)."""
-        shift = page_size.bit_length() - 1
-        return cls(False, shift, -(-(bits - shift) // (shift - 3)), bits)
+    @property
+    def levels(self) -> int:
+        """The number of tables on the way to a page."""
+        return -(-(self.bits - self.page_shift) // (self.page_shift - 3))
 
     @property
     def user_end(self) -> int:
-        """Where user space ends at the latest: x86 gives the upper half of one tree to the kernel, arm64 none."""
-        return 1 << (self.bits - 1 if self.x86 else self.bits)
+        """Where user space ends at the latest."""
+        return 1 << (self.bits - 1 if self.form.kernel_half else self.bits)
 
     def span(self, level: int) -> int:
         """Bytes that one entry covers at a level; the pages' own level is 0."""
@@ -90,37 +81,18 @@ class Format:
 
     def decode(self, value: int, level: int) -> Entry:
         """Understand the entry ``value`` of a table at ``level``."""
+        form = self.form
         if not value:
-            return Entry(Kind.NONE)
-        return self._decode_x86(value, level) if self.x86 else self._decode_arm64(value, level)
-
-    def _decode_x86(self, value: int, level: int) -> Entry:
-        if not value & 0x101:  # neither _PAGE_PRESENT nor _PAGE_PROTNONE
-            # A page-middle entry that is being split keeps _PAGE_PSE and is present (pmd_present()).
-            if level and value & 0x80:
-                pfn = (~value & _ADDRESS) >> 12 & -(1 << 9 * level)
-                return Entry(Kind.PAGE, pfn, self.span(level), False, bool(value & 2))
-            return Entry(Kind.ABSENT, swap_type=value >> 59)
-        # What is not accessible has its frame number inverted against L1TF (protnone_mask()).
-        address = (value if value & 1 else ~value) & _ADDRESS
-        if level == 0:
-            return Entry(Kind.PAGE, address >> 12, 4096, bool(value & 0x200), bool(value & 2))
-        if value & 0x80:
-            pfn = address >> 12 & -(1 << 9 * level)
-            return Entry(Kind.PAGE, pfn, self.span(level), bool(value & 0x200), bool(value & 2))
-        return Entry(Kind.TABLE, address >> 12)
-
-    def _decode_arm64(self, value: int, level: int) -> Entry:
-        address = value & _ADDRESS & -(1 << self.page_shift)
+            return Entry(EntryKind.NONE)
+        if not value & (form.present | form.present_huge if level else form.present):
+            return Entry(EntryKind.ABSENT, swap_type=value >> form.swap_type & 31)
+        address = (~value if form.inverted and not value & 1 else value) & form.address
         pfn = address >> self.page_shift
-        special, writable = bool(value & 1 << 56), bool(value & 1 << 51)
-        if value & 1:
-            if level and value & 2:
-                return Entry(Kind.TABLE, pfn)
-            return Entry(Kind.PAGE, pfn, self.span(level), special, writable)
-        if value & 1 << 11:  # PTE_PRESENT_INVALID, from 6.11 on: PROT_NONE, or in the middle of being split
-            return Entry(Kind.PAGE, pfn, self.span(level), special, writable)
-        return Entry(Kind.ABSENT, swap_type=value >> 6 & 31)
+        if level:
+            if value & form.table_mask == form.table_value:
+                return Entry(EntryKind.TABLE, pfn)
+            pfn &= -(1 << level * (self.page_shift - 3))  # x86 keeps an attribute below a huge page's address
+        return Entry(EntryKind.PAGE, pfn, self.span(level), bool(value & form.special), bool(value & form.writable))
 
     def index(self, address: int, level: int) -> int:
         """The index of an address in a table at a level."""
@@ -135,7 +107,7 @@ class Format:
         for level in reversed(range(self.levels)):
             entry = self.decode(read(table + 8 * self.index(address, level)), level)
             yield entry
-            if entry.kind is not Kind.TABLE:
+            if entry.kind is not EntryKind.TABLE:
                 return
             table = entry.pfn << self.page_shift
 
@@ -159,7 +131,7 @@ class Format:
                 continue
             address = base + index * span
             entry = self.decode(value, level)
-            if entry.kind is not Kind.TABLE:
+            if entry.kind is not EntryKind.TABLE:
                 yield address, entry
             elif level:
                 yield from self._scan(entry.pfn << self.page_shift, level - 1, address, start, end, table)

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
 import signal
@@ -95,16 +94,14 @@ class Toolchain:
 
         :raises HostError: if it is not installed.
         """
-        triple = f"{arch.machine}-linux-gnu"
-        prefix = "" if platform.machine() == arch.machine else f"{triple}-"
-        compiler = (f"{prefix}gcc", f"{prefix}ld")
+        compiler = (f"{arch.cross_prefix}gcc", f"{arch.cross_prefix}ld")
         rows = [row for row in requirements.needed([requirements.BUILD], arch.machine) if row.name in compiler]
         if missing := requirements.packages(row for row in rows if not row.found()):
             raise HostError(
                 f"this host cannot compile kernels for {arch}: install its compiler with: "
                 f"apt-get install {' '.join(missing)}"
             )
-        return cls(arch, prefix)
+        return cls(arch, arch.cross_prefix)
 
     @cached_property
     def version(self) -> str:
@@ -116,7 +113,7 @@ class Toolchain:
         """The variables for make's command line."""
         ccache = "ccache " if shutil.which("ccache") else ""
         return [
-            f"ARCH={self.arch}",
+            f"ARCH={self.arch.kbuild}",
             f"CROSS_COMPILE={self.prefix}",
             f"CC={ccache}{self.prefix}gcc",
             f"HOSTCC={ccache}gcc",
@@ -230,7 +227,7 @@ class _Build:
                     shutil.rmtree(output)  # a run that was killed may have left an incomplete program in it
                     raise BuildError(self._failure("cannot be configured", log))
             text = (output / ".config").read_text()
-            kconfig.check(request.wanted, kconfig.parse_config(text), source, _srcarch(request.arch))
+            kconfig.check(request.wanted, kconfig.parse_config(text), source, request.arch.srcarch)
         target.write_text(text)
 
     def _compile(self, config: Path, target: Path) -> None:
@@ -380,11 +377,6 @@ class _Progress:
         left = elapsed / self.done * (self._estimate - self.done)
         time_left = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
         return f"{self.done / self._estimate:.0%} ({self.done} of about {self._estimate} files), about {time_left} left"
-
-
-def _srcarch(arch: Architecture) -> str:
-    """The name of the architecture's directory below ``arch/``."""
-    return arch.tree_image.split("/")[1]
 
 
 def _digest(parts: Sequence[str], *more: str) -> str:

@@ -234,8 +234,7 @@ def _compiler(architecture: Architecture) -> Finding:
     if missing:
         text = f"{', '.join(row.name for row in missing)} not installed: building kernels"
         return Finding(name, State.OPTIONAL, text, _install(*requirements.packages(missing)))
-    prefix = "" if architecture is arch.host() else f"{architecture.machine}-linux-gnu-"
-    return Finding(name, State.OK, _first_line(f"{prefix}gcc", "--version"))
+    return Finding(name, State.OK, _first_line(f"{architecture.cross_prefix}gcc", "--version"))
 
 
 def _install(*packages: str) -> str:

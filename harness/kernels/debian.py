@@ -45,7 +45,6 @@ class DebianSpec(BootSpec):
 
     version: tuple[str, ...]
     suites: tuple[str, ...]
-    flavour: str = "cloud"
 
     def resolve(self, cache: Cache, archive: Archive) -> Kernel:
         """See :meth:`BootSpec.resolve`. Uses the network only if the cache has no recent index or not the packages."""
@@ -75,7 +74,7 @@ class DebianSpec(BootSpec):
         return next(complete, found.fitting[0]), found.listed
 
     def _is_kernel(self, package: Package) -> bool:
-        return bool(re.fullmatch(rf"linux-image-\d.*-{self.flavour}-{self.arch.debian}", package.name))
+        return bool(re.fullmatch(rf"linux-image(-\d[^-]*)+-{self.arch.debian_flavour}", package.name))
 
     def _fits(self, package: Package) -> bool:
         components = tuple(re.split(r"[.~+-]", package.version.partition(":")[2] or package.version))
@@ -85,7 +84,8 @@ class DebianSpec(BootSpec):
         versions = {each.version.rpartition("-")[0] for each in seen if self._is_kernel(each)}
         ordered = sorted(versions, key=version_key)
         if not ordered:
-            return f"there is no {self.flavour} kernel for {self.arch} in {', '.join(self.suites) or 'Debian'}"
+            name = f"linux-image-VERSION-{self.arch.debian_flavour}"
+            return f"there is no kernel {name} in {', '.join(self.suites) or 'Debian'}"
         # A mistyped version is mostly close to the intended one.
         wanted = version_key(".".join(self.version))
         place = sum(version_key(each) < wanted for each in ordered)

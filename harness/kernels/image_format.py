@@ -7,10 +7,9 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
-from harness.arch import ARCHITECTURES, ARM64, X86_64, Architecture
+from harness.arch import ARCHITECTURES, Architecture, ImageKind, of_elf_machine
 from harness.build import kconfig
 from harness.errors import SpecError
 from harness.host.cache import Cache, sha256
@@ -19,22 +18,7 @@ from harness.host.compression import DamagedError, UnknownCompressionError, deco
 #: enough of a file to tell its kind
 _HEAD = 1 << 16
 
-_GIVE = "give a bzImage, an arm64 Image, a build tree or a .deb"
-
-
-class Kind(StrEnum):
-    """Forms a kernel comes in."""
-
-    #: x86 boot protocol (Documentation/arch/x86/boot.rst)
-    BZIMAGE = "bzImage"
-    #: arm64 boot protocol (Documentation/arch/arm64/booting.rst)
-    IMAGE = "Image"
-    #: the same, compressed with gzip
-    IMAGE_GZ = "Image.gz"
-    #: EFI application that unpacks an Image (drivers/firmware/efi/libstub/zboot-header.S)
-    ZBOOT = "EFI zboot"
-    #: ELF file with a PVH entry point (XEN_ELFNOTE_PHYS32_ENTRY), which QEMU boots on x86
-    VMLINUX = "vmlinux"
+_GIVE = "give a bzImage, an Image, a build tree or a .deb"
 
 
 @dataclass(frozen=True)
@@ -42,7 +26,7 @@ class ImageInfo:
     """What a kernel image says of itself."""
 
     arch: Architecture
-    kind: Kind
+    kind: ImageKind
 
 
 def identify(path: Path) -> ImageInfo:
@@ -56,47 +40,44 @@ def identify(path: Path) -> ImageInfo:
     except OSError as error:
         raise SpecError(f"cannot read {path}: {error.strerror}") from None
     if head[:4] == b"\x7fELF":
-        return ImageInfo(_check_vmlinux(path, head), Kind.VMLINUX)
-    if head[0x202:0x206] == b"HdrS":
-        # xloadflags (protocol 2.12) bit 0: has the 64-bit entry point
-        if _u16(head, 0x206) < 0x20C or not _u16(head, 0x236) & 1:
-            raise SpecError(f"{path} is a 32-bit x86 kernel: only 64-bit kernels are supported")
-        return ImageInfo(X86_64, Kind.BZIMAGE)
+        return ImageInfo(_check_vmlinux(path, head), ImageKind.VMLINUX)
     if head[:2] == b"MZ" and head[4:8] == b"zimg":
-        return ImageInfo(_check_zboot(path, head), Kind.ZBOOT)
-    if _is_arm64(head):
-        return ImageInfo(ARM64, Kind.IMAGE)
+        return ImageInfo(_check_zboot(path, head), ImageKind.ZBOOT)
+    if arch := _recognise(head):
+        if arch.image.kind is ImageKind.BZIMAGE:
+            _check_bzimage(path, head)
+        return ImageInfo(arch, arch.image.kind)
     if head[:2] == b"\x1f\x8b":
-        if _is_arm64(gzip_head(head, 64)):
-            return ImageInfo(ARM64, Kind.IMAGE_GZ)
-        raise SpecError(f"{path} is no kernel image: it is a gzip file, but no arm64 Image is in it; {_GIVE}")
+        packed = _recognise(gzip_head(head, 64))
+        if packed:
+            return ImageInfo(packed, ImageKind.IMAGE_GZ)
+        raise SpecError(f"{path} is no kernel image: it is a gzip file, but no {_raw_images()} Image is in it; {_GIVE}")
     raise SpecError(f"{path} is no kernel image: {_what_it_is(head)}; {_GIVE}")
 
 
 def page_size(path: Path) -> int:
-    """The page size in bytes of a kernel that QEMU boots: an arm64 Image says it in its header, if it has a choice.
-
-    The field is ``flags``, bits 1 and 2 (Documentation/arch/arm64/booting.rst).
+    """The page size in bytes of a kernel that QEMU boots; 4096 unless the image's header tells another one.
 
     :raises SpecError: if the file cannot be read.
     """
     try:
         with path.open("rb") as file:
-            head = file.read(64)
+            head = file.read(_HEAD)
     except OSError as error:
         raise SpecError(f"cannot read {path}: {error.strerror}") from None
-    sizes = {2: 1 << 14, 3: 1 << 16}
-    return sizes.get(_u32(head, 24) >> 1 & 3, 4096) if _is_arm64(head) else 4096
+    arch = _recognise(head)
+    field = arch.image.page_size if arch else None
+    return field.sizes.get(_u32(head, field.offset) >> field.shift & 3, 4096) if field else 4096
 
 
 def bootable(path: Path, cache: Cache) -> Path:
-    """A form of the image that QEMU boots: itself, or its raw arm64 Image from the cache.
+    """A form of the image that QEMU boots: itself, or the raw Image in it, from the cache.
 
     :raises SpecError: if it is no kernel image, or a damaged one.
     :raises HostError: if the disk is full.
     """
     info = identify(path)
-    if info.kind not in (Kind.IMAGE_GZ, Kind.ZBOOT):
+    if info.kind not in (ImageKind.IMAGE_GZ, ImageKind.ZBOOT):
         return path
 
     def unpack(target: Path) -> None:
@@ -123,7 +104,7 @@ def read(path: Path) -> Contents:
     info = identify(path)
     raw = _raw(path, info)
     release = None
-    if info.kind is Kind.BZIMAGE:
+    if info.kind is ImageKind.BZIMAGE:
         data = path.read_bytes()
         # kernel_version (offset 0x20E): where the version string is, less 0x200
         start = _u16(data, 0x20E) + 0x200
@@ -144,13 +125,13 @@ def embedded_config(raw: bytes) -> dict[str, str]:
 def _raw(path: Path, info: ImageInfo) -> bytes:
     """The kernel as it is in memory; empty for a compression we have no program for."""
     data = path.read_bytes()
-    if info.kind is Kind.IMAGE_GZ:
-        return _checked(path, _decompress(path, "gzip", data))
-    if info.kind is Kind.ZBOOT:
+    if info.kind is ImageKind.IMAGE_GZ:
+        return _checked(path, info.arch, _decompress(path, "gzip", data))
+    if info.kind is ImageKind.ZBOOT:
         start, size = _u32(data, 8), _u32(data, 12)
         name = data[24:56].split(b"\0")[0].decode("latin1")
-        return _checked(path, _decompress(path, name, data[start : start + size]))
-    if info.kind is Kind.BZIMAGE:
+        return _checked(path, info.arch, _decompress(path, name, data[start : start + size]))
+    if info.kind is ImageKind.BZIMAGE:
         # setup_sects, payload_offset, payload_length (protocol 2.08)
         start = (data[0x1F1] + 1) * 512 + _u32(data, 0x248)
         payload = data[start : start + _u32(data, 0x24C)]
@@ -169,33 +150,45 @@ def _decompress(path: Path, name: str, payload: bytes) -> bytes:
         raise SpecError(f"{path}: {error}; give the uncompressed Image") from None
 
 
-def _checked(path: Path, raw: bytes) -> bytes:
-    if not _is_arm64(raw):
-        raise SpecError(f"{path} is damaged: no arm64 Image comes out of it")
+def _checked(path: Path, arch: Architecture, raw: bytes) -> bytes:
+    if not arch.image.matches(raw):
+        raise SpecError(f"{path} is damaged: no {arch} Image comes out of it")
     return raw
 
 
-def _is_arm64(head: bytes) -> bool:
-    return head[56:60] == b"ARM\x64"
+def _recognise(head: bytes) -> Architecture | None:
+    """The architecture whose boot image begins with these bytes."""
+    return next((arch for arch in ARCHITECTURES if arch.image.matches(head)), None)
+
+
+def _raw_images() -> str:
+    return " or ".join(arch.name for arch in ARCHITECTURES if arch.image.kind is ImageKind.IMAGE)
+
+
+def _check_bzimage(path: Path, head: bytes) -> None:
+    # xloadflags (protocol 2.12) bit 0: has the 64-bit entry point
+    if _u16(head, 0x206) < 0x20C or not _u16(head, 0x236) & 1:
+        raise SpecError(f"{path} is a 32-bit x86 kernel: only 64-bit kernels are supported")
 
 
 def _check_zboot(path: Path, head: bytes) -> Architecture:
     # e_lfanew leads to the PE header, whose second word names the machine
     pe = _u32(head, 0x3C)
     machine = _u16(head, pe + 4) if head[pe : pe + 4] == b"PE\0\0" else 0
-    if machine != 0xAA64:
-        raise SpecError(
-            f"{path} is an EFI zboot image for another machine (0x{machine:x}): only arm64 ones are supported"
-        )
-    return ARM64
+    for arch in ARCHITECTURES:
+        if machine == arch.image.pe_machine:
+            return arch
+    raise SpecError(
+        f"{path} is an EFI zboot image for another machine (0x{machine:x}): only {_raw_images()} ones are supported"
+    )
 
 
 def _check_vmlinux(path: Path, head: bytes) -> Architecture:
     machine = _u16(head, 18)
-    arch = next((arch for arch in ARCHITECTURES if arch.elf_machine == machine), None)
+    arch = of_elf_machine(machine)
     if arch is None or head[4] != 2:
         raise SpecError(f"{path} is an ELF file for another machine ({machine}): {_GIVE}")
-    if arch is not X86_64 or not _has_pvh(path, head):
+    if not arch.image.boots_vmlinux or not _has_pvh(path, head):
         raise SpecError(f"{path} is an ELF file that QEMU cannot boot: give the {arch.tree_image} built with it")
     return arch
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.arch import Architecture
+from harness.arch import Architecture, QemuArgs
 from harness.host.process import find_program
 from harness.machine.accelerator import Accelerator
 
@@ -56,10 +56,12 @@ class Machine:
     @property
     def command_line(self) -> str:
         """The kernel's command line."""
-        params = [f"console={self.arch.console}", *PARAMS]
-        if self.accelerator.name == "tcg":
-            params += self.arch.tcg_params
-        return " ".join([*params, self.append]).strip()
+        return " ".join([f"console={self.arch.console}", *PARAMS, *self.args.params, self.append]).strip()
+
+    @property
+    def args(self) -> QemuArgs:
+        """The architecture's arguments for the accelerator."""
+        return self.arch.kvm if self.accelerator.name == "kvm" else self.arch.tcg
 
 
 @dataclass(frozen=True)
@@ -95,18 +97,17 @@ def arguments(machine: Machine, wiring: Wiring, *, ram: Ram | None = None, incom
     :param incoming: whether to wait for a migration instead of booting.
     :raises HostError: if QEMU is not installed.
     """
-    arch, accelerator = machine.arch, machine.accelerator
-    kvm = accelerator.name == "kvm"
+    arch = machine.arch
     argv = [find_program(arch.qemu, arch.qemu_package), "-nodefaults", "-no-user-config", "-display", "none"]
     argv += ["-S", "-no-reboot", "-action", "panic=pause,reboot=shutdown"]
-    argv += ["-machine", arch.kvm_machine if kvm else arch.tcg_machine, "-accel", accelerator.name]
+    argv += ["-machine", machine.args.machine, "-accel", machine.accelerator.name]
     if machine.icount:
         # With sleep=on the clock of an idle guest follows the host's clock. With sleep=off it would jump to the next
         # timer at once: an idle guest would keep a host CPU busy, and send heartbeats without a pause.
         argv += ["-icount", "shift=0,sleep=on"]
     # One socket for each CPU. A socket that spans both nodes makes the scheduler warn about the topology at boot.
     argv += ["-smp", f"{machine.cpus},sockets={machine.cpus}", "-m", f"{machine.memory}M"]
-    argv += ["-cpu", "host" if kvm else arch.tcg_cpu_16k if machine.page_size == 16384 else arch.tcg_cpu]
+    argv += ["-cpu", machine.args.cpu_for(machine.page_size)]
     argv += _memory(machine, ram)
     argv += ["-kernel", str(machine.kernel), "-initrd", str(machine.initrd), "-append", machine.command_line]
     argv += ["-chardev", f"file,id=console,path={wiring.console},append=on", "-serial", "chardev:console"]
@@ -117,7 +118,8 @@ def arguments(machine: Machine, wiring: Wiring, *, ram: Ram | None = None, incom
     for port, fd in zip(PORTS, wiring.port_fds, strict=True):
         argv += ["-chardev", f"socket,id={port},fd={fd}", "-device", f"virtserialport,chardev={port},name={port}"]
     argv += ["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"]
-    argv += ["-device", "pvpanic-pci", "-device", "vmcoreinfo"]
+    for device in arch.devices:
+        argv += ["-device", device]
     if incoming:
         argv += ["-incoming", "defer"]
     return argv

@@ -6,7 +6,7 @@
  * Hosts exist where KVM interprets a guest's kernel instruction by instruction (kvm-pvm, a guest without PVM support):
  * real mode works there, and Linux does not get through its decompressor.
  *
- * accelerator.py holds the bytes. tests/test_accelerator.py assembles this file and compares:
+ * x86_64.py holds the bytes. tests/test_accelerator.py assembles this file and compares:
  *   as -o probe.o probe_x86_64.S && objcopy -O binary -j .text probe.o probe.bin
  */
 	.code16
