@@ -8,7 +8,7 @@ import struct
 import subprocess
 from pathlib import Path
 
-from harness.arch import ARM64, X86_64, Architecture
+from harness.arch import ARCHITECTURES, ARM64, Architecture, ImageKind
 from harness.kernels import kernel
 
 EMBEDDED_CONFIG = (
@@ -31,9 +31,9 @@ def bzimage(payload: bytes = b"", release: str = "9.1.2-test", xloadflags: int =
     return bytes(data) + payload
 
 
-def image(body: bytes = BODY, flags: int = 0) -> bytes:
-    """A raw arm64 image: the header's flags and magic, then anything."""
-    return b"MZ".ljust(24, b"\0") + struct.pack("<Q", flags) + bytes(24) + b"ARM\x64" + bytes(4) + body
+def image(body: bytes = BODY, flags: int = 0, arch: Architecture = ARM64) -> bytes:
+    """A raw image: the header's flags and magic, then anything."""
+    return b"MZ".ljust(24, b"\0") + struct.pack("<Q", flags) + bytes(24) + arch.image.magic + bytes(4) + body
 
 
 def zboot(payload: bytes, compression: bytes, machine: int = 0xAA64) -> bytes:
@@ -68,7 +68,12 @@ def ko(depends: str = "", **more: str) -> bytes:
 
 
 CONFIG = "CONFIG_KSM=y\n" + "".join(f"CONFIG_{name}=y\n" for name in kernel.REQUIRED)
-IMAGES = {X86_64: bzimage(), ARM64: image(b"\0Linux version 9.1.2-test (x@y) #1\n")}
+IMAGES = {
+    each: bzimage()
+    if each.image.kind is ImageKind.BZIMAGE
+    else image(b"\0Linux version 9.1.2-test (x@y) #1\n", arch=each)
+    for each in ARCHITECTURES
+}
 
 
 def fill(files: dict[Path, bytes | str]) -> None:

@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from harness.arch import ARM64, X86_64, ImageKind
+from harness.arch import ARCHITECTURES, X86_64, ImageKind
 from harness.build.kconfig import parse_config
 from harness.errors import SpecError
 from harness.host.cache import Cache
 from harness.kernels.image_format import bootable, identify, page_size, read
 from tests.kernel_files import BODY, PVH_NOTE, bzimage, elf, image, zboot
+
+#: architectures whose kernels are raw images
+RAW = [each for each in ARCHITECTURES if each.image.kind is ImageKind.IMAGE]
 
 COMPRESSORS: dict[bytes, Callable[[bytes], bytes]] = {
     b"gzip": gzip.compress,
@@ -41,10 +44,16 @@ def write(tmp_path: Path) -> Callable[[bytes], Path]:
     ("data", "arch", "kind"),
     [
         pytest.param(bzimage(), X86_64, ImageKind.BZIMAGE, id="bzImage"),
-        pytest.param(image(), ARM64, ImageKind.IMAGE, id="Image"),
-        pytest.param(gzip.compress(image()), ARM64, ImageKind.IMAGE_GZ, id="Image.gz"),
-        pytest.param(zboot(b"", b"gzip"), ARM64, ImageKind.ZBOOT, id="zboot"),
         pytest.param(elf(62, PVH_NOTE), X86_64, ImageKind.VMLINUX, id="vmlinux with PVH"),
+        *(pytest.param(image(arch=each), each, ImageKind.IMAGE, id=f"{each} Image") for each in RAW),
+        *(
+            pytest.param(gzip.compress(image(arch=each)), each, ImageKind.IMAGE_GZ, id=f"{each} Image.gz")
+            for each in RAW
+        ),
+        *(
+            pytest.param(zboot(b"", b"gzip", each.image.pe_machine), each, ImageKind.ZBOOT, id=f"{each} zboot")
+            for each in RAW
+        ),
     ],
 )
 def test_an_image_is_known_by_its_bytes(
@@ -74,7 +83,9 @@ def test_an_image_tells_its_page_size(write: Callable[[bytes], Path], data: byte
         pytest.param(b"", "it is empty", id="empty"),
         pytest.param(b"#!/bin/sh\necho hello\n", "it starts with the text '#!/bin/sh", id="text"),
         pytest.param(b"\x89PNG\r\n\x1a\n" + bytes(64), "it starts with the bytes 89 50", id="picture"),
-        pytest.param(gzip.compress(b"x" * 1000), "no arm64 Image is in it", id="gzip of something else"),
+        pytest.param(
+            gzip.compress(b"x" * 1000), f"no {' or '.join(map(str, RAW))} Image is in it", id="gzip of something else"
+        ),
         pytest.param(b"!<arch>\ndebian-binary", "Debian package whose name", id="package"),
         pytest.param(bzimage(xloadflags=0), "32-bit x86 kernel", id="i386"),
         pytest.param(elf(62), "give the arch/x86/boot/bzImage", id="vmlinux without PVH"),

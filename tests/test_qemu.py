@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.arch import ARCHITECTURES, ARM64, X86_64, Architecture
+from harness.arch import ARCHITECTURES, ARM64, X86_64, Architecture, ImageKind
 from harness.deadline import Deadline
 from harness.errors import GuestLost, HostError, LostCondition
 from harness.machine.accelerator import Accelerator
@@ -89,6 +89,18 @@ def test_memory_is_shared_evenly_by_the_nodes_and_the_first_has_all_cpus() -> No
     ]
 
 
+def test_a_machine_whose_nodes_need_cpus_gets_more_of_them_which_run_no_process() -> None:
+    """QEMU's riscv64 machine refuses a node that has no CPU."""
+    architecture = replace(X86_64, cpu_in_every_node=True)
+    what = machine(architecture, cpus=2)
+    argv = arguments(what, WIRING)
+    assert value(argv, "-smp") == f"{2 + NODES - 1},sockets={2 + NODES - 1}"
+    nodes = [each.split("cpus=")[1] for each in argv if each.startswith("node,")]
+    assert nodes == ["0-1", *(str(2 + node) for node in range(NODES - 1))]
+    assert f"isolcpus=2-{NODES}" in what.command_line.split()
+    assert "isolcpus" not in machine(cpus=2).command_line
+
+
 def test_a_clone_differs_from_its_template_in_nothing_but_how_memory_is_mapped() -> None:
     files = (Path("/t/ram0"), Path("/t/ram1"))
     template = arguments(machine(), WIRING, ram=Ram(files, shared=True))
@@ -118,8 +130,8 @@ def test_a_host_without_qemu_is_told_what_to_install(monkeypatch: pytest.MonkeyP
 
 def kernel(architecture: Architecture) -> bytes:
     """Something that QEMU loads and never runs here."""
-    if architecture is ARM64:
-        return kernel_files.image()
+    if architecture.image.kind is ImageKind.IMAGE:
+        return kernel_files.image(arch=architecture)
     data = bytearray(kernel_files.bzimage())
     struct.pack_into("<I", data, 0x22C, 0x7FFFFFFF)  # initrd_addr_max, Documentation/arch/x86/boot.rst
     return bytes(data)
@@ -141,7 +153,7 @@ def test_qemu_starts_with_every_such_command_line(
     with Vm(what, ram=ram, incoming=memory == "clone") as vm:
         vm.connect(Deadline.after(60))
         assert vm.qmp.execute("query-status", Deadline.after(30))["running"] is False
-        assert len(vm.qmp.execute("query-cpus-fast", Deadline.after(30))) == 2
+        assert len(vm.qmp.execute("query-cpus-fast", Deadline.after(30))) == 2 + what.extra_cpus
         vm.check()
 
 

@@ -19,6 +19,32 @@ from typing import Any, Final
 
 # --- numbers -----------------------------------------------------------------------------------------------------
 
+#: numbers of scripts/syscall.tbl, which every architecture without a history of its own uses
+_GENERIC: Final = {
+    "rt_sigtimedwait": 137,
+    "prctl": 167,
+    "getcpu": 168,
+    "munmap": 215,
+    "mremap": 216,
+    "mmap": 222,
+    "mprotect": 226,
+    "mlock": 228,
+    "munlock": 229,
+    "mincore": 232,
+    "madvise": 233,
+    "mbind": 235,
+    "get_mempolicy": 236,
+    "set_mempolicy": 237,
+    "migrate_pages": 238,
+    "move_pages": 239,
+    "memfd_create": 279,
+    "userfaultfd": 282,
+    "mlock2": 284,
+    "pidfd_open": 434,
+    "process_madvise": 440,
+    "mseal": 462,
+}
+
 #: system call numbers by machine (``uname -m``) and name
 NUMBERS: Final[dict[str, dict[str, int]]] = {
     "x86_64": {
@@ -45,30 +71,7 @@ NUMBERS: Final[dict[str, dict[str, int]]] = {
         "process_madvise": 440,
         "mseal": 462,
     },
-    "aarch64": {
-        "rt_sigtimedwait": 137,
-        "prctl": 167,
-        "getcpu": 168,
-        "munmap": 215,
-        "mremap": 216,
-        "mmap": 222,
-        "mprotect": 226,
-        "mlock": 228,
-        "munlock": 229,
-        "mincore": 232,
-        "madvise": 233,
-        "mbind": 235,
-        "get_mempolicy": 236,
-        "set_mempolicy": 237,
-        "migrate_pages": 238,
-        "move_pages": 239,
-        "memfd_create": 279,
-        "userfaultfd": 282,
-        "mlock2": 284,
-        "pidfd_open": 434,
-        "process_madvise": 440,
-        "mseal": 462,
-    },
+    "aarch64": _GENERIC,
 }
 
 # --- constants ---------------------------------------------------------------------------------------------------
@@ -156,7 +159,7 @@ def _libc_syscall() -> Any:
     function = ctypes.CDLL(None, use_errno=True).syscall
     # All arguments are declared as full registers: ctypes would otherwise pass Python ints as 32-bit ints and leave
     # the upper half of an address or of a flag word undefined. Integer registers are the same for variadic and
-    # ordinary functions on both ABIs, so that fixed argtypes are right for the variadic syscall().
+    # ordinary functions on each of these ABIs, so that fixed argtypes are right for the variadic syscall().
     function.argtypes = [ctypes.c_long] + [ctypes.c_ulong] * 6
     function.restype = ctypes.c_long
     return function

@@ -147,7 +147,7 @@ class PageTables:
     vmemmap: Callable[[DumpFacts, int, Callable[[str], int]], int]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Architecture:
     """Everything that differs between architectures on the host side.
 
@@ -182,6 +182,8 @@ class Architecture:
     kvm: QemuArgs
     #: devices beyond virtio's, as -device takes them
     devices: tuple[str, ...]
+    #: whether QEMU's machine has no memory node without a CPU
+    cpu_in_every_node: bool
     #: where the machine's RAM begins, as a physical address
     ram_at: int
     #: the kernel's name of the first serial port
@@ -195,6 +197,9 @@ class Architecture:
 
     def __str__(self) -> str:
         return self.name
+
+    def __repr__(self) -> str:
+        return self.name.upper()
 
     @property
     def tree_image(self) -> str:

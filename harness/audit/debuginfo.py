@@ -31,6 +31,8 @@ def layout_of(kernel: Kernel, archive: Archive, *, fetch: bool) -> Layout:
     :raises FetchError: if the debug package cannot be fetched.
     :raises HostError: if drgn is missing.
     """
+    if kernel.arch.page_tables is None:
+        raise DebugInfoError(f"there is no audit on {kernel.arch}: leave out --audit")
     cache = archive.cache
     if kernel.vmlinux is not None:
         return layout.of(kernel.vmlinux, cache)

@@ -98,7 +98,7 @@ class Kernel:
         facts = self.facts
         architecture = arch.find(layout.arch)
         if architecture.page_tables is None:
-            raise DumpError(f"the audit does not know the page tables of {architecture}")
+            raise DumpError(f"there is no audit on {architecture}")
         self._form = architecture.page_tables
         if image.machine not in (0, architecture.elf_machine):
             raise DumpError(f"the dump is of another machine: the vmlinux is for {layout.arch}")

@@ -205,7 +205,7 @@ def _architecture(vmlinux: Path) -> Architecture:
         (machine,) = struct.unpack_from("<H", file.read(20), 18)
     found = of_elf_machine(machine)
     if found is None or found.page_tables is None:
-        raise DebugInfoError(f"the audit does not know the page tables of {found or f'ELF machine {machine}'}")
+        raise DebugInfoError(f"{vmlinux} cannot be audited: there is no audit on {found or f'ELF machine {machine}'}")
     return found
 
 

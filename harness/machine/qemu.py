@@ -56,7 +56,15 @@ class Machine:
     @property
     def command_line(self) -> str:
         """The kernel's command line."""
-        return " ".join([f"console={self.arch.console}", *PARAMS, *self.args.params, self.append]).strip()
+        params = [f"console={self.arch.console}", *PARAMS, *self.args.params]
+        if self.extra_cpus:
+            params.append(f"isolcpus={self.cpus}-{self.cpus + self.extra_cpus - 1}")
+        return " ".join([*params, self.append]).strip()
+
+    @property
+    def extra_cpus(self) -> int:
+        """CPUs that the machine has only because its memory nodes need them; they run no process."""
+        return NODES - 1 if self.arch.cpu_in_every_node else 0
 
     @property
     def args(self) -> QemuArgs:
@@ -106,7 +114,8 @@ def arguments(machine: Machine, wiring: Wiring, *, ram: Ram | None = None, incom
         # timer at once: an idle guest would keep a host CPU busy, and send heartbeats without a pause.
         argv += ["-icount", "shift=0,sleep=on"]
     # One socket for each CPU. A socket that spans both nodes makes the scheduler warn about the topology at boot.
-    argv += ["-smp", f"{machine.cpus},sockets={machine.cpus}", "-m", f"{machine.memory}M"]
+    cpus = machine.cpus + machine.extra_cpus
+    argv += ["-smp", f"{cpus},sockets={cpus}", "-m", f"{machine.memory}M"]
     argv += ["-cpu", machine.args.cpu_for(machine.page_size)]
     argv += _memory(machine, ram)
     argv += ["-kernel", str(machine.kernel), "-initrd", str(machine.initrd), "-append", machine.command_line]
@@ -134,6 +143,10 @@ def _memory(machine: Machine, ram: Ram | None) -> Sequence[str]:
         else:
             share = "on" if ram.shared else "off"
             backend = f"memory-backend-file,id=ram{node},size={size}M,mem-path={ram.files[node]},share={share}"
-        cpus = f",cpus=0-{machine.cpus - 1}" if node == 0 else ""
+        cpus = ""
+        if node == 0:
+            cpus = f",cpus=0-{machine.cpus - 1}"
+        elif machine.extra_cpus:
+            cpus = f",cpus={machine.cpus - 1 + node}"
         argv += ["-object", backend, "-numa", f"node,nodeid={node},memdev=ram{node}{cpus}"]
     return argv
