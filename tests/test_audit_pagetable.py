@@ -121,6 +121,18 @@ def test_what_x86_protects_from_all_access_is_present_and_inverted() -> None:
     assert (entry.kind, entry.pfn) == (EntryKind.PAGE, pfn)
 
 
+def test_a_huge_page_that_x86_is_splitting_is_present_and_inverted() -> None:
+    """pmd_mkinvalid() clears _PAGE_PRESENT and leaves _PAGE_PSE."""
+    value = ~(0x1400 << 12) & ((1 << 48) - 1) & -(1 << 21) | 0x80 | 0x2
+    assert X86.decode(value, 1) == Entry(EntryKind.PAGE, 0x1400, 2 << 20, writable=True)
+    assert X86.decode(0x80, 0).kind is EntryKind.ABSENT, "no such thing on the last level"
+
+
+def test_the_attribute_below_the_address_of_a_huge_page_is_not_part_of_its_frame() -> None:
+    """_PAGE_PAT_LARGE is bit 12."""
+    assert X86.decode(0x1400 << 12 | 1 << 12 | 0xE7, 1).pfn == 0x1400
+
+
 def test_what_arm64_protects_from_all_access_is_present() -> None:
     entry = ARM[16].decode(0x77 << 14 | 1 << 11 | 2, 0)
     assert (entry.kind, entry.pfn) == (EntryKind.PAGE, 0x77)
