@@ -457,9 +457,10 @@ def test_the_packages_to_install_come_with_what_they_depend_on(client: Client, t
 
 
 def test_a_host_without_apt_is_told_what_it_needs(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guest's userland needs apt too, so giving the kernel as a file would not help."""
+    """The guest's userland needs apt too, so giving the kernel as a file would not be enough."""
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(HostError, match=r"this host has no apt-config, .*: use a Debian or Ubuntu host$"):
+    advice = "use a Debian or Ubuntu host, or give the kernel as a file, and the guest's userland with --userland=FILE"
+    with pytest.raises(HostError, match=rf"this host has no apt-config, .*: {advice}$"):
         client.resolve("debian:9.1")
 
 

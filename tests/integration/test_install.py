@@ -163,7 +163,7 @@ THEIRS = {
         def test_runs_in_a_guest(request):
             assert os.geteuid() == 0
             assert os.listdir("/sys/class/net") == ["lo"]
-            assert "_evidence" in request.fixturenames, "the library's fixtures are there"
+            assert "observed" in request.fixturenames, "the library's fixtures are there"
 
         @pytest.mark.theirs
         def test_moves(filled, area):
