@@ -8,13 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from harness.arch import X86_64
-from harness.audit import layout, memory, walk
+from harness.arch import RISCV64, X86_64
+from harness.audit import debuginfo, layout, memory, walk
 from harness.audit.memory import DumpError
+from harness.debian.apt import Archive
 from harness.errors import HarnessError
+from harness.host.cache import Cache
+from harness.kernels import grammar
+from harness.kernels.debian import DebianSpec
+from harness.kernels.kernel import Kernel as BootableKernel
+from harness.kernels.kernel import Provenance
 from tests.audit_case import NAMES, Case
 from tests.audit_case import case as case
 from tests.audit_scene import DUMPS
+from tests.kernel_files import elf
 
 # --- unchanged dumps --------------------------------------------------------------------------------------------------
 
@@ -94,6 +101,22 @@ def test_a_file_that_is_no_dump_is_refused(tmp_path: Path, content: bytes) -> No
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DumpError, match="No such file"), memory.opened(tmp_path / "none"):
         pass
+
+
+def test_an_architecture_without_page_tables_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
+    spec = grammar.parse("debian:6.12", RISCV64)
+    assert isinstance(spec, DebianSpec)
+    provenance = Provenance("debian", "linux-image-6.12-riscv64", "6.12-1", "")
+    kernel = BootableKernel(spec, RISCV64, "6.12-riscv64", tmp_path / "image", {}, None, None, provenance)
+    with pytest.raises(layout.DebugInfoError, match=r"^there is no audit on riscv64: leave out --audit$"):
+        debuginfo.layout_of(kernel, Archive(Cache(tmp_path), "http://127.0.0.1:9/debian"), fetch=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_vmlinux_of_an_architecture_without_page_tables_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "vmlinux").write_bytes(elf(243))
+    with pytest.raises(layout.DebugInfoError, match=r"vmlinux cannot be audited: there is no audit on riscv64$"):
+        layout._architecture(tmp_path / "vmlinux")
 
 
 def test_a_kernel_before_6_10_is_refused_by_its_missing_member() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from harness.arch import ARCHITECTURES, X86_64, ImageKind
+from harness.arch import ARCHITECTURES, RISCV64, X86_64, ImageKind
 from harness.build.kconfig import parse_config
 from harness.errors import SpecError
 from harness.host.cache import Cache
@@ -71,6 +71,7 @@ def test_an_image_is_known_by_its_bytes(
         pytest.param(image(flags=0b1100), 16384, id="16K"),
         pytest.param(image(flags=0b1110), 65536, id="64K"),
         pytest.param(bzimage(), 4096, id="x86"),
+        pytest.param(image(flags=0b1110, arch=RISCV64), 4096, id="riscv64, where these bits mean nothing"),
     ],
 )
 def test_an_image_tells_its_page_size(write: Callable[[bytes], Path], data: bytes, size: int) -> None:
@@ -90,6 +91,7 @@ def test_an_image_tells_its_page_size(write: Callable[[bytes], Path], data: byte
         pytest.param(bzimage(xloadflags=0), "32-bit x86 kernel", id="i386"),
         pytest.param(elf(62), "give the arch/x86/boot/bzImage", id="vmlinux without PVH"),
         pytest.param(elf(183, PVH_NOTE), "give the arch/arm64/boot/Image", id="arm64 vmlinux"),
+        pytest.param(elf(243, PVH_NOTE), "give the arch/riscv/boot/Image", id="riscv64 vmlinux"),
         pytest.param(elf(8), "another machine", id="MIPS"),
         pytest.param(zboot(b"", b"gzip", 0x6264), "another machine", id="LoongArch zboot"),
     ],

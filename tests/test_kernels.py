@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from harness import arch
-from harness.arch import ARM64, X86_64, Architecture
+from harness.arch import ARCHITECTURES, ARM64, RISCV64, X86_64, Architecture
 from harness.debian.apt import Archive
+from harness.debian.apt_root import Package
 from harness.debian.suites import ALIASES, suites
 from harness.debian.version import version_key
 from harness.errors import SpecError
 from harness.host.cache import Cache
-from harness.kernels.debian import DebianSpec, DebSpec
+from harness.kernels.debian import DebianSpec, DebSpec, parse_debian
 from harness.kernels.grammar import parse, parse_all
 from harness.kernels.kernel import BootSpec, Kernel, SshSpec
 from harness.kernels.local import ImageSpec, TreeSpec
@@ -47,6 +48,22 @@ def test_debian_kernels_are_named_by_version_or_suite(
     text: str, version: tuple[str, ...], in_suites: tuple[str, ...], label: str
 ) -> None:
     assert parse(text, ARM64) == DebianSpec(text, label, ARM64, version, in_suites)
+
+
+# the package of each architecture whose kernel is taken
+TAKEN = {X86_64: "cloud-amd64", ARM64: "cloud-arm64", RISCV64: "riscv64"}
+
+
+@pytest.mark.parametrize("chosen", ARCHITECTURES, ids=str)
+@pytest.mark.parametrize("version", ["9.1.2+deb15", "9.1.0-30", "9.1~rc2"])
+def test_of_debians_kernels_that_for_virtual_machines_is_taken_where_there_is_one(
+    chosen: Architecture, version: str
+) -> None:
+    others = {f"{TAKEN[chosen]}-dbg", f"rt-{chosen.debian}", f"{TAKEN[chosen]}-unsigned", chosen.debian, "cloud-i386"}
+    names = [f"linux-image-{version}-{flavour}" for flavour in (others | {TAKEN[chosen]})]
+    spec = parse_debian("debian:9.1", chosen)
+    fitting = [each for each in names if spec._fits(Package(each, "9.1.2-1", chosen.debian, "trixie", "", ""))]
+    assert fitting == [f"linux-image-{version}-{TAKEN[chosen]}"]
 
 
 def test_debian_kernels_are_for_this_host_unless_asked_otherwise() -> None:

@@ -72,6 +72,7 @@ NUMBERS: Final[dict[str, dict[str, int]]] = {
         "mseal": 462,
     },
     "aarch64": _GENERIC,
+    "riscv64": _GENERIC,
 }
 
 # --- constants ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The architectures we boot, as data: a file for each, and the list of them here.
+"""The architectures of guests, as data: one file for each, and the list of them here.
 
-What a field is for stands in :mod:`harness.arch.model`.
+:mod:`harness.arch.model` says what each field is for.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import platform
 
 from harness.arch.arm64 import ARM64
 from harness.arch.model import Architecture, ImageKind, PageTables, QemuArgs
+from harness.arch.riscv64 import RISCV64
 from harness.arch.x86_64 import X86_64
 from harness.errors import UsageError
 
 __all__ = (
     "ARCHITECTURES",
     "ARM64",
+    "RISCV64",
     "X86_64",
     "Architecture",
     "ImageKind",
@@ -26,7 +28,7 @@ __all__ = (
     "of_elf_machine",
 )
 
-ARCHITECTURES = (X86_64, ARM64)
+ARCHITECTURES = (X86_64, ARM64, RISCV64)
 
 
 def find(name: str) -> Architecture:

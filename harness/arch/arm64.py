@@ -60,6 +60,7 @@ ARM64 = Architecture(
     ),
     kvm=QemuArgs(machine="virt,gic-version=host", cpu="host"),
     devices=("pvpanic-pci", "vmcoreinfo"),
+    best_effort=False,
     cpu_in_every_node=False,
     ram_at=1 << 30,  # hw/arm/virt.c of QEMU
     console="ttyAMA0",

@@ -182,6 +182,8 @@ class Architecture:
     kvm: QemuArgs
     #: devices beyond virtio's, as -device takes them
     devices: tuple[str, ...]
+    #: whether it works, but is not part of continuous integration
+    best_effort: bool
     #: whether QEMU's machine has no memory node without a CPU
     cpu_in_every_node: bool
     #: where the machine's RAM begins, as a physical address

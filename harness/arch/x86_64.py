@@ -50,6 +50,7 @@ X86_64 = Architecture(
     ),
     kvm=QemuArgs(machine="q35", cpu="host"),
     devices=("pvpanic-pci", "vmcoreinfo"),
+    best_effort=False,
     cpu_in_every_node=False,
     ram_at=0,
     console="ttyS0",

@@ -115,7 +115,8 @@ def _qemu(architecture: Architecture) -> Finding:
         program = find_program(architecture.qemu, architecture.qemu_package)
     except HarnessError:
         text = f"{architecture.qemu} is not installed: no {architecture} guests"
-        return Finding(name, State.MISSING, text, _install(architecture.qemu_package))
+        state = State.OPTIONAL if architecture.best_effort else State.MISSING
+        return Finding(name, state, text, _install(architecture.qemu_package))
     version = re.search(r"version (\S+)", _first_line(program, "--version"))
     return Finding(name, State.OK, f"{version[1] if version else 'version unknown'}, {program}")
 

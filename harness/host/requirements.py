@@ -29,7 +29,14 @@ PROGRAM, HEADER, FILE, MODULE = "program", "header", "file", "module"
 SETUP, GUESTS, BUILD, BENCH, EXTRAS = "setup", "guests", "build", "bench", "extras"
 
 #: architectures under all names that users give them, as ``uname -m`` says them
-MACHINES = {"x86_64": "x86_64", "x86-64": "x86_64", "amd64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}
+MACHINES = {
+    "x86_64": "x86_64",
+    "x86-64": "x86_64",
+    "amd64": "x86_64",
+    "arm64": "aarch64",
+    "aarch64": "aarch64",
+    "riscv64": "riscv64",
+}
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,22 @@ REQUIREMENTS = (
         "links kernels for arm64",
         BUILD,
         machine="aarch64",
+        cross=True,
+    ),
+    Requirement(
+        "riscv64-linux-gnu-gcc",
+        "gcc-riscv64-linux-gnu",
+        "compiles kernels for riscv64",
+        BUILD,
+        machine="riscv64",
+        cross=True,
+    ),
+    Requirement(
+        "riscv64-linux-gnu-ld",
+        "binutils-riscv64-linux-gnu",
+        "links kernels for riscv64",
+        BUILD,
+        machine="riscv64",
         cross=True,
     ),
     Requirement("ccache", "ccache", "makes later builds of similar kernels quick", BUILD, optional=True),

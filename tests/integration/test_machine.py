@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A guest as seen from inside, on both architectures, and runs with pytest's usual options."""
+"""A guest as seen from inside, on each architecture, and runs with pytest's usual options."""
 
 from __future__ import annotations
 
