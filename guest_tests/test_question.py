@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The question that this project began with, in the smallest form that answers it. ``make run`` runs only this.
+"""The question that this project began with, in the smallest form that answers it. ``make run`` runs it.
 
 On 16 June 2025 David Hildenbrand asked whether mremap() breaks KSM's reverse map: the rmap items of a KSM page hold
 virtual addresses, and a moved page is mapped at another one (b65dd020-5e02-4863-8994-def576e3d3dd@redhat.com). The
