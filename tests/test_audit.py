@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.arch import RISCV64, X86_64
-from harness.audit import debuginfo, layout, memory, walk
+from harness.audit import debuginfo, formats, layout, memory, walk
 from harness.audit.memory import DumpError
 from harness.debian.apt import Archive
 from harness.errors import HarnessError
@@ -84,7 +84,7 @@ def test_a_dump_that_is_cut_short_is_refused(case: Case) -> None:
     whole = case.path.read_bytes()
     for size in (len(whole) - 1, len(whole) // 2, 200, 64, 20):
         case.path.write_bytes(whole[:size])
-        with pytest.raises(DumpError, match=r"cut short|cannot be read|no ELF|no dump"), memory.opened(case.path):
+        with pytest.raises(DumpError, match=r"cut short|cannot be read|no ELF|no dump"), formats.opened(case.path):
             pass
 
 
@@ -94,12 +94,12 @@ def test_a_dump_that_is_cut_short_is_refused(case: Case) -> None:
 def test_a_file_that_is_no_dump_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "dump"
     path.write_bytes(content)
-    with pytest.raises(HarnessError, match=str(path)), memory.opened(path):
+    with pytest.raises(HarnessError, match=str(path)), formats.opened(path):
         pass
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DumpError, match="No such file"), memory.opened(tmp_path / "none"):
+    with pytest.raises(DumpError, match="No such file"), formats.opened(tmp_path / "none"):
         pass
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from harness.audit import memory
+from harness.audit import formats
 from harness.audit.memory import DumpError, Unreadable
 
 BLOCK = 4096
@@ -48,7 +48,7 @@ def kdump() -> bytes:
 
 
 def read_all(path: Path) -> None:
-    with memory.opened(path) as image:
+    with formats.opened(path) as image:
         for frame in FRAMES:
             image.unit(frame)
 
@@ -64,7 +64,7 @@ def flattened(dump: bytes, pieces: int = 5) -> bytes:
 def test_each_frame_is_read_with_every_compression(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "dump"
     path.write_bytes(data)
-    with memory.opened(path) as image:
+    with formats.opened(path) as image:
         assert image.vmcoreinfo == VMCOREINFO
         for frame in FRAMES:
             buffer, offset = image.unit(frame)
@@ -88,14 +88,14 @@ def test_a_damaged_frame_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "dump"
     data = kdump()
     path.write_bytes(data[: -len(stored(9000))] + b"\xff" * len(stored(9000)))
-    with memory.opened(path) as image, pytest.raises(DumpError, match="damaged at frame 0x2328"):
+    with formats.opened(path) as image, pytest.raises(DumpError, match="damaged at frame 0x2328"):
         image.unit(9000)
 
 
 def test_a_record_that_would_fill_the_disk_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "dump"
     path.write_bytes(b"makedumpfile".ljust(4096, b"\0") + struct.pack(">qq", 1 << 50, 4) + b"data")
-    with pytest.raises(DumpError, match="cut short"), memory.opened(path):
+    with pytest.raises(DumpError, match="cut short"), formats.opened(path):
         pass
 
 
@@ -103,7 +103,7 @@ def test_an_unsupported_compression_is_reported(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(FRAMES, 4, (b"b", 0x2))
     path = tmp_path / "dump"
     path.write_bytes(kdump())
-    with memory.opened(path) as image, pytest.raises(DumpError, match="LZO or snappy"):
+    with formats.opened(path) as image, pytest.raises(DumpError, match="LZO or snappy"):
         image.unit(4)
 
 
@@ -115,5 +115,5 @@ def test_a_frame_with_a_forged_huge_size_is_not_decompressed(tmp_path: Path, mon
     monkeypatch.setitem(FRAMES, 5000, (forged[:BLOCK], 0x20))
     monkeypatch.setattr("tests.test_audit_kdump.stored", lambda frame: forged[:BLOCK])
     path.write_bytes(kdump())
-    with memory.opened(path) as image, pytest.raises(DumpError, match="larger than a frame"):
+    with formats.opened(path) as image, pytest.raises(DumpError, match="larger than a frame"):
         image.unit(5000)

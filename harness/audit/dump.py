@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.audit.memory import UNIT, DumpError, ElfImage, Image, Unreadable, opened
+from harness.audit.formats import opened
+from harness.audit.memory import UNIT, DumpError, ElfImage, Image, Unreadable
 from harness.deadline import Deadline
 from harness.machine import qemu
 from harness.machine.qmp import QmpFailed

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import struct
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -304,35 +303,3 @@ class Memory:
         """The buffer and offset of a kernel address, for who wants to change it there."""
         buffer, offset = self.find(address >> _SHIFT)
         return buffer, offset + (address & (UNIT - 1))
-
-
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[Image]:
-    """Open a dump of any known format.
-
-    :raises DumpError: if it cannot be read.
-    """
-    image = open_image(path)
-    try:
-        yield image
-    finally:
-        image.close()
-
-
-def open_image(path: Path) -> Image:
-    """Like :func:`opened`; to be closed.
-
-    :raises DumpError: if it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            magic = file.read(8)
-    except OSError as error:
-        raise DumpError(f"{path} cannot be read: {error.strerror}") from error
-    if magic[:4] == b"\x7fELF":
-        return ElfImage(path)
-    if magic in (b"KDUMP   ", b"makedump"):
-        from harness.audit.kdump import KdumpImage
-
-        return KdumpImage(path)
-    raise DumpError(f"{path} is no dump: neither ELF nor kdump's compressed format")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.audit import debuginfo, memory, picture, walk
+from harness.audit import debuginfo, formats, picture, walk
 from harness.audit.memory import Facts
 from harness.errors import UsageError
 from harness.host.cache import Cache, Progress
@@ -105,7 +105,7 @@ def _run_test(options: argparse.Namespace) -> int:
 
 
 def _audit_dump(options: argparse.Namespace, progress: Progress) -> int:
-    with memory.opened(options.dump) as image:
+    with formats.opened(options.dump) as image:
         known = debuginfo.find(Facts.parse(image.vmcoreinfo).build_id, options.vmlinux, Cache(progress=progress))
         audit = walk.audit(image, known, pids=options.pid)
         print(audit.report())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness import arch
-from harness.audit import debuginfo, dump, memory, walk
+from harness.audit import debuginfo, dump, formats, walk
 from harness.audit.layout import Layout
 from harness.deadline import Deadline
 from harness.debian.apt import Archive
@@ -60,7 +60,7 @@ def test_the_audit_of_a_dump_sees_the_pages_that_the_guest_saw(
     dump.take(vm, path, Deadline.after(300), compressed=compressed)
     if compressed:
         assert path.stat().st_size < 320 << 20
-    with memory.opened(path) as image:
+    with formats.opened(path) as image:
         audit = walk.audit(image, layout, keep=lambda pid, at: pid == scene.pid and str(at) in scene.pfns)
     assert audit.errors == ()
     assert {str(page.address): page.pfn for page in audit.pages} == scene.pfns
