@@ -18,7 +18,7 @@ from harness.errors import SpecError
 from harness.host.cache import Cache
 from harness.kernels.debian import DebianSpec, DebSpec, parse_debian
 from harness.kernels.grammar import parse, parse_all
-from harness.kernels.kernel import BootSpec, Kernel, SshSpec
+from harness.kernels.kernel import BootSpec, Kernel, Provenance, SshSpec
 from harness.kernels.local import ImageSpec, TreeSpec
 from tests.kernel_files import CONFIG, IMAGES, build_deb, build_tree, fill, ko
 
@@ -328,3 +328,22 @@ def test_an_alias_means_what_its_code_name_means(alias: str) -> None:
 
 def test_an_alias_may_have_backports() -> None:
     assert suites("stable-backports") == suites("trixie-backports") == ("trixie-backports",)
+
+
+@pytest.mark.parametrize(
+    ("source", "packaged", "release", "version"),
+    [
+        ("debian", "6.1.192-1", "6.1.0-56-cloud-amd64", "6.1.192"),
+        ("debian", "6.12.118-1", "6.12.118+deb13-cloud-amd64", "6.12.118"),
+        ("deb", "7.3~rc2-1~exp1", "7.3-rc2-amd64", "7.3"),
+        ("tree", "6.19.0-rc3+", "6.19.0-rc3+", "6.19.0"),
+        ("build", "7.3.4-relocate", "7.3.4-relocate", "7.3.4"),
+        ("image", "nonsense", "nonsense", "nonsense"),
+    ],
+)
+def test_the_upstream_version_is_known_where_the_release_hides_it(
+    source: str, packaged: str, release: str, version: str
+) -> None:
+    spec = parse_debian("debian:9.1", X86_64)
+    provenance = Provenance(source, "a package", packaged, "")
+    assert Kernel(spec, X86_64, release, Path("image"), {}, None, None, provenance).version == version

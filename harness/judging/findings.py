@@ -31,12 +31,12 @@ class Range:
     #: the first release without it in each series that was fixed, mainline's last; empty if none is known
     fixed: tuple[str, ...]
 
-    def covers(self, release: str, arch: str) -> bool:
+    def covers(self, version: str, arch: str) -> bool:
         """Whether a kernel has the bug."""
-        version, fixed = _version(release), [_version(each) for each in self.fixed]
+        here, fixed = _version(version), [_version(each) for each in self.fixed]
         # A fix holds for the later releases of its own stable series. The last one holds for every newer series too.
-        is_fixed = any(version >= each and (version[:2] == each[:2] or each == max(fixed)) for each in fixed)
-        return arch in self.arch and _version(self.first) <= version and not is_fixed
+        is_fixed = any(here >= each and (here[:2] == each[:2] or each == max(fixed)) for each in fixed)
+        return arch in self.arch and _version(self.first) <= here and not is_fixed
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Finding:
     command: str
     ranges: tuple[Range, ...]
 
-    def expected(self, release: str, arch: str) -> bool:
+    def expected(self, version: str, arch: str) -> bool:
         """Whether a kernel is known to have it."""
-        return any(each.covers(release, arch) for each in self.ranges)
+        return any(each.covers(version, arch) for each in self.ranges)
 
 
 @cache
@@ -99,20 +99,20 @@ class Expect(Enum):
     AS_RECORDED = auto()
 
 
-def expect(item: pytest.Item, reports: Sequence[pytest.TestReport], release: str, arch: str, expected: Expect) -> None:
+def expect(item: pytest.Item, reports: Sequence[pytest.TestReport], version: str, arch: str, expected: Expect) -> None:
     """Change the reports of a test that shows a finding: an expected failure counts as skipped.
 
     A skip stays a skip. A failure stays a failure unless its message says what the finding says: the marker's
     ``match``, or one of several. The message counts, not the traceback, which shows the source of other messages too.
 
-    :param release: the kernel's release.
+    :param version: the kernel's upstream version.
     :param arch: the name of its architecture.
     """
     call = next((report for report in reports if report.when == "call"), None)
     finding = of(item)
     if call is None or finding is None:
         return
-    has_it = finding.expected(release, arch)
+    has_it = finding.expected(version, arch)
     if expected is Expect.AS_RECORDED and not has_it:
         return
     marker = item.get_closest_marker("finding")
@@ -124,7 +124,7 @@ def expect(item: pytest.Item, reports: Sequence[pytest.TestReport], release: str
     elif call.passed and expected is Expect.AS_RECORDED:
         call.outcome = "failed"
         call.longrepr = (
-            f"finding {finding.name} does not show on {release} ({arch}): say in harness/judging/findings.toml "
+            f"finding {finding.name} does not show on {version} ({arch}): say in harness/judging/findings.toml "
             "where it was fixed"
         )
 

@@ -67,6 +67,13 @@ class Kernel:
     vmlinux: Path | None
     provenance: Provenance
 
+    @property
+    def version(self) -> str:
+        """The upstream version. A package's version tells it where the release does not: 6.1.0-56-amd64 is 6.1.192."""
+        packaged = self.provenance.source in ("debian", "deb")
+        found = re.match(r"\d+(\.\d+)+", self.provenance.version if packaged else self.release)
+        return found[0] if found else self.release
+
     def has(self, option: str) -> bool:
         """Whether an option (with or without ``CONFIG_``) is built in or a module."""
         return self.config.get(option.removeprefix("CONFIG_"), "n") in ("y", "m")

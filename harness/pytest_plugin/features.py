@@ -21,8 +21,8 @@ class ExpectedFindings:
     def pytest_guest_test_judged(self, item: pytest.Item, target: Target, ran: Ran) -> None:
         """Change the reports of a test that shows a finding."""
         if target.kernel is not None:
-            release, arch = target.kernel.release, str(target.kernel.arch)
-            findings.expect(item, ran.judgement.reports, release, arch, self._expected)
+            version, arch = target.kernel.version, str(target.kernel.arch)
+            findings.expect(item, ran.judgement.reports, version, arch, self._expected)
 
 
 class Comparison:
