@@ -98,6 +98,11 @@ AUDIT = Option(
     help="audit the guest's whole reverse map from its memory: at the end of each test that moved memory and after "
     "every failure, or after each move too (fetches the debug information of Debian kernels, 350 MB, once)",
 )
+RESULTS = Option(
+    name="--results",
+    metavar="FILE",
+    help="write one line of JSON for each test to FILE as it ends; docs/results.md describes the format",
+)
 DEBIAN_MIRROR = Option(
     name="--debian-mirror",
     metavar="URI",
@@ -127,6 +132,7 @@ OPTIONS = (
     ICOUNT,
     ANSWER,
     AUDIT,
+    RESULTS,
     DEBIAN_MIRROR,
     USERLAND,
 )

@@ -18,6 +18,7 @@ from harness.options import MachineOptions
 from harness.pytest_plugin import target
 from harness.pytest_plugin.features import Answer, Comparison, Costs, ExpectedFindings
 from harness.pytest_plugin.progress import TerminalProgress
+from harness.pytest_plugin.record import Record
 from harness.pytest_plugin.session import GuestTests
 from harness.pytest_plugin.testrun import Policy
 
@@ -51,6 +52,7 @@ def start(config: pytest.Config, tests: Path) -> None:
         "harness-comparison": Comparison(guests, config),
         "harness-costs": Costs(guests) if config.getoption("icount") else None,
         "harness-answer": Answer(guests, config) if config.getoption("answer") else None,
+        "harness-record": _record(config, guests),
     }
     for name, feature in features.items():
         if feature is not None:
@@ -62,6 +64,14 @@ def _findings(config: pytest.Config) -> ExpectedFindings | None:
         return ExpectedFindings(Expect.AS_RECORDED)
     # The answer asks whether they show.
     return ExpectedFindings(Expect.SHOWS_OR_NOT) if config.getoption("answer") else None
+
+
+def _record(config: pytest.Config, guests: GuestTests) -> Record | None:
+    """What writes ``--results``; not in a worker of pytest-xdist, and not where nothing runs."""
+    file = config.getoption("results")
+    if not file or hasattr(config, "workerinput") or config.getoption("collectonly"):
+        return None
+    return Record(config.invocation_params.dir / Path(file).expanduser(), guests, config)
 
 
 def _refuse_debugger(config: pytest.Config) -> None:

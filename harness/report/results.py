@@ -135,6 +135,13 @@ def decode(reports: Iterable[object]) -> list[Result]:
     return [_result([each[when] for when in _PHASES if when in each]) for each in phases.values()]
 
 
+def verdict(reports: Iterable[pytest.TestReport]) -> str:
+    """The verdict that the reports of one test carry; empty if they carry none."""
+    return next(
+        (str(value) for report in reports for name, value in report.user_properties[::-1] if name == _VERDICT), ""
+    )
+
+
 def test_id(item: pytest.Item, root: str) -> str:
     """A test's id inside the guest: its path starts at the guest tests' directory, and no parameter names the kernel.
 
@@ -166,11 +173,11 @@ def _result(reports: Sequence[pytest.TestReport]) -> Result:
     if outcome is Outcome.PASSED:
         return Result(facts, Outcome.LACKING if any(name == LACKS for name, _ in records) else outcome, "", records)
     ordered = sorted(reports, key=lambda report: not report.failed)
-    return Result(facts, outcome, next((_message(each) for each in ordered if not each.passed), ""), records)
+    return Result(facts, outcome, next((message(each) for each in ordered if not each.passed), ""), records)
 
 
-def _message(report: pytest.TestReport) -> str:
-    """The first line of what a report says."""
+def message(report: pytest.TestReport) -> str:
+    """The first line of what a report says, escaped."""
     crash = getattr(report.longrepr, "reprcrash", None)
     if isinstance(report.longrepr, tuple):
         text = report.longrepr[2].removeprefix("Skipped: ")
