@@ -153,6 +153,17 @@ def build(request: BuildRequest, cache: Cache, archive: Archive) -> BuiltKernel:
     return _Build(request, cache, archive).run()
 
 
+def identify(request: BuildRequest, cache: Cache, archive: Archive) -> str:
+    """What :func:`build` would make, in words that change with the kernel's bytes; nothing is built.
+
+    :raises SpecError: if the source does not exist.
+    :raises FetchError: if its description cannot be had.
+    :raises HostError: if this host lacks the compiler.
+    """
+    made = _Build(request, cache, archive)
+    return f"{made.version.description} {_digest(made.inputs, request.wanted.text)}"
+
+
 class _Build:
     """The build of one kernel."""
 
@@ -168,10 +179,15 @@ class _Build:
     def version(self) -> SourceVersion:
         return self.request.source.identify(self.cache, self.archive)
 
+    @cached_property
+    def inputs(self) -> list[str]:
+        """Everything that the kernel is made of, except its configuration."""
+        series = patchset_hash(self.request.patches)
+        return [_GENERATION, self.request.arch.name, self.version.digest, series, self.toolchain.version]
+
     def run(self) -> BuiltKernel:
         request = self.request
-        series = patchset_hash(request.patches)
-        inputs = [_GENERATION, request.arch.name, self.version.digest, series, self.toolchain.version]
+        inputs = self.inputs
         config = self.cache.file(
             "configs", f"{request.stem}={_digest(inputs, request.wanted.text)}", self._configure, name="config"
         )
@@ -180,7 +196,7 @@ class _Build:
             source=self.version.description,
             source_digest=self.version.digest,
             patches=len(request.patches),
-            patchset_hash=series,
+            patchset_hash=patchset_hash(request.patches),
             configuration=request.configuration,
             config_digest=config_digest,
             compiler=self.toolchain.version,

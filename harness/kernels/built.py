@@ -24,16 +24,7 @@ class BuildSpec(BootSpec):
 
         :raises BuildError: if the kernel cannot be built.
         """
-        named = self.name
-        request = builder.BuildRequest(
-            arch=self.arch,
-            source=named.source,
-            patches=tuple(patch for path in named.series for patch in series.load(path)),
-            configuration=str(named.configuration),
-            wanted=kconfig.merge(named.configuration.settings()),
-            label=self.label,
-        )
-        built = builder.build(request, cache, archive)
+        built = builder.build(self._request(), cache, archive)
         config = read_config(built.config)
         check_config(self, config)
         return Kernel(
@@ -47,4 +38,19 @@ class BuildSpec(BootSpec):
             provenance=Provenance(
                 "build", built.provenance.source, built.release, sha256(built.boot_image), build=built.provenance
             ),
+        )
+
+    def identify(self, cache: Cache, archive: Archive) -> str:
+        """See :meth:`BootSpec.identify`; builds nothing."""
+        return builder.identify(self._request(), cache, archive)
+
+    def _request(self) -> builder.BuildRequest:
+        named = self.name
+        return builder.BuildRequest(
+            arch=self.arch,
+            source=named.source,
+            patches=tuple(patch for path in named.series for patch in series.load(path)),
+            configuration=str(named.configuration),
+            wanted=kconfig.merge(named.configuration.settings()),
+            label=self.label,
         )

@@ -52,17 +52,21 @@ class DebianSpec(BootSpec):
         packages, missing = _closure(package, listed)
         # Since 6.19, linux-image-… only depends on the package that holds the boot image.
         holder = next((each for each in packages if each.name.startswith("linux-binary-")), package)
-        contents = hashlib.sha256(" ".join(each.sha256 for each in packages).encode()).hexdigest()[:16]
 
         def unpack(target: Path) -> None:
             archive.progress(f"unpacking {package.name} {package.version}")
             _unpack(archive.download(packages), target)
 
-        tree = cache.tree("kernels", f"{package.name}_{package.version}_{contents}", unpack)
+        tree = cache.tree("kernels", _cache_key(package, packages), unpack)
         provenance = Provenance("debian", holder.name, holder.version, holder.sha256, missing)
         if missing:
             archive.progress(f"{self}: its mirror no longer lists {', '.join(missing)}; continuing without them")
         return _from_unpacked(self, tree, provenance)
+
+    def identify(self, cache: Cache, archive: Archive) -> str:
+        """See :meth:`BootSpec.identify`. Reads the archive's index only."""
+        package, listed = self._choose(archive)
+        return _cache_key(package, _closure(package, listed)[0])
 
     def _choose(self, archive: Archive) -> tuple[Package, Sequence[Package]]:
         """The newest package that fits, and the packages of the suites it comes from."""
@@ -108,6 +112,10 @@ class DebSpec(BootSpec):
         provenance = Provenance("deb", fields.get("Package", str(self.path)), fields.get("Version", ""), digests[0])
         return _from_unpacked(self, tree, provenance)
 
+    def identify(self, cache: Cache, archive: Archive) -> str:
+        """See :meth:`BootSpec.identify`."""
+        return " ".join(sha256(path) for path in _with_neighbours(self.path))
+
 
 def parse_debian(text: str, wanted: Architecture | None) -> DebianSpec:
     """Parse ``debian:VERSION`` and ``debian:SUITE``.
@@ -141,6 +149,12 @@ def parse_deb(text: str, path: Path, wanted: Architecture | None) -> DebSpec:
     check_arch(text, found, wanted)
     release = re.sub(r"^linux-(image|binary)-", "", name)
     return DebSpec(text, as_label(f"{release}-{found}"), found, path.resolve())
+
+
+def _cache_key(package: Package, packages: Sequence[Package]) -> str:
+    """Names a kernel and the contents of its packages."""
+    contents = hashlib.sha256(" ".join(each.sha256 for each in packages).encode()).hexdigest()[:16]
+    return f"{package.name}_{package.version}_{contents}"
 
 
 def _closure(package: Package, listed: Sequence[Package]) -> tuple[list[Package], tuple[str, ...]]:

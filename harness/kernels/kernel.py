@@ -109,6 +109,15 @@ class BootSpec(Spec, ABC):
         :raises HostError: if this host lacks a program, or disk space.
         """
 
+    @abstractmethod
+    def identify(self, cache: Cache, archive: Archive) -> str:
+        """Say which kernel this is now, in words that change with its bytes. Fetches and builds nothing large.
+
+        :raises SpecError: if there is no such kernel.
+        :raises FetchError: if the archive's index cannot be had.
+        :raises HostError: if this host lacks a program, or space.
+        """
+
 
 @dataclass(frozen=True)
 class SshSpec(Spec):

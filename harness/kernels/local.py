@@ -37,6 +37,10 @@ class TreeSpec(BootSpec):
         boot_image = self.path / self.arch.tree_image
         return _from_files(self, cache, "tree", boot_image, self.path, self.path / ".config", ModuleTree.of(self.path))
 
+    def identify(self, cache: Cache, archive: Archive) -> str:
+        """See :meth:`BootSpec.identify`. Modules are built with the image, so that the image stands for them."""
+        return sha256(self.path / self.arch.tree_image)
+
 
 @dataclass(frozen=True)
 class ImageSpec(BootSpec):
@@ -57,6 +61,10 @@ class ImageSpec(BootSpec):
         configs = [path.parent / f"config-{release}", *(each / "config" for each in directories)]
         config = next((each for each in configs if each.is_file()), None)
         return _from_files(self, cache, "image", path, path, config, ModuleTree.of(modules) if modules else None)
+
+    def identify(self, cache: Cache, archive: Archive) -> str:
+        """See :meth:`BootSpec.identify`."""
+        return sha256(self.path)
 
 
 def parse_tree(text: str, path: Path, wanted: Architecture | None) -> TreeSpec:
