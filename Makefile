@@ -6,7 +6,7 @@ ARCH ?=
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint types unit slow guest pair costs bench setup host build-host bench-host clean
+.PHONY: run test lint types unit slow guest pair matrix costs bench setup host build-host bench-host clean
 
 # Compilers are only needed for a kernel that is neither packaged, nor a machine, nor a file or tree that exists.
 built = $(if $(filter debian:% ssh:%,$(KERNEL))$(wildcard $(KERNEL)),,build-host)
@@ -42,6 +42,9 @@ pair: setup build-host ## the guest suite on the reference kernel and its unpatc
 
 bench: setup bench-host .venv/bench $(built) ## speed, beside virtme-ng; KERNEL=debian:7.3 ARCH=x86_64 choose another kernel
 	$(BIN)/python tests/benchmark.py --kernel='$(KERNEL)' $(if $(ARCH),--arch=$(ARCH)) --suite
+
+matrix: setup ## the guest suite on many kernels; what is kept from an earlier run is not run again
+	$(BIN)/harness matrix --html=matrix.html
 
 setup: host .venv/ready
 
@@ -84,4 +87,4 @@ endef
 	@touch $@
 
 clean: ## remove what set-up made here; caches live under ~/.cache/mremap-harness and /dev/shm
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build matrix.html *.egg-info .pytest_cache .mypy_cache .ruff_cache

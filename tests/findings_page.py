@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import textwrap
 import time
@@ -50,7 +49,8 @@ The two holes behind the question are `ksm-swapcache-move` and `ksm-forked-forgo
 class Measured:
     """What the tests for the findings said on one kernel."""
 
-    release: str
+    #: the kernel's upstream version
+    version: str
     arch: str
     #: the day of the measurement, as YYYY-MM-DD
     date: str
@@ -67,9 +67,9 @@ def of_matrix(data: Mapping[str, Any]) -> list[Measured]:
         for test in cell["tests"]:
             if test["finding"]:
                 outcomes.setdefault(test["finding"], Counter())[test["outcome"]] += 1
-        if outcomes and cell["release"]:
-            found.append(Measured(cell["release"], cell["arch"], date, outcomes))
-    return sorted(found, key=lambda each: (_version(each.release), each.arch))
+        if outcomes and cell["version"]:
+            found.append(Measured(cell["version"], cell["arch"], date, outcomes))
+    return sorted(found, key=lambda each: (_numbers(each.version), each.arch))
 
 
 def load(path: Path = MEASURED) -> list[Measured]:
@@ -104,7 +104,7 @@ def _section(finding: Finding, measured: Sequence[Measured]) -> Iterator[str]:
 
 def _table(finding: Finding, measured: Sequence[Measured]) -> Iterator[str]:
     arches = sorted({each.arch for each in measured}, reverse=True)
-    versions = sorted({_number(each.release) for each in measured}, key=_version)
+    versions = sorted({each.version for each in measured}, key=_numbers)
     if not versions:
         yield "Not measured."
         return
@@ -113,7 +113,7 @@ def _table(finding: Finding, measured: Sequence[Measured]) -> Iterator[str]:
     for version in versions:
         cells = []
         for arch in arches:
-            here = [each for each in measured if each.arch == arch and _number(each.release) == version]
+            here = [each for each in measured if each.arch == arch and each.version == version]
             cells.append(_said(here[-1].outcomes.get(finding.name, {})) if here else "not measured")
         yield f"| {version} | {' | '.join(cells)} |"
 
@@ -131,14 +131,8 @@ def _said(outcomes: Mapping[str, int]) -> str:
     return "cannot tell: its tests skip" if outcomes else "not measured"
 
 
-def _number(release: str) -> str:
-    """The version in a release: "6.12.118" of "6.12.118+deb13-cloud-amd64"."""
-    found = re.match(r"\d+(\.\d+)*", release)
-    return found[0] if found else release
-
-
-def _version(release: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in _number(release).split(".") if part.isdigit())
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 def main() -> int:

@@ -11,8 +11,8 @@ from tests.findings_page import Measured, of_matrix, page
 FINDING = Finding("a-bug", "It breaks.", "A cause.", "An effect.", "-k a", (Range(("x86_64",), "", ("6.18",)),))
 
 
-def measured(release: str, arch: str, **outcomes: int) -> Measured:
-    return Measured(release, arch, "2026-11-25", {"a-bug": outcomes})
+def measured(version: str, arch: str, **outcomes: int) -> Measured:
+    return Measured(version, arch, "2026-11-25", {"a-bug": outcomes})
 
 
 def rows(*seen: Measured) -> list[str]:
@@ -32,14 +32,14 @@ def rows(*seen: Measured) -> list[str]:
     ],
 )
 def test_a_cell_says_what_its_tests_said(outcomes: dict[str, int], said: str) -> None:
-    assert rows(measured("6.12.118+deb13-cloud-amd64", "x86_64", **outcomes)) == [f"| 6.12.118 | {said} |"]
+    assert rows(measured("6.12.118", "x86_64", **outcomes)) == [f"| 6.12.118 | {said} |"]
 
 
 def test_kernels_stand_in_the_order_of_their_versions_and_a_hole_is_a_hole() -> None:
     seen = [
-        measured("6.12.118+deb13-cloud-arm64", "arm64", passed=1),
-        measured("6.12.118+deb13-cloud-amd64", "x86_64", xfailed=1),
-        measured("6.1.192-cloud-amd64", "x86_64", passed=1),
+        measured("6.12.118", "arm64", passed=1),
+        measured("6.12.118", "x86_64", xfailed=1),
+        measured("6.1.192", "x86_64", passed=1),
     ]
     assert rows(*seen) == [
         "| 6.1.192 | does not show (0 of 1) | not measured |",
@@ -60,8 +60,8 @@ def test_the_measurements_of_a_matrix_are_taken_by_finding_and_outcome() -> None
         {"test": "c", "outcome": "passed", "finding": ""},
     ]
     cells = [
-        {"release": "6.12.118", "arch": "x86_64", "tests": tests},
-        {"release": "", "arch": "arm64", "tests": []},
+        {"version": "6.12.118", "arch": "x86_64", "tests": tests},
+        {"version": "", "arch": "arm64", "tests": []},
     ]
     assert of_matrix({"started": 1790000000.0, "cells": cells}) == [
         Measured("6.12.118", "x86_64", "2026-09-21", {"a-bug": {"xfailed": 2}})

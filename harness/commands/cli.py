@@ -2,7 +2,8 @@
 """The ``harness`` command.
 
 Exit status: 0 all is well, 1 it is not, 2 the command line makes no sense. ``harness shell`` passes on the status of
-the command it ran, ``harness test`` that of pytest.
+the command it ran, ``harness test`` that of pytest. ``harness matrix`` has pytest's statuses: 2 if it was interrupted,
+4 if the command line makes no sense.
 """
 
 from __future__ import annotations
@@ -22,12 +23,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     :param argv: arguments without the program's name; None takes the process's own.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["test"]:  # all that follows is pytest's: argparse would stop at the first option
+    from harness.commands.matrix import WRONG_REQUEST
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["test"]:  # all that follows is pytest's: argparse would stop at the first option
         from harness.commands import test
 
-        return test.run(arguments[1:])
-    chosen = _parser().parse_args(arguments)
+        return test.run(words[1:])
+    try:
+        chosen = _parser().parse_args(words)
+    except SystemExit as left:
+        # argparse ends with 2, which would say that a matrix was interrupted.
+        raise SystemExit(WRONG_REQUEST if left.code == 2 and words[:1] == ["matrix"] else left.code) from None
     try:
         return _COMMANDS[chosen.command_name](chosen)
     except UsageError as error:
@@ -42,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from harness import __version__
-    from harness.commands import audit, userland
+    from harness.commands import audit, matrix, userland
 
     parser = argparse.ArgumentParser(
         prog="harness",
@@ -54,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("doctor", help="say what works on this host, what is missing, and how to get it")
     commands.add_parser("test", help="run pytest with all that follows; with --kernel=SPEC it runs guest tests")
     audit.add_to(commands)
+    matrix.add_to(commands)
     userland.add_to(commands)
     shell = commands.add_parser(
         "shell",
@@ -95,6 +103,12 @@ def _audit(chosen: argparse.Namespace) -> int:
     return audit.run(chosen, _progress())
 
 
+def _matrix(chosen: argparse.Namespace) -> int:
+    from harness.commands import matrix
+
+    return matrix.run(chosen, _progress())
+
+
 def _userland(chosen: argparse.Namespace) -> int:
     from harness.commands import userland
 
@@ -107,7 +121,7 @@ def _progress() -> ProgressLine:
     return line
 
 
-_COMMANDS = {"audit": _audit, "doctor": _doctor, "shell": _shell, "userland": _userland}
+_COMMANDS = {"audit": _audit, "doctor": _doctor, "matrix": _matrix, "shell": _shell, "userland": _userland}
 
 
 if __name__ == "__main__":
