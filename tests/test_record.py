@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -76,6 +76,20 @@ def test_a_failure_keeps_its_message_evidence_and_conditions() -> None:
     assert made.message == "lost a page"
     assert (made.start, made.duration) == (1000.0, 1.5)
     assert made.sections == (("failure in call", "lost a page\nin the second line"), ("kernel console", "BUG: bad"))
+
+
+def test_the_worker_that_ran_a_test_is_no_reason_for_its_failure() -> None:
+    """pytest-xdist gives each report its worker, and pytest puts a line about it in front of a failure's text."""
+
+    class Worker:
+        workerinfo: ClassVar = {"id": "gw0", "sysplatform": "linux", "version_info": (3, 11, 4), "executable": "python"}
+
+    made = reports(Verdict.FAIL, "lost a page")
+    made[1].node = Worker()  # type: ignore[attr-defined]
+    assert made[1].longreprtext.startswith("[gw0] linux")
+    line = record.item(made, 0.0, 0.0)
+    assert line is not None
+    assert line.message == "lost a page"
 
 
 def test_evidence_is_escaped_and_keeps_its_end_within_the_limit() -> None:

@@ -78,7 +78,7 @@ class Record:
         if not labels:
             return  # no guest test
         label = max(labels, key=len)
-        message = report.longreprtext.partition("\n")[0]
+        message = str(report.longrepr).partition("\n")[0]
         test = report.nodeid.replace(f"[{label}]", "").replace(f"[{label}-", "[")
         lost = record.lost_item(label, test, f"infrastructure: {message}", start, duration)
         self._write(record.item_line(lost))

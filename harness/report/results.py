@@ -182,6 +182,7 @@ def message(report: pytest.TestReport) -> str:
     if isinstance(report.longrepr, tuple):
         text = report.longrepr[2].removeprefix("Skipped: ")
     else:
-        text = crash.message if crash else report.longreprtext
+        # Not longreprtext: with pytest-xdist it begins with a line about the worker.
+        text = crash.message if crash else str(report.longrepr or "")
     first = next((line for line in text.splitlines() if line.strip()), "")
     return safe_text.escape(" ".join(first.split()))

@@ -24,6 +24,10 @@ MIXED = """
         print("said before")
         assert number == 99, f"number \\x1b[31m{number}"
 
+    def test_breaks_the_kernel():
+        with open("/dev/kmsg", "w") as log:
+            log.write("<4>BUG: Bad page state in process python3  pfn:12345\\n")
+
     def test_skips():
         pytest.skip("needs CONFIG_NOTHING")
 """
@@ -61,6 +65,7 @@ def test_a_run_is_recorded_test_by_test(lab: Lab, workers: str) -> None:
         "test_passes": "passed",
         "test_fails[1]": "failed",
         "test_fails[2]": "failed",
+        "test_breaks_the_kernel": "failed",
         "test_skips": "skipped",
     }
     (kernel,) = recording.header.kernels
@@ -80,6 +85,7 @@ def test_a_run_is_recorded_test_by_test(lab: Lab, workers: str) -> None:
     assert "said before" in sections["Captured stdout call"]
     assert "kernel console" in sections
     assert "--kernel=debian:6.12" in sections["run it again"]
+    assert by_name["test_breaks_the_kernel"].message.startswith("the kernel complained during this test: ")
     assert "\x1b" not in (lab.root / "results.jsonl").read_text()
 
 
