@@ -17,7 +17,7 @@ from harness.errors import HostError, UsageError
 from harness.host.cache import Cache
 from harness.kernels.kernel import BootSpec, Kernel, Provenance
 from harness.machine.accelerator import Accelerator
-from tests import benchmark, figures, virtme_ng
+from tests import benchmark, benchmark_audit, figures, virtme_ng
 from tests.figures import Figure, MeasureError, Results
 from tests.lab import wait_until
 
@@ -207,6 +207,18 @@ def test_a_command_that_is_stuck_is_ended_with_what_it_started(tmp_path: Path) -
         benchmark.run(["sh", "-c", f"sleep 1000 & echo $! > {note}; wait"], 1)
     status = Path(f"/proc/{int(note.read_text())}/status")
     wait_until(lambda: not status.exists() or "\tZ" in status.read_text(), "the child of a killed command to end", 30)
+
+
+def test_the_memory_of_a_command_is_not_that_of_the_process_that_measures_it() -> None:
+    ballast = bytearray(b"x") * (300 << 20)
+    assert benchmark_audit.most_memory(python("pass")) < 100
+    assert benchmark_audit.most_memory(python("bytearray(b'x') * (200 << 20)")) > 200
+    del ballast
+
+
+def test_a_command_whose_memory_is_measured_must_succeed() -> None:
+    with pytest.raises(MeasureError, match="failed"):
+        benchmark_audit.most_memory(python("exit(1)"))
 
 
 def kernel(tmp_path: Path, architecture: arch.Architecture, config: dict[str, str]) -> Kernel:
