@@ -160,6 +160,7 @@ def test_a_changed_test_has_another_key(image: Cell, tmp_path: Path, monkeypatch
     [
         ("harness/judging/verdict.py", True),
         ("images/init", True),
+        ("harness/judging/findings.toml", True),
         ("harness/matrix/page.py", False),
         ("harness/commands/cli.py", False),
     ],
@@ -170,6 +171,7 @@ def test_the_harness_counts_as_far_as_results_depend_on_it(
     for name in ("harness", "images"):
         shutil.copytree(paths.PROJECT / name, tmp_path / name)
     monkeypatch.setattr(paths, "PROJECT", tmp_path)
+    monkeypatch.setattr(paths, "IMAGES", tmp_path / "images")
     before = key(image)
     with (tmp_path / file).open("a") as changed:
         changed.write("# changed\n")

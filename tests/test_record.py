@@ -13,6 +13,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.judging import findings
+from harness.judging.findings import Expect
 from harness.judging.verdict import Judgement, Verdict
 from harness.report import record, results
 from harness.report.record import Item, KernelFacts
@@ -23,8 +24,16 @@ HEADER = record.header(["pytest", "--kernel=debian:6.12"], 1000.0, [KERNEL])
 PASSED = Item(label=KERNEL.label, test="guest_tests/test_a.py::test_a", outcome="passed", verdict="PASS", failed=False)
 
 
+#: a finding that Linux 6.12 has
+FINDING = "kpageflags-ksm"
+
+
 def reports(
-    verdict: Verdict, text: str = "", recorded: Sequence[tuple[str, Any]] = (), sections: Sequence[tuple[str, str]] = ()
+    verdict: Verdict,
+    text: str = "",
+    recorded: Sequence[tuple[str, Any]] = (),
+    sections: Sequence[tuple[str, str]] = (),
+    finding: str = "",
 ) -> list[pytest.TestReport]:
     """The reports of a test whose call fails with ``text``, or passes if it is empty."""
     made = [
@@ -40,7 +49,7 @@ def reports(
         for when in ("setup", "call", "teardown")
     ]
     made[1].sections.extend(sections)
-    facts = Facts(label=KERNEL.label, test="guest_tests/test_a.py::test_a", guest="clone")
+    facts = Facts(label=KERNEL.label, test="guest_tests/test_a.py::test_a", guest="clone", finding=finding)
     results.encode(Judgement(verdict, made), facts)
     return made
 
@@ -115,29 +124,29 @@ def test_properties_that_are_no_json_or_too_large_are_counted_and_left_out() -> 
     assert made.left_out == 3
 
 
-def finding(made: list[pytest.TestReport]) -> Item:
-    """The line of these reports under --expect-findings."""
+def expected(made: list[pytest.TestReport]) -> Item:
+    """The line of these reports under --expect-findings, on a kernel that is known to have the finding."""
 
     class Marked:
         def get_closest_marker(self, name: str) -> Any:
-            return pytest.mark.finding("lost-page", match="lost a page").mark if name == "finding" else None
+            return pytest.mark.finding(FINDING, match="lost a page").mark if name == "finding" else None
 
     marked: Any = Marked()
-    findings.expect(marked, made, "6.12.1")
+    findings.expect(marked, made, "6.12.1", "x86_64", Expect.AS_RECORDED)
     line = record.item(made, 0.0, 0.0)
     assert line is not None
     return line
 
 
 def test_an_expected_finding_is_named_and_is_no_failure() -> None:
-    made = finding(reports(Verdict.FAIL, "lost a page"))
-    assert (made.outcome, made.failed, made.finding) == ("xfailed", False, "lost-page")
+    made = expected(reports(Verdict.FAIL, "lost a page", finding=FINDING))
+    assert (made.outcome, made.failed, made.finding) == ("xfailed", False, FINDING)
 
 
 def test_a_finding_that_no_longer_shows_is_a_failure_although_the_kernel_passed() -> None:
-    made = finding(reports(Verdict.PASS))
-    assert (made.outcome, made.verdict, made.failed, made.finding) == ("passed", "PASS", True, "")
-    assert made.message.startswith("finding lost-page does not show on 6.12.1")
+    made = expected(reports(Verdict.PASS, finding=FINDING))
+    assert (made.outcome, made.verdict, made.failed, made.finding) == ("passed", "PASS", True, FINDING)
+    assert made.message.startswith(f"finding {FINDING} does not show on 6.12.1")
 
 
 def test_a_test_of_the_host_has_no_line() -> None:
