@@ -103,4 +103,4 @@ class Scripted:
 def script(path: Path, body: str) -> Job:
     """A job that runs a Python program, which finds the path of its record in ``RECORD``."""
     path.write_text(f"import sys\nRECORD = sys.argv[-1].removeprefix('--results=')\n{body}\n")
-    return Job(name=path.stem, python=[str(path)], seconds=60.0, content="", resources=[])
+    return Job(name=path.stem, python=[str(path)], seconds=600.0, content="", resources=[])

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from harness import paths
+from harness.arch import X86_64
 from harness.commands import cli
 from harness.debian.apt import Archive
 from harness.errors import UsageError
 from harness.host.cache import Cache
 from harness.host.terminal import ProgressLine
-from harness.machine import payload
+from harness.machine import accelerator, payload
+from harness.machine.accelerator import Accelerator
 from harness.matrix import definition, executor, keys
 from harness.matrix.definition import Cell
 from harness.matrix.job import Ended, Job
@@ -119,8 +121,17 @@ def test_a_missing_file_and_an_unknown_group_are_named(tmp_path: Path) -> None:
 # --- keys ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> Accelerator:
+    """The accelerator of this host. Finding it out takes 5 s where KVM does not work, so that it is asked once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        return accelerator.choose(X86_64)
+
+
 @pytest.fixture
-def image(tmp_path: Path) -> Cell:
+def image(tmp_path: Path, probed: Accelerator, monkeypatch: pytest.MonkeyPatch) -> Cell:
+    monkeypatch.setattr(accelerator, "choose", lambda _arch, *, icount: probed)
     path = tmp_path / "bzImage"
     path.write_bytes(bzimage())
     return Cell(group="a", kernel=str(path), arch="x86_64")

@@ -102,7 +102,7 @@ def test_a_machine_with_other_tests_refuses(tmp_path: Path) -> None:
     task["content"] = "something else"
     ended = run(task)
     assert ended["status"] is None
-    assert "other ones than at the start" in ended["trouble"]
+    assert "not those that the matrix began with" in ended["trouble"]
     task["content"] = job.content()
     assert run(task)["trouble"] == ""
 

@@ -139,9 +139,11 @@ class _Seldom:
     def __init__(self, progress: ProgressLine) -> None:
         self._progress = progress
         self._last = time.monotonic()
+        self._shown = ""
 
     def __call__(self, message: str) -> None:
         """Show how far it is."""
-        if sys.stderr.isatty() or time.monotonic() - self._last >= _SELDOM:
-            self._last = time.monotonic()
+        due = message != self._shown if sys.stderr.isatty() else time.monotonic() - self._last >= _SELDOM
+        if due:
+            self._last, self._shown = time.monotonic(), message
             self._progress(message)

@@ -86,7 +86,11 @@ def run(job: Job, stopped: Callable[[], bool], watch: Callable[[Path], None]) ->
     :param watch: told the path of its record, which grows while it runs.
     """
     if job["content"] and job["content"] != content():
-        return failed(job, "the harness or the tests here are other ones than at the start: update this machine")
+        return failed(
+            job,
+            "the harness or the tests here are not those that the matrix began with: "
+            "start it again, or update this machine",
+        )
     try:
         return _run(job, stopped, watch)
     except HarnessError as error:
@@ -188,7 +192,7 @@ def _trouble(ended: Ended, job: Job) -> str:
     said = ended["output"].splitlines()
     last = f": {said[-1]}" if said else ""
     if job["content"] and job["content"] != content():
-        return "the harness or the tests were changed while it ran"
+        return "the harness or the tests were changed while it ran: run the matrix again"
     if status not in (0, 1):
         return f"pytest ended with status {status}{last}"
     try:

@@ -36,6 +36,7 @@ from harness.guests.template_store import TemplateStore
 from harness.host.cache import silent
 from harness.kernels import grammar
 from harness.machine import provision
+from harness.options import MachineOptions
 _, machine = provision.provision(grammar.parse({KERNEL!r}), MachineOptions(), silent)
 told = []
 store = TemplateStore(Path(sys.argv[1]))

@@ -113,6 +113,7 @@ def test_a_test_whose_worker_dies_is_recorded_as_a_harness_error(lab: Lab) -> No
 
 def test_a_killed_run_leaves_a_readable_record(lab: Lab) -> None:
     lab.write("test_slow.py", SLOW)
+    (lab.root / "results.jsonl").unlink(missing_ok=True)  # of the test before
     run = lab.start("--results=results.jsonl")
     wait_until(lambda: (lab.root / "results.jsonl").exists() and read_if_any(lab), "the first line of a test", 240)
     run.kill()
