@@ -9,6 +9,7 @@ from guest_tests.mm import pagemap, sigbus
 from guest_tests.mm.ksm import Ksm
 from guest_tests.mm.mapping import CarveOut, Mapping, move
 from guest_tests.mm.probes import offline
+from guest_tests.mm.probes.poison import HwPoison
 from guest_tests.mm.proctree import Child
 from guest_tests.mm.syscalls import MADV_MERGEABLE
 
@@ -45,7 +46,7 @@ def test_a_process_that_moved_its_inherited_page_away_is_not_told_of_anothers_po
 
     Every kernel: only the process that maps the page gets SIGBUS. This fails: finding ksm-poison-bystander.
     """
-    if missing := offline.missing("hard"):
+    if missing := HwPoison().missing():
         pytest.skip(missing)
     first = area.map(0, 1).fill(1).madvise(MADV_MERGEABLE)
     with Child() as child:

@@ -112,7 +112,8 @@ ILL = """
             os.write(wire, protocol.encode(message))
 
     def test_reports_without_end(wire):
-        for _ in range(100):
+        os.set_blocking(wire, True)
+        for _ in range(1100):
             os.write(wire, protocol.encode(protocol.Report({})))
         time.sleep(60)
 

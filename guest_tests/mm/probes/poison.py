@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
-from guest_tests.mm import sigbus
+from guest_tests.mm import sigbus, system
 from guest_tests.mm.probes import offline
 from guest_tests.mm.probes.base import Answer, Probe
 from guest_tests.mm.probes.place import Page, Place, changes, observe
@@ -25,7 +25,13 @@ class HwPoison(Probe):
     consumes_pages = True
 
     def missing(self) -> str | None:
-        """See :meth:`Probe.missing`."""
+        """See :meth:`Probe.missing`.
+
+        Before 6.4 ("mm: ksm: support hwpoison for ksm page") hwpoison_user_mappings() (mm/memory-failure.c) refuses KSM
+        pages with "can't handle KSM pages": the frame is marked, nobody is told, and nothing is unmapped.
+        """
+        if system.release() < (6, 4, 0):
+            return "needs Linux 6.4: before, memory failure does nothing for a KSM page (hwpoison_user_mappings())"
         return offline.missing("hard")
 
     def refuse(self, page: Page) -> str | None:
