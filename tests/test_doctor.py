@@ -17,7 +17,7 @@ from harness import paths
 from harness.arch import ARCHITECTURES, ARM64
 from harness.build import builder
 from harness.commands import doctor
-from harness.commands.doctor import Finding, State
+from harness.commands.doctor import Check, State
 from harness.debian import mirror
 from harness.errors import HostError
 from harness.host import requirements
@@ -26,8 +26,8 @@ from harness.machine import userland
 from tests.integration.terminal import Terminal
 
 
-def _found(name: str) -> Finding:
-    return next(each for each in doctor.findings() if each.name == name)
+def _found(name: str) -> Check:
+    return next(each for each in doctor.checks() if each.name == name)
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_make_says_what_to_do_where_there_is_no_apt(fresh: Path) -> None:
 
 def test_lines_are_aligned_and_remedies_stand_below() -> None:
     out = io.StringIO()
-    report = [Finding("one", State.OK, "fine"), Finding("longer", State.MISSING, "gone", "get it")]
+    report = [Check("one", State.OK, "fine"), Check("longer", State.MISSING, "gone", "get it")]
     doctor.print_report(report, out)
     assert out.getvalue().splitlines()[:3] == [
         "  ok        one    fine",

@@ -52,7 +52,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One line of the report."""
 
     name: str
@@ -67,12 +67,12 @@ class Finding:
 
 def main() -> int:
     """Print the report; 0 if guests of some architecture can run."""
-    report = list(findings())
+    report = list(checks())
     print_report(report, sys.stdout)
     return 0 if usable(report) else 1
 
 
-def findings() -> Iterator[Finding]:
+def checks() -> Iterator[Check]:
     """Everything, in the order of the report."""
     yield _python()
     for architecture in ARCHITECTURES:
@@ -90,7 +90,7 @@ def findings() -> Iterator[Finding]:
     yield from (_extra(row) for row in requirements.needed([requirements.BUILD]) if row.optional)
 
 
-def usable(report: Iterable[Finding]) -> bool:
+def usable(report: Iterable[Check]) -> bool:
     """Whether guests of at least one architecture can run."""
     report = list(report)
     emulators = {f"qemu {each}" for each in ARCHITECTURES}
@@ -98,10 +98,10 @@ def usable(report: Iterable[Finding]) -> bool:
     return some and not any(each.vital and each.state is State.MISSING for each in report)
 
 
-def _python() -> Finding:
+def _python() -> Check:
     pytest_version = metadata.version("pytest")
     text = f"{platform.python_version()}, pytest {pytest_version}, paramiko {metadata.version('paramiko')}"
-    return Finding("python", State.OK, text)
+    return Check("python", State.OK, text)
 
 
 def _first_line(*command: str) -> str:
@@ -109,30 +109,30 @@ def _first_line(*command: str) -> str:
     return done.stdout.partition("\n")[0]
 
 
-def _qemu(architecture: Architecture) -> Finding:
+def _qemu(architecture: Architecture) -> Check:
     name = f"qemu {architecture}"
     try:
         program = find_program(architecture.qemu, architecture.qemu_package)
     except HarnessError:
         text = f"{architecture.qemu} is not installed: no {architecture} guests"
         state = State.OPTIONAL if architecture.best_effort else State.MISSING
-        return Finding(name, state, text, _install(architecture.qemu_package))
+        return Check(name, state, text, _install(architecture.qemu_package))
     version = re.search(r"version (\S+)", _first_line(program, "--version"))
-    return Finding(name, State.OK, f"{version[1] if version else 'version unknown'}, {program}")
+    return Check(name, State.OK, f"{version[1] if version else 'version unknown'}, {program}")
 
 
-def _accelerator(architecture: Architecture) -> Finding:
+def _accelerator(architecture: Architecture) -> Check:
     name = f"speed {architecture}"
     try:
         chosen = accelerator.choose(architecture)
     except HarnessError:
-        return Finding(name, State.OPTIONAL, "not tried: there is no QEMU for it")
+        return Check(name, State.OPTIONAL, "not tried: there is no QEMU for it")
     if chosen.name == "kvm":
-        return Finding(name, State.OK, f"kvm: {chosen.reason}")
+        return Check(name, State.OK, f"kvm: {chosen.reason}")
     remedy = ""
     if architecture is arch.host() and os.path.exists("/dev/kvm") and not os.access("/dev/kvm", os.R_OK | os.W_OK):
         remedy = f"{_sudo()}usermod -aG kvm {os.environ.get('USER', '$USER')}, then log in again"
-    return Finding(name, State.LESS, f"{chosen.name} (emulation): {chosen.reason}", remedy)
+    return Check(name, State.LESS, f"{chosen.name} (emulation): {chosen.reason}", remedy)
 
 
 def _programs_of_guests() -> list[Requirement]:
@@ -141,36 +141,36 @@ def _programs_of_guests() -> list[Requirement]:
     return [row for row in rows if row.kind == requirements.PROGRAM and not row.machine]
 
 
-def _program(row: Requirement) -> Finding:
+def _program(row: Requirement) -> Check:
     path = shutil.which(row.name)
     if path:
-        return Finding(row.name, State.OK, path)
+        return Check(row.name, State.OK, path)
     if row.name in userland.lacking_programs():  # kernels may be files, and so may the userland: see _userland
-        return Finding(row.name, State.LESS, f"not installed: {row.purpose}")
-    return Finding(row.name, State.MISSING, f"not installed: {row.purpose}", _install(row.package), vital=True)
+        return Check(row.name, State.LESS, f"not installed: {row.purpose}")
+    return Check(row.name, State.MISSING, f"not installed: {row.purpose}", _install(row.package), vital=True)
 
 
-def _extra(row: Requirement) -> Finding:
+def _extra(row: Requirement) -> Check:
     path = shutil.which(row.name)
     if path:
-        return Finding(row.name, State.OK, path)
-    return Finding(row.name, State.OPTIONAL, f"not installed: {row.purpose}", _install(row.package))
+        return Check(row.name, State.OK, path)
+    return Check(row.name, State.OPTIONAL, f"not installed: {row.purpose}", _install(row.package))
 
 
-def _userland() -> Finding:
+def _userland() -> Check:
     """Where the guest's userland comes from on a host that cannot make it."""
     cache = Cache()
     kept = [str(each) for each in ARCHITECTURES if userland.cached(each, cache)]
     if kept:
         text = f"{' and '.join(kept)}, in the cache; kernels must be files, trees, or built from git"
-        return Finding("userland", State.OK, text)
+        return Check("userland", State.OK, text)
     lacking = " and ".join(userland.lacking_programs())
     text = f"cannot be made without {lacking}, and none is in the cache"
     remedy = "on a Debian machine: harness userland --output FILE; then here: pytest --kernel=IMAGE --userland=FILE"
-    return Finding("userland", State.MISSING, text, remedy, vital=True)
+    return Check("userland", State.MISSING, text, remedy, vital=True)
 
 
-def _mirror() -> Finding:
+def _mirror() -> Check:
     try:
         mirror = host_mirror()
     except HarnessError as error:
@@ -178,12 +178,12 @@ def _mirror() -> Finding:
         if "debian-archive-keyring" in remedy:
             remedy = _install("debian-archive-keyring")
         text = f"{problem}; built kernels need it too, for the guest's userland"
-        return Finding("mirror", State.MISSING, text, remedy, vital=True)
+        return Check("mirror", State.MISSING, text, remedy, vital=True)
     text = f"{mirror.main}, keys in {mirror.keyring}"
     if not _reachable(f"{mirror.main}/dists/{STABLE}/InRelease"):
         text += "; not reachable now: only what is in the cache can be used"
-        return Finding("mirror", State.LESS, text, "see to the network, or to apt's own proxy settings")
-    return Finding("mirror", State.OK, text)
+        return Check("mirror", State.LESS, text, "see to the network, or to apt's own proxy settings")
+    return Check("mirror", State.OK, text)
 
 
 def _reachable(uri: str) -> bool:
@@ -199,43 +199,43 @@ def _reachable(uri: str) -> bool:
             return False
 
 
-def _space(name: str, directory: Path, needed: int, purpose: str, remedy: str) -> Finding:
+def _space(name: str, directory: Path, needed: int, purpose: str, remedy: str) -> Check:
     """Room in a directory that may not exist yet, in MiB."""
     existing = next(each for each in (directory, *directory.parents) if each.is_dir())
     free = shutil.disk_usage(existing).free >> 20
     text = f"{_size(free)} free in {directory}, for {purpose}"
     if not os.access(existing, os.W_OK):
-        return Finding(name, State.LESS, f"{directory} may not be written by this user", remedy)
-    return Finding(name, State.OK, text) if free >= needed else Finding(name, State.LESS, text, remedy)
+        return Check(name, State.LESS, f"{directory} may not be written by this user", remedy)
+    return Check(name, State.OK, text) if free >= needed else Check(name, State.LESS, text, remedy)
 
 
-def _memory() -> Finding:
+def _memory() -> Check:
     free = memory.available()
     text = f"{_size(free)} available; a guest takes up to 640 MiB"
-    return Finding("memory", State.OK if free >= _MEMORY_NEEDS else State.LESS, text)
+    return Check("memory", State.OK if free >= _MEMORY_NEEDS else State.LESS, text)
 
 
-def _cores() -> Finding:
+def _cores() -> Check:
     count = len(os.sched_getaffinity(0))
-    return Finding("cores", State.OK, f"{count}: pytest -n {count} runs that many guests side by side")
+    return Check("cores", State.OK, f"{count}: pytest -n {count} runs that many guests side by side")
 
 
-def _drgn() -> Finding:
+def _drgn() -> Check:
     if importlib.util.find_spec("drgn"):
-        return Finding("drgn", State.OK, metadata.version("drgn"))
+        return Check("drgn", State.OK, metadata.version("drgn"))
     text = "not installed: reads kernel memory out of dumps"
-    return Finding("drgn", State.OPTIONAL, text, f"{sys.executable} -m pip install drgn")
+    return Check("drgn", State.OPTIONAL, text, f"{sys.executable} -m pip install drgn")
 
 
-def _compiler(architecture: Architecture) -> Finding:
+def _compiler(architecture: Architecture) -> Check:
     """What builds kernels for an architecture."""
     rows = requirements.needed([requirements.BUILD], architecture.machine)
     missing = [row for row in rows if not row.optional and not row.found()]
     name = f"build {architecture}"
     if missing:
         text = f"{', '.join(row.name for row in missing)} not installed: building kernels"
-        return Finding(name, State.OPTIONAL, text, _install(*requirements.packages(missing)))
-    return Finding(name, State.OK, _first_line(f"{architecture.cross_prefix}gcc", "--version"))
+        return Check(name, State.OPTIONAL, text, _install(*requirements.packages(missing)))
+    return Check(name, State.OK, _first_line(f"{architecture.cross_prefix}gcc", "--version"))
 
 
 def _install(*packages: str) -> str:
@@ -255,7 +255,7 @@ def _size(mebibytes: int) -> str:
 _COLOURS = {State.OK: "32", State.LESS: "33", State.MISSING: "31;1", State.OPTIONAL: "2"}
 
 
-def print_report(report: Iterable[Finding], out: IO[str]) -> None:
+def print_report(report: Iterable[Check], out: IO[str]) -> None:
     """Aligned lines; what mends a thing stands below it. Colours only for people."""
     report = list(report)
     colours = colourful(out)
@@ -278,7 +278,7 @@ def print_report(report: Iterable[Finding], out: IO[str]) -> None:
     print(f"\n{_summary(report)}", file=out)
 
 
-def _summary(report: list[Finding]) -> str:
+def _summary(report: list[Check]) -> str:
     if not usable(report):
         return "No guest can run here yet: mend what is missing above."
     able = [
