@@ -6,7 +6,7 @@ ARCH ?=
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint types unit slow guest pair matrix costs bench setup host build-host bench-host clean
+.PHONY: run test lint types unit slow small guest pair matrix costs bench setup host build-host bench-host clean
 
 # Compilers are only needed for a kernel that is neither packaged, nor a machine, nor a file or tree that exists.
 built = $(if $(filter debian:% ssh:%,$(KERNEL))$(wildcard $(KERNEL)),,build-host)
@@ -14,13 +14,14 @@ built = $(if $(filter debian:% ssh:%,$(KERNEL))$(wildcard $(KERNEL)),,build-host
 run: setup $(built) ## boot a kernel and print the answer; KERNEL=debian:7.3 ARCH=arm64 KERNEL=relocate-anon choose another
 	$(BIN)/pytest --kernel='$(KERNEL)' $(if $(ARCH),--arch=$(ARCH)) --answer
 
-test: lint types unit guest pair ## every gate
+test: lint types unit small guest pair ## every gate
 
 lint: setup ## style, formatting, and which room may import from which
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m tests.rows --check
+	$(BIN)/python -m tests.findings_page --check
 
 types: setup ## mypy, strict
 	$(BIN)/mypy
@@ -42,6 +43,9 @@ pair: setup build-host ## the guest suite on the reference kernel and its unpatc
 
 bench: setup bench-host .venv/bench $(built) ## speed, beside virtme-ng; KERNEL=debian:7.3 ARCH=x86_64 choose another kernel
 	$(BIN)/python tests/benchmark.py --kernel='$(KERNEL)' $(if $(ARCH),--arch=$(ARCH)) --suite
+
+small: setup ## some guest tests on the oldest, the stable and the newest Debian kernel, on both architectures
+	$(BIN)/harness matrix --group=small --again
 
 matrix: setup ## the guest suite on many kernels; what is kept from an earlier run is not run again
 	$(BIN)/harness matrix --html=matrix.html
