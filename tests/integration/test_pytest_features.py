@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -115,17 +116,34 @@ FLAKY = """
 """
 
 
-def test_failures_are_run_again_in_fresh_guests(lab: Lab, tmp_path: Path) -> None:
-    """pytest-rerunfailures drives pytest's own protocol; Allure and others stand on the same hooks."""
-    installed = tmp_path / "plugins"
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", f"--target={installed}"]
-    done = subprocess.run([*command, "pytest-rerunfailures"], capture_output=True, text=True, check=False)
+def plugin(name: str, directory: Path) -> dict[str, str]:
+    """The environment of a run that has one plug-in more; skips where it cannot be had."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", f"--target={directory}"]
+    done = subprocess.run([*command, name], capture_output=True, text=True, check=False)
     if done.returncode:
-        pytest.skip(f"pytest-rerunfailures cannot be had here: {done.stderr.strip().splitlines()[-1]}")
+        pytest.skip(f"{name} cannot be had here: {done.stderr.strip().splitlines()[-1]}")
+    return {"PYTHONPATH": str(directory)}
+
+
+def test_failures_are_run_again_in_fresh_guests(lab: Lab, tmp_path: Path) -> None:
+    """pytest-rerunfailures drives pytest's own protocol, more than once for an item."""
     lab.write("test_flaky.py", FLAKY)
-    outcome = lab.run("--reruns=2", "-rR", env={"PYTHONPATH": str(installed)})
+    outcome = lab.run("--reruns=2", "-rR", env=plugin("pytest-rerunfailures", tmp_path / "plugins"))
     assert "1 failed, 2 rerun" in outcome.output
     assert [case.verdict for case in outcome.cases] == ["FAIL"] * 3
+
+
+def test_allure_sees_guest_tests_like_any_other(lab: Lab, tmp_path: Path) -> None:
+    """Allure wraps pytest's hooks for the phases of an item, and learns the outcome from its reports."""
+    lab.write("test_marked.py", MARKED)
+    environment = plugin("allure-pytest", tmp_path / "plugins")
+    lab.run(f"--alluredir={tmp_path / 'allure'}", "-k", "plain or as_expected or breaks", env=environment)
+    found = [json.loads(path.read_text()) for path in (tmp_path / "allure").glob("*-result.json")]
+    assert {each["name"].partition("[")[0]: each["status"] for each in found} == {
+        "test_plain": "passed",
+        "test_fails_as_expected": "skipped",
+        "test_breaks_the_kernel": "failed",
+    }
 
 
 def test_a_person_sees_what_takes_long_and_a_pipe_does_not(lab: Lab, tmp_path: Path) -> None:
