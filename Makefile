@@ -6,7 +6,7 @@ ARCH ?=
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint types unit slow small guest pair matrix costs bench setup host build-host bench-host clean
+.PHONY: run test lint types unit slow small guest pair matrix costs bench soak setup host build-host bench-host clean
 
 # Compilers are only needed for a kernel that is neither packaged, nor a machine, nor a file or tree that exists.
 built = $(if $(filter debian:% ssh:%,$(KERNEL))$(wildcard $(KERNEL)),,build-host)
@@ -49,6 +49,10 @@ small: setup ## some guest tests on the oldest, the stable and the newest Debian
 
 matrix: setup ## the guest suite on many kernels; what is kept from an earlier run is not run again
 	$(BIN)/harness matrix --html=matrix.html
+
+soak: setup ## the guest suite twenty times, in random order, under load; hours without KVM
+	@missing=$$($(requirements) soak) || exit; $(install)
+	$(BIN)/python -m tests.soak
 
 setup: host .venv/ready
 
