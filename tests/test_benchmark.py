@@ -226,6 +226,9 @@ def kernel(tmp_path: Path, architecture: arch.Architecture, config: dict[str, st
         def resolve(self, cache: Cache, archive: Archive) -> Kernel:
             raise NotImplementedError
 
+        def identify(self, cache: Cache, archive: Archive) -> str:
+            raise NotImplementedError
+
     return Kernel(
         Spec("image", "image", architecture),
         architecture,
@@ -244,7 +247,7 @@ def prepare(tmp_path: Path, architecture: arch.Architecture, config: dict[str, s
 
 
 def test_virtme_ng_has_no_userland_for_another_architecture(tmp_path: Path) -> None:
-    (foreign,) = (each for each in ARCHITECTURES if each is not arch.host())
+    foreign = next(each for each in ARCHITECTURES if each is not arch.host())
     with pytest.raises(HostError, match=f"this host's own userland, which is not for {foreign}"):
         prepare(tmp_path, foreign, {})
 

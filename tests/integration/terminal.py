@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import sys
 import termios
@@ -39,6 +40,8 @@ class Terminal:
         pid, self._fd = pty.fork()
         if pid == 0:
             os.chdir(cwd)
+            # Whoever runs us in the background may have had SIGINT ignored, which a process inherits.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             argv: Sequence[str] = [sys.executable, "-m", *arguments]
             os.execve(sys.executable, argv, {**os.environ, "TERM": "xterm", "NO_COLOR": "1", **(environment or {})})
         self._pid = pid
