@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 from dataclasses import dataclass
-from functools import cache
 
 from harness.agent import protocol
 from harness.deadline import Deadline
@@ -111,7 +109,7 @@ class Fleet:
         accelerator = self.machine.accelerator
         return [
             f"guest:   {self.origin}, {accelerator.name} ({accelerator.reason})",
-            f"QEMU:    {_qemu_version(guest.vm.child.argv[0])}",
+            f"QEMU:    {guest.vm.qmp.version}",
             f"command: {guest.vm.child.command}",
         ]
 
@@ -140,9 +138,3 @@ class Fleet:
         except BaseException:
             vm.close()
             raise
-
-
-@cache
-def _qemu_version(program: str) -> str:
-    """The first line of the output of ``--version``."""
-    return subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout.partition("\n")[0]

@@ -72,6 +72,16 @@ class Qmp:
         dashed = {name.replace("_", "-"): value for name, value in arguments.items()}
         return self._await(self._client.execute(command, dashed or None), deadline, f"QEMU to answer {command}")
 
+    @property
+    def version(self) -> str:
+        """QEMU's version, as its greeting has it: ``7.2.19 (Debian 1:7.2+dfsg-7)``."""
+        greeting = self._client.greeting
+        if greeting is None:
+            return "unknown"
+        version: dict[str, Any] = dict(greeting.QMP.version)
+        number = ".".join(str(version["qemu"][part]) for part in ("major", "minor", "micro"))
+        return f"{number} ({version['package']})" if version["package"] else number
+
     def close(self) -> None:
         """Close the connection. Does nothing if it is lost."""
         with contextlib.suppress(HarnessError):  # QEMU may have ended
