@@ -68,8 +68,14 @@ def of_matrix(data: Mapping[str, Any]) -> list[Measured]:
             if test["finding"]:
                 outcomes.setdefault(test["finding"], Counter())[test["outcome"]] += 1
         if outcomes and cell["version"]:
-            found.append(Measured(cell["version"], cell["arch"], date, outcomes))
+            counted = {finding: dict(counts) for finding, counts in outcomes.items()}
+            found.append(Measured(cell["version"], cell["arch"], date, counted))
     return sorted(found, key=lambda each: (_numbers(each.version), each.arch))
+
+
+def record(measured: Sequence[Measured], path: Path) -> None:
+    """Write measurements to a file that :func:`load` reads."""
+    path.write_text(json.dumps([asdict(each) for each in measured], indent=1) + "\n")
 
 
 def load(path: Path = MEASURED) -> list[Measured]:
@@ -142,8 +148,7 @@ def main() -> int:
     parser.add_argument("--record", type=Path, metavar="FILE", help="what harness matrix --json wrote")
     options = parser.parse_args()
     if options.record:
-        taken = [asdict(each) for each in of_matrix(json.loads(options.record.read_text()))]
-        MEASURED.write_text(json.dumps(taken, indent=1) + "\n")
+        record(of_matrix(json.loads(options.record.read_text())), MEASURED)
     text = page(list(known().values()), load())
     if options.check and text != PAGE.read_text():
         print("docs/findings.md is not current: run python -m tests.findings_page", file=sys.stderr)

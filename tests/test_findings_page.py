@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from harness.judging.findings import Finding, Range
-from tests.findings_page import Measured, of_matrix, page
+from tests.findings_page import Measured, load, of_matrix, page, record
 
 FINDING = Finding("a-bug", "It breaks.", "A cause.", "An effect.", "-k a", (Range(("x86_64",), "", ("6.18",)),))
 
@@ -51,6 +53,14 @@ def test_without_measurements_nothing_is_claimed() -> None:
     text = page([FINDING], [])
     assert "Not measured." in text
     assert "| " not in text
+
+
+def test_what_is_recorded_of_a_matrix_is_read_again(tmp_path: Path) -> None:
+    tests = [{"test": "a", "outcome": "xfailed", "finding": "a-bug"}]
+    cell = {"version": "6.18.15", "arch": "x86_64", "tests": tests}
+    taken = of_matrix({"started": 1795600000, "cells": [cell]})
+    record(taken, tmp_path / "measured.json")
+    assert load(tmp_path / "measured.json") == taken
 
 
 def test_the_measurements_of_a_matrix_are_taken_by_finding_and_outcome() -> None:
