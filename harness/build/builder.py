@@ -31,7 +31,7 @@ from harness.debian.apt import Archive
 from harness.errors import BuildError, HostError
 from harness.host import requirements
 from harness.host.cache import Cache, host_trouble
-from harness.host.process import killed_with_parent
+from harness.host.process import killed_with_parent, version_line
 
 #: must change when this module builds kernels differently, so that cached kernels are built again
 _GENERATION = "1"
@@ -107,7 +107,7 @@ class Toolchain:
     def version(self) -> str:
         """The first line of ``--version`` of compiler and linker."""
         programs = (f"{self.prefix}gcc", f"{self.prefix}ld")
-        return ", ".join(_output([each, "--version"]).partition("\n")[0] for each in programs)
+        return ", ".join(version_line(each) for each in programs)
 
     def variables(self) -> list[str]:
         """The variables for make's command line."""
@@ -409,7 +409,3 @@ def check_host() -> None:
         raise HostError(
             f"this host cannot build kernels: install what is missing with: apt-get install {' '.join(missing)}"
         )
-
-
-def _output(command: Sequence[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout

@@ -26,7 +26,7 @@ from harness.debian.suites import STABLE
 from harness.errors import HarnessError
 from harness.host import memory, requirements
 from harness.host.cache import Cache
-from harness.host.process import find_program
+from harness.host.process import find_program, version_line
 from harness.host.requirements import Requirement
 from harness.host.terminal import colourful
 from harness.machine import accelerator, userland
@@ -104,11 +104,6 @@ def _python() -> Check:
     return Check("python", State.OK, text)
 
 
-def _first_line(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
-    return done.stdout.partition("\n")[0]
-
-
 def _qemu(architecture: Architecture) -> Check:
     name = f"qemu {architecture}"
     try:
@@ -117,7 +112,7 @@ def _qemu(architecture: Architecture) -> Check:
         text = f"{architecture.qemu} is not installed: no {architecture} guests"
         state = State.OPTIONAL if architecture.best_effort else State.MISSING
         return Check(name, state, text, _install(architecture.qemu_package))
-    version = re.search(r"version (\S+)", _first_line(program, "--version"))
+    version = re.search(r"version (\S+)", version_line(program, timeout=20))
     return Check(name, State.OK, f"{version[1] if version else 'version unknown'}, {program}")
 
 
@@ -235,7 +230,7 @@ def _compiler(architecture: Architecture) -> Check:
     if missing:
         text = f"{', '.join(row.name for row in missing)} not installed: building kernels"
         return Check(name, State.OPTIONAL, text, _install(*requirements.packages(missing)))
-    return Check(name, State.OK, _first_line(f"{architecture.cross_prefix}gcc", "--version"))
+    return Check(name, State.OK, version_line(f"{architecture.cross_prefix}gcc", timeout=20))
 
 
 def _install(*packages: str) -> str:

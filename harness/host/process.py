@@ -32,6 +32,15 @@ def find_program(name: str, package: str) -> str:
     return path
 
 
+def version_line(program: str, timeout: float | None = None) -> str:
+    """The first line that a program prints for ``--version``.
+
+    :param timeout: seconds to wait for it; None for no limit.
+    """
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=timeout)
+    return done.stdout.partition("\n")[0]
+
+
 def killed_with_parent(command: Sequence[str], signal_name: str) -> list[str]:
     """A command line that runs ``command``, and sends it a signal when the thread that started it ends.
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import subprocess
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
@@ -14,14 +13,17 @@ from pathlib import Path
 
 from harness import arch, paths
 from harness.debian.apt import Archive
-from harness.host.cache import Cache
-from harness.host.process import find_program
+from harness.host.cache import Cache, sha256
+from harness.host.process import find_program, version_line
 from harness.machine import accelerator, payload
 from harness.markers import MARKERS
 from harness.matrix.definition import Cell
 
 #: Rooms of the harness that do not change what a test results in.
 _WITHOUT = ("harness/matrix/", "harness/commands/")
+
+#: All cells of an architecture have the same QEMU.
+_version_line = cache(version_line)
 
 
 def identity(cell: Cell, cache: Cache, archive: Archive) -> dict[str, str]:
@@ -37,7 +39,7 @@ def identity(cell: Cell, cache: Cache, archive: Archive) -> dict[str, str]:
         "tests": tests_digest(),
         "harness": source_digest(),
         "python": f"{platform.python_version()}, pytest {metadata.version('pytest')}",
-        "qemu": _qemu(find_program(architecture.qemu, architecture.qemu_package)),
+        "qemu": _version_line(find_program(architecture.qemu, architecture.qemu_package)),
         "accelerator": accelerator.choose(architecture, icount="--icount" in cell.arguments).name,
     }
 
@@ -62,15 +64,9 @@ def source_digest() -> str:
 def _digest(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in sorted(files):
-        digest.update(f"{_relative(path)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        digest.update(f"{_relative(path)}\0{sha256(path)}\n".encode())
     return digest.hexdigest()
 
 
 def _relative(path: Path) -> str:
     return path.relative_to(paths.PROJECT).as_posix()
-
-
-@cache
-def _qemu(program: str) -> str:
-    """The first line of ``--version``."""
-    return subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout.partition("\n")[0]
