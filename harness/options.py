@@ -169,3 +169,13 @@ class MachineOptions:
             debian_mirror=values["debian_mirror"],
             userland=Path(values["userland"]).expanduser() if values["userland"] else None,
         )
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """The command line options about kernels to build."""
+
+    #: build every source tree, even if it contains a built kernel
+    trees: bool = False
+    #: presets and page size for kernels whose names have none
+    words: tuple[str, ...] = ()

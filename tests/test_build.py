@@ -16,7 +16,6 @@ import pytest
 from harness.arch import ARM64, X86_64, Architecture
 from harness.build import builder, kconfig, series, source
 from harness.build.builder import BuildRequest, BuiltKernel
-from harness.build.naming import BuildOptions
 from harness.build.source import GitSource, PackageSource, TreeSource
 from harness.debian.apt import Archive
 from harness.errors import BuildError, ConfigError, HostError, PatchError, SpecError
@@ -24,6 +23,7 @@ from harness.host.cache import Cache
 from harness.kernels.built import BuildSpec
 from harness.kernels.grammar import parse, parse_all
 from harness.kernels.kernel import BootSpec, Kernel
+from harness.options import BuildOptions
 from tests.kernel_files import build_deb, fill
 from tests.toy_kernel import PATCH, git, lay_out, programs, repository
 

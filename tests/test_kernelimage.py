@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from harness.arch import ARCHITECTURES, RISCV64, X86_64, ImageKind
-from harness.build.kconfig import parse_config
+from harness.build import dotconfig
 from harness.errors import SpecError
 from harness.host.cache import Cache
 from harness.kernels.image_format import bootable, identify, page_size, read
@@ -175,4 +175,4 @@ def test_an_image_may_hold_neither_config_nor_release(write: Callable[[bytes], P
 
 def test_options_that_are_not_set_are_absent() -> None:
     text = '# CONFIG_A is not set\nCONFIG_B=m\nCONFIG_C="a b"\nCONFIG_D=0x10\nCONFIG_E=""\n'
-    assert parse_config(text) == {"B": "m", "C": "a b", "D": "0x10", "E": ""}
+    assert dotconfig.parse(text) == {"B": "m", "C": "a b", "D": "0x10", "E": ""}

@@ -77,6 +77,29 @@ def test_a_kernel_selects_the_guest_tests_unless_something_is_named(one: Lab) ->
     assert "test_host.py::test_host" in ids(both.output)
 
 
+def test_a_kernel_without_any_guest_test_is_refused(one: Lab) -> None:
+    # As from a second checkout of the project with the first one's pytest: the tests would run on the host.
+    (one.root / "test_host.py").write_text("def test_host():\n    raise SystemExit('ran on the host')\n")
+    outcome = one.run("test_host.py", "--collect-only", kernel="debian:6.12")
+    assert outcome.status == pytest.ExitCode.USAGE_ERROR, outcome.output
+    assert "none would run in a guest" in outcome.output
+
+
+def test_packaged_kernels_do_not_load_the_builder(tmp_path: Path) -> None:
+    program = textwrap.dedent(
+        """
+        import sys
+        from harness.kernels.grammar import parse
+        parse("debian:6.12")
+        print(*(name for name in sys.modules if name.startswith("harness.build.")))
+        parse("unpatched")
+        print("harness.build.builder" in sys.modules)
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.split() == ["harness.build.dotconfig", "True"]
+
+
 def test_kernels_and_architectures_multiply(one: Lab) -> None:
     outcome = one.run("--collect-only", "-q", "--kernel=debian:7.3", "--arch=x86_64", "--arch=arm64")
     assert sorted(ids(outcome.output)) == [

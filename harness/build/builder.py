@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 
 from harness.arch import Architecture
-from harness.build import kconfig
+from harness.build import dotconfig, kconfig
 from harness.build.kconfig import MergedFragments
 from harness.build.series import Patch, patchset_hash
 from harness.build.source import Source, SourceVersion
@@ -243,7 +243,7 @@ class _Build:
                     shutil.rmtree(output)  # a run that was killed may have left an incomplete program in it
                     raise BuildError(self._failure("cannot be configured", log))
             text = (output / ".config").read_text()
-            kconfig.check(request.wanted, kconfig.parse_config(text), source, request.arch.srcarch)
+            kconfig.check(request.wanted, dotconfig.parse(text), source, request.arch.srcarch)
         target.write_text(text)
 
     def _compile(self, config: Path, target: Path) -> None:
@@ -252,7 +252,7 @@ class _Build:
         arch = self.request.arch
         with self.store.locked(), host_trouble(self.store.root):
             source = self._checkout()
-            options = kconfig.parse_config(config.read_text())
+            options = dotconfig.parse(config.read_text())
             debug_info = options.get("DEBUG_INFO") == "y"
             output = self._output(source, config)
             unfinished = output / ".unfinished"

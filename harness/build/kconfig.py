@@ -329,9 +329,3 @@ def _lines(text: str) -> Iterator[str]:
             waiting = True
         elif not stripped.startswith("#"):
             yield re.sub(r'\s+#[^"]*$', "", stripped)
-
-
-def parse_config(text: str) -> dict[str, str]:
-    """The options of a ``.config`` without ``CONFIG_``. Those that are "not set" are absent; strings have no quotes."""
-    found = re.findall(r"^CONFIG_(\w+)=(.*)$", text, re.MULTILINE)
-    return {name: value[1:-1] if value.startswith('"') else value for name, value in found}

@@ -19,16 +19,7 @@ from harness.arch import Architecture
 from harness.build.source import GitSource, PackageSource, Source, TreeSource
 from harness.build.variants import Configuration, KernelConfigs
 from harness.errors import SpecError
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """The command line options about kernels to build."""
-
-    #: build every source tree, even if it contains a built kernel
-    trees: bool = False
-    #: presets and page size for kernels whose names have none
-    words: tuple[str, ...] = ()
+from harness.options import BuildOptions
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from harness.build import builder, kconfig, series
+from harness.arch import Architecture
+from harness.build import builder, kconfig, naming, series
 from harness.build.naming import BuildName
 from harness.debian.apt import Archive
 from harness.host.cache import Cache, sha256
 from harness.kernels import image_format
-from harness.kernels.kernel import BootSpec, Kernel, Provenance, check_config, read_config
+from harness.kernels.kernel import BootSpec, Kernel, Provenance, as_label, check_config, read_config
+from harness.options import BuildOptions
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class BuildSpec(BootSpec):
     """A kernel that the harness builds."""
 
     name: BuildName
+    is_built: ClassVar[bool] = True
 
     def resolve(self, cache: Cache, archive: Archive) -> Kernel:
         """See :meth:`BootSpec.resolve`. Takes minutes if the kernel is not cached.
@@ -54,3 +58,14 @@ class BuildSpec(BootSpec):
             wanted=kconfig.merge(named.configuration.settings()),
             label=self.label,
         )
+
+
+def parse_built(text: str, arch: Architecture, options: BuildOptions) -> BuildSpec | None:
+    """Parse the name of a kernel that the harness builds: see :func:`harness.build.naming.parse`.
+
+    :returns: None if it is not the name of one.
+    :raises SpecError: if a part of the name is unknown.
+    """
+    if (found := naming.parse(text, arch, options)) is None:
+        return None
+    return BuildSpec(found.text, as_label(f"{found.label}-{arch}"), arch, found)

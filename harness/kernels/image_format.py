@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.arch import ARCHITECTURES, Architecture, ImageKind, of_elf_machine
-from harness.build import kconfig
+from harness.build import dotconfig
 from harness.errors import SpecError
 from harness.host.cache import Cache, sha256
 from harness.host.compression import DamagedError, UnknownCompressionError, decompress, gzip_head, name_of
@@ -119,7 +119,7 @@ def embedded_config(raw: bytes) -> dict[str, str]:
     start = raw.find(b"IKCFG_ST\x1f\x8b")
     if start < 0:
         return {}
-    return kconfig.parse_config(gzip_head(raw[start + 8 :], 1 << 24).decode(errors="replace"))
+    return dotconfig.parse(gzip_head(raw[start + 8 :], 1 << 24).decode(errors="replace"))
 
 
 def _raw(path: Path, info: ImageInfo) -> bytes:

@@ -8,15 +8,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.arch import Architecture
-from harness.build import kconfig
-from harness.build.builder import BuildProvenance
+from harness.build import dotconfig
 from harness.debian.apt import Archive
 from harness.errors import SpecError
 from harness.host.cache import Cache
 from harness.kernels import image_format
 from harness.kernels.modules import ModuleTree
+
+if TYPE_CHECKING:  # the builder is not loaded for kernels that are not built here
+    from harness.build.builder import BuildProvenance
 
 #: what --kernel accepts, for error messages
 FORMS = (
@@ -89,6 +92,8 @@ class Spec:
 
     text: str
     label: str
+    #: whether the harness compiles it
+    is_built: ClassVar[bool] = False
 
     def __str__(self) -> str:
         return self.text
@@ -162,7 +167,7 @@ def check_boot_image(spec: BootSpec, boot_image: Path) -> None:
 
 def read_config(path: Path) -> dict[str, str]:
     """The options in a ``.config`` file; empty if there is no such file."""
-    return kconfig.parse_config(path.read_text(errors="replace")) if path.is_file() else {}
+    return dotconfig.parse(path.read_text(errors="replace")) if path.is_file() else {}
 
 
 def as_label(text: str) -> str:

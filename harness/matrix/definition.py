@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from harness import arch, paths
-from harness.build.naming import BuildOptions
 from harness.errors import UsageError
 from harness.kernels import grammar
 from harness.kernels.kernel import BootSpec
+from harness.options import BuildOptions
 
 #: The matrix of the project.
 DEFAULT = paths.KERNEL_CONFIGS / "matrix.toml"

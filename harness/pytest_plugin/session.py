@@ -106,6 +106,18 @@ class GuestTests:
                 except UsageError as error:
                     raise pytest.UsageError(str(error)) from error
 
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Refuse a run in which nothing is a guest test: its tests would run on the host, with its kernel.
+
+        :raises pytest.UsageError: if there are tests, and none of them is below the directory of guest tests.
+        """
+        if session.items and not any(kernel_label(item) for item in session.items):
+            raise pytest.UsageError(
+                f"--kernel is given, but none of these tests is below {self._tests}, so none would run in a guest. "
+                "Name tests below that directory. In a project of your own, set guest_tests in its pytest "
+                "configuration. In another checkout of this one, use the pytest that its `make setup` installs."
+            )
+
     # --- the phases of one item --------------------------------------------------------------------------------------
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -4,23 +4,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from harness import arch
 from harness.arch import Architecture
-from harness.build.naming import BuildOptions
 from harness.errors import UsageError
 from harness.judging.findings import Expect
 from harness.kernels import grammar
 from harness.kernels.kernel import BootSpec, SshSpec
-from harness.options import MachineOptions
+from harness.options import BuildOptions, MachineOptions
 from harness.pytest_plugin import target
 from harness.pytest_plugin.features import Answer, Comparison, Costs, ExpectedFindings
 from harness.pytest_plugin.progress import TerminalProgress
-from harness.pytest_plugin.record import Record
 from harness.pytest_plugin.session import GuestTests
 from harness.pytest_plugin.testrun import Policy
+
+if TYPE_CHECKING:
+    from harness.pytest_plugin.record import Record
 
 
 def start(config: pytest.Config, tests: Path) -> None:
@@ -71,6 +73,8 @@ def _record(config: pytest.Config, guests: GuestTests) -> Record | None:
     file = config.getoption("results")
     if not file or hasattr(config, "workerinput") or config.getoption("collectonly"):
         return None
+    from harness.pytest_plugin.record import Record
+
     return Record(config.invocation_params.dir / Path(file).expanduser(), guests, config)
 
 
