@@ -222,6 +222,18 @@ def test_maps_and_smaps_show_the_same_mapping(area: CarveOut) -> None:
     assert maps.kilobytes(mapping.address, mapping.end, "Size") == 4 * PAGE_SIZE // 1024
 
 
+@pytest.mark.parametrize("detailed", [False, True], ids=["maps", "smaps"])
+def test_mappings_in_a_range_are_those_that_overlap_it(area: CarveOut, detailed: bool) -> None:
+    area.map(2, 2)
+    area.hole(4, 1)
+    everything = maps.vmas(detailed=detailed)
+    assert len(everything) > 50, "an interpreter has more mappings than that"
+    for start, end in ((area.page(3), area.page(6)), (area.page(4), area.page(5)), (0, area.page(2)), (0, 1 << 64)):
+        ranges = [(each.start, each.end) for each in everything if each.start < end and each.end > start]
+        found = maps.vmas_between(start, end, detailed=detailed)
+        assert [(each.start, each.end) for each in found] == ranges
+
+
 def test_nothing_mapped_is_an_error_that_names_the_address(area: CarveOut) -> None:
     area.hole(3, 1)
     with pytest.raises(LookupError, match=f"{area.page(3):#x}"):

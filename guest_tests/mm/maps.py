@@ -11,7 +11,6 @@ import fcntl
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 Pid = int | str
 
@@ -94,7 +93,8 @@ def _smaps(text: str) -> Iterator[Vma]:
     sizes: dict[str, int] = {}
     flags: frozenset[str] = frozenset()
     for line in text.splitlines():
-        head = _head(line)
+        # The names of fields begin with a capital letter, the digits of addresses are small ones.
+        head = None if line[:1].isupper() else _head(line)
         if head is not None:
             if vma is not None:
                 yield _with(vma, sizes, flags)
@@ -119,9 +119,7 @@ def vmas(pid: Pid = "self", *, detailed: bool = False) -> list[Vma]:
 
     :param detailed: read smaps, which walks all page tables, instead of maps.
     """
-    if detailed:
-        return parse_smaps(Path(f"/proc/{pid}/smaps").read_text())
-    return parse_maps(Path(f"/proc/{pid}/maps").read_text())
+    return vmas_between(0, 1 << 64, pid, detailed=detailed)
 
 
 def vma_at(address: int, pid: Pid = "self", *, detailed: bool = False) -> Vma:
@@ -130,18 +128,42 @@ def vma_at(address: int, pid: Pid = "self", *, detailed: bool = False) -> Vma:
     :param detailed: with sizes and flags.
     :raises LookupError: if nothing is mapped there.
     """
-    for vma in vmas(pid, detailed=detailed):
-        if vma.start <= address < vma.end:
-            return vma
+    for vma in vmas_between(address, address + 1, pid, detailed=detailed):
+        return vma
     raise LookupError(f"nothing is mapped at {address:#x} in process {pid}")
 
 
 def vmas_between(start: int, end: int, pid: Pid = "self", *, detailed: bool = False) -> list[Vma]:
     """The mappings that overlap ``start`` to ``end`` (exclusive), in order of address.
 
+    The file is read up to the first mapping behind ``end``, and other mappings are not parsed: parsing the smaps of a
+    whole interpreter took half the time of an emulated test.
+
     :param detailed: with sizes and flags.
     """
-    return [vma for vma in vmas(pid, detailed=detailed) if vma.start < end and vma.end > start]
+    text = _text_between(f"/proc/{pid}/{'smaps' if detailed else 'maps'}", start, end).decode(errors="replace")
+    return parse_smaps(text) if detailed else parse_maps(text)
+
+
+_RANGE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) [r-][w-]", re.MULTILINE)
+
+
+def _text_between(file_name: str, start: int, end: int) -> bytes:
+    """The part of a maps or smaps file that is about the mappings that overlap ``start`` to ``end``."""
+    text = bytearray()
+    first: int | None = None
+    seen = 0  # what follows has not been searched
+    with open(file_name, "rb", buffering=0) as file:
+        while chunk := file.read(1 << 16):
+            text += chunk
+            complete = text.rfind(b"\n") + 1
+            for head in _RANGE.finditer(text, seen, complete):
+                if int(head[1], 16) >= end:
+                    return bytes(text[first : head.start()]) if first is not None else b""
+                if first is None and int(head[2], 16) > start:
+                    first = head.start()
+            seen = complete
+    return bytes(text[first:]) if first is not None else b""
 
 
 def kilobytes(start: int, end: int, field_name: str, pid: Pid = "self") -> int:

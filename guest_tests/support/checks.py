@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -50,13 +50,13 @@ class State:
 
     #: the mappings
     vmas: list[maps.Vma]
-    #: one page-table entry for each page
-    entries: list[pagemap.Entry]
+    #: pagemap's 64 bits for each page
+    words: Sequence[int]
 
     @classmethod
     def of(cls, area: CarveOut) -> State:
         """The state of ``area`` now."""
-        return cls(maps.vmas_between(area.address, area.end), pagemap.entries(area.address, area.pages))
+        return cls(maps.vmas_between(area.address, area.end), pagemap.words(area.address, area.pages))
 
     def expect(self, area: CarveOut, during: str) -> None:
         """Assert that ``area`` is still in this state: the same VMAs and the same page frames.
@@ -68,8 +68,8 @@ class State:
             f"{during} changed mappings: {[str(vma) for vma in self.vmas]} became {[str(vma) for vma in now.vmas]}"
         )
         changed = [
-            f"page {index}: {old} became {new}"
-            for index, (old, new) in enumerate(zip(self.entries, now.entries, strict=True))
+            f"page {index}: {pagemap.Entry(old)} became {pagemap.Entry(new)}"
+            for index, (old, new) in enumerate(zip(self.words, now.words, strict=True))
             if old != new
         ]
         assert not changed, f"{during} changed pages of the carve-out: {'; '.join(changed)}"

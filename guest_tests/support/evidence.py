@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import errno
 import itertools
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from guest_tests.mm import maps, pagemap
@@ -17,7 +17,6 @@ from guest_tests.support.observer import Observed, Observer
 _MOST_MOVES: Final = 40
 _MOST_LINES: Final = 120
 _MOST_PAGES: Final = 4096
-_HEAD: Final = re.compile(rb"([0-9a-f]+)-[0-9a-f]+ ")
 
 
 class Evidence(Observer):
@@ -27,33 +26,33 @@ class Evidence(Observer):
         self._observed = observed
         self._moves: list[str] = []
         self._count = 0
-        self._before = ""
-        self._after = ""
+        self._before: _Memory = []
+        self._after: _Memory = []
         observed.subscribe(self)
 
     def sections(self) -> list[tuple[str, str]]:
         """Titles and texts for the report; none if the test had no carve-out."""
-        after = self._after or describe(self._observed.areas)
+        after = self._after or _read(self._observed.areas)
         moves = "\n".join(self._moves)
         if self._count > len(self._moves):
             moves += f"\n… and {self._count - len(self._moves)} more"
         named = {
-            "memory under test before the first move": self._before,
+            "memory under test before the first move": _tell(self._before),
             "moves": moves,
-            "memory under test at the failure": after,
+            "memory under test at the failure": _tell(after),
         }
         return [(title, text) for title, text in named.items() if text]
 
     def area_failing(self, area: CarveOut) -> None:
         """See :meth:`Observer.area_failing`."""
         if not self._after:
-            self._after = describe(self._observed.areas)
+            self._after = _read(self._observed.areas)
 
     def moving(self, call: str) -> None:
         """See :meth:`Observer.moving`."""
         self._count += 1
         if self._count == 1:
-            self._before = describe(self._observed.areas)
+            self._before = _read(self._observed.areas)
 
     def moved(self, call: str, result: int | OSError) -> None:
         """See :meth:`Observer.moved`."""
@@ -62,49 +61,60 @@ class Evidence(Observer):
             self._moves.append(f"{call} = {outcome}")
 
 
+@dataclass(frozen=True)
+class _Part:
+    """The part of a mapping that lies in a carve-out, as it was at one instant."""
+
+    vma: maps.Vma
+    #: the number of its first page in the carve-out
+    first: int
+    #: pagemap's 64 bits for each page
+    words: Sequence[int]
+
+
+_Memory = list[tuple[CarveOut, list[_Part]]]
+
+
+def _read(areas: Iterable[CarveOut]) -> _Memory:
+    """Read what :func:`_tell` needs. Text is made of it only if the test fails."""
+    memory: _Memory = []
+    for area in areas:
+        parts = []
+        for vma in maps.vmas_between(area.address, area.end, detailed=True):
+            start, end = max(vma.start, area.address), min(vma.end, area.end)
+            pages = min((end - start) // PAGE_SIZE, _MOST_PAGES) if vma.perms != "---s" else 0
+            parts.append(_Part(vma, (start - area.address) // PAGE_SIZE, pagemap.words(start, pages)))
+        memory.append((area, parts))
+    return memory
+
+
 def describe(areas: Iterable[CarveOut]) -> str:
     """The mappings and pages of carve-outs as text, at most some hundred lines."""
+    return _tell(_read(areas))
+
+
+def _tell(memory: _Memory) -> str:
     lines = []
-    for area in areas:
+    for area, parts in memory:
         lines.append(f"carve-out {area.address:#x}-{area.end:#x}, {area.pages} pages of {PAGE_SIZE >> 10} kB")
-        for vma in _smaps(area):
+        for part in parts:
+            vma = part.vma
             sizes = ", ".join(f"{name} {size}" for name, size in vma.sizes.items() if size and "PageSize" not in name)
-            first = (max(vma.start, area.address) - area.address) // PAGE_SIZE
-            lines.append(f"  from page {first}: {vma}: {sizes} kB; {' '.join(sorted(vma.vm_flags))}")
-            if vma.perms != "---s":
-                lines += [f"    {line}" for line in _pages(area, vma)]
+            lines.append(f"  from page {part.first}: {vma}: {sizes} kB; {' '.join(sorted(vma.vm_flags))}")
+            lines += [f"    {line}" for line in _pages(part)]
     if len(lines) > _MOST_LINES:
         lines[_MOST_LINES:] = [f"… and {len(lines) - _MOST_LINES} more lines"]
     return "\n".join(lines)
 
 
-def _smaps(area: CarveOut) -> list[maps.Vma]:
-    # smaps is slow. Carve-outs lie below everything else that is mapped, so the reading stops behind them.
-    text = bytearray()
-    inside = False
-    with open("/proc/self/smaps", "rb") as file:
-        for line in file:
-            head = _HEAD.match(line)
-            if head is not None:
-                start = int(head[1], 16)
-                if start >= area.end:
-                    break
-                inside = start >= area.address - (1 << 24)
-            if inside:
-                text += line
-    return [vma for vma in maps.parse_smaps(text.decode(errors="replace")) if vma.end > area.address]
-
-
-def _pages(area: CarveOut, vma: maps.Vma) -> Iterable[str]:
-    start, end = max(vma.start, area.address), min(vma.end, area.end)
-    entries = pagemap.entries(start, min((end - start) // PAGE_SIZE, _MOST_PAGES))
-    first = (start - area.address) // PAGE_SIZE
-    for text, run in itertools.groupby(enumerate(entries, first), key=lambda pair: _entry(pair[1])):
+def _pages(part: _Part) -> Iterator[str]:
+    for text, run in itertools.groupby(enumerate(part.words, part.first), key=lambda pair: _entry(pair[1])):
         numbers = [number for number, _ in run]
         which = f"page {numbers[0]}" if len(numbers) == 1 else f"pages {numbers[0]} to {numbers[-1]}"
         yield f"{which}: {text}"
 
 
-def _entry(entry: pagemap.Entry) -> str:
+def _entry(word: int) -> str:
+    entry = pagemap.Entry(word)
     marks = [name for name in ("exclusive", "file", "guard", "uffd_wp", "soft_dirty") if getattr(entry, name)]
     return " ".join([str(entry), *marks])
