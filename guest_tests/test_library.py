@@ -228,7 +228,8 @@ def test_mappings_in_a_range_are_those_that_overlap_it(area: CarveOut, detailed:
     area.hole(4, 1)
     everything = maps.vmas(detailed=detailed)
     assert len(everything) > 50, "an interpreter has more mappings than that"
-    for start, end in ((area.page(3), area.page(6)), (area.page(4), area.page(5)), (0, area.page(2)), (0, 1 << 64)):
+    # Elsewhere the interpreter maps and unmaps memory of its own between two looks.
+    for start, end in ((area.page(3), area.page(6)), (area.page(4), area.page(5)), (area.address, area.end)):
         ranges = [(each.start, each.end) for each in everything if each.start < end and each.end > start]
         found = maps.vmas_between(start, end, detailed=detailed)
         assert [(each.start, each.end) for each in found] == ranges
