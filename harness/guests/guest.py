@@ -19,6 +19,7 @@ from harness.deadline import Deadline
 from harness.errors import BootError, DeadlineExceeded, GuestLost, LostCondition, ProtocolError
 from harness.host import safe_text
 from harness.judging import console
+from harness.machine.qmp import QmpFailed
 from harness.machine.vm import Vm
 
 _M = TypeVar("_M", bound=protocol.Message)
@@ -112,6 +113,22 @@ class Guest:
     def console_bytes(self) -> bytes:
         """The kernel's log so far."""
         return self.carrier.console_bytes()
+
+    def pause(self) -> None:
+        """Stop the processors of a virtual machine until :meth:`resume`. Does nothing to a board.
+
+        Under emulation a guest that waits for its next test takes an eighth of a processor for its heartbeat and its
+        timer.
+        """
+        if self.vm is not None:
+            with contextlib.suppress(QmpFailed):  # if QEMU has ended, the next test finds out and says how
+                self.vm.stop(Deadline.after(self.patience.answer))
+
+    def resume(self) -> None:
+        """Let a paused guest go on."""
+        if self.vm is not None:
+            with contextlib.suppress(QmpFailed):
+                self.vm.run(Deadline.after(self.patience.answer))
 
     def close(self) -> None:
         """End the guest."""

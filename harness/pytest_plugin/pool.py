@@ -40,6 +40,20 @@ class Lease:
     #: the kernel's taint bits after the last test
     taint: int
     fate: Fate = Fate.SHARED
+    #: whether its processors stand still
+    paused: bool = False
+
+    def pause(self) -> None:
+        """Stop its processors, unless a person has it."""
+        if not self.paused and self.fate is not Fate.KEPT:
+            self.guest.pause()
+            self.paused = True
+
+    def resume(self) -> None:
+        """Let it run again."""
+        if self.paused:
+            self.guest.resume()
+            self.paused = False
 
 
 class Pool:
@@ -64,12 +78,17 @@ class Pool:
         return "shared" if item.get_closest_marker("shared_guest") else None
 
     def lease(self, scope: str | None) -> Lease:
-        """The guest that tests of this scope share, or a fresh one.
+        """The guest that tests of this scope share, or a fresh one. All others are paused.
 
         :raises HarnessError: if there is none to be had; see :meth:`GuestSource.fresh`.
         """
+        for other in self._leases.values():
+            if other.scope != scope:
+                other.pause()
         if scope is not None and scope in self._leases:
-            return self._leases[scope]
+            lease = self._leases[scope]
+            lease.resume()
+            return lease
         if self._isolation == "module":
             self.end_all()  # the tests of the module before are over
         guest, collected = self.source.fresh()

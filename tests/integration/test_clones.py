@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from harness.agent import protocol
 from harness.deadline import Deadline
-from harness.errors import GuestLost, LostCondition
+from harness.errors import BootError, GuestLost, LostCondition
 from harness.guests import template
 from harness.guests.guest import Guest, Patience
 from harness.guests.template import Template
@@ -113,6 +114,27 @@ def test_clones_run_side_by_side_and_one_that_is_killed_takes_no_other_along(
             one.collect(b"", [], Deadline.after(patience.answer))
         assert caught.value.condition is LostCondition.QEMU_DIED
         assert two.hello(Deadline.after(patience.answer)).uptime >= two.ready.uptime
+
+
+def test_a_paused_guest_takes_no_time_and_goes_on_where_it_stood(base: Template, patience: Patience) -> None:
+    guest = thawed(base, patience)
+    with guest.vm:
+        guest.pause()
+        stood = processor_time(guest.vm.child.pid)
+        time.sleep(2)
+        assert processor_time(guest.vm.child.pid) - stood < 0.05
+        with pytest.raises(BootError, match="silent"):
+            guest.hello(Deadline.after(0.5))
+        guest.resume()
+        assert guest.ready is not None
+        uptime = guest.hello(Deadline.after(patience.answer)).uptime
+        assert uptime < guest.ready.uptime + 1.9, "its clock went on while it was paused"
+
+
+def processor_time(pid: int) -> float:
+    """Seconds that a process has run."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def test_a_clone_never_writes_to_its_template(base: Template, patience: Patience, tmp_path: Path) -> None:
