@@ -5,10 +5,10 @@
 
     python -m tests.findings_page                      # write the page
     python -m tests.findings_page --check              # fail if it is not current; make lint does this
-    python -m tests.findings_page --record FILE.json   # take the measurements from a file of harness matrix --json
+    python -m tests.findings_page --record FILE.json   # add the measurements in a file of harness matrix --json
 
 The measurements are kept in ``docs/measured.json``, without the evidence. What the page says of a kernel was measured
-on that kernel. A kernel without a measurement is not in the tables.
+on that kernel. A kernel without a measurement is not in the tables. A new measurement of a kernel replaces the old one.
 """
 
 from __future__ import annotations
@@ -70,7 +70,13 @@ def of_matrix(data: Mapping[str, Any]) -> list[Measured]:
         if outcomes and cell["version"]:
             counted = {finding: dict(counts) for finding, counts in outcomes.items()}
             found.append(Measured(cell["version"], cell["arch"], date, counted))
-    return sorted(found, key=lambda each: (_numbers(each.version), each.arch))
+    return found
+
+
+def merged(old: Sequence[Measured], new: Sequence[Measured]) -> list[Measured]:
+    """The latest measurement of each kernel, by version and architecture."""
+    latest = {(each.version, each.arch): each for each in (*old, *new)}
+    return sorted(latest.values(), key=lambda each: (_numbers(each.version), each.arch))
 
 
 def record(measured: Sequence[Measured], path: Path) -> None:
@@ -148,7 +154,7 @@ def main() -> int:
     parser.add_argument("--record", type=Path, metavar="FILE", help="what harness matrix --json wrote")
     options = parser.parse_args()
     if options.record:
-        record(of_matrix(json.loads(options.record.read_text())), MEASURED)
+        record(merged(load(), of_matrix(json.loads(options.record.read_text()))), MEASURED)
     text = page(list(known().values()), load())
     if options.check and text != PAGE.read_text():
         print("docs/findings.md is not current: run python -m tests.findings_page", file=sys.stderr)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.judging.findings import Finding, Range
-from tests.findings_page import Measured, load, of_matrix, page, record
+from tests.findings_page import Measured, load, merged, of_matrix, page, record
 
 FINDING = Finding("a-bug", "It breaks.", "A cause.", "An effect.", "-k a", (Range(("x86_64",), "", ("6.18",)),))
 
@@ -61,6 +61,12 @@ def test_what_is_recorded_of_a_matrix_is_read_again(tmp_path: Path) -> None:
     taken = of_matrix({"started": 1795600000, "cells": [cell]})
     record(taken, tmp_path / "measured.json")
     assert load(tmp_path / "measured.json") == taken
+
+
+def test_a_matrix_of_some_kernels_replaces_their_measurements_and_keeps_the_others() -> None:
+    old = [measured("6.12.118", "x86_64", xfailed=1), measured("6.18.15", "x86_64", xfailed=1)]
+    new = [measured("7.3.4", "arm64", xfailed=1), measured("6.18.15", "x86_64", passed=1)]
+    assert merged(old, new) == [old[0], new[1], new[0]]
 
 
 def test_the_measurements_of_a_matrix_are_taken_by_finding_and_outcome() -> None:
