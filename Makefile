@@ -6,7 +6,7 @@ ARCH ?=
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint types unit slow small guest pair matrix costs bench soak setup host build-host bench-host clean
+.PHONY: run test lint types unit slow small guest pair matrix costs bench soak setup host build-host unit-host bench-host clean
 
 # Compilers are only needed for a kernel that is neither packaged, nor a machine, nor a file or tree that exists.
 built = $(if $(filter debian:% ssh:%,$(KERNEL))$(wildcard $(KERNEL)),,build-host)
@@ -26,7 +26,7 @@ lint: setup ## style, formatting, and which room may import from which
 types: setup ## mypy, strict
 	$(BIN)/mypy
 
-unit: setup ## the harness's own tests; those below tests/integration boot real kernels
+unit: setup unit-host ## the harness's own tests; those below tests/integration boot real kernels
 	$(BIN)/pytest tests -m 'not builds_kernel and not debuginfo'
 
 slow: setup build-host ## tests that compile kernels or fetch hundreds of MB
@@ -65,6 +65,9 @@ host: ## what running guests takes
 
 build-host: ## what building kernels takes: KERNEL=relocate-anon and the like
 	@missing=$$($(requirements) build) || exit; $(install)
+
+unit-host: ## what the harness's own tests take
+	@missing=$$($(requirements) build unit) || exit; $(install)
 
 bench-host: ## what the benchmark's peer takes
 	@missing=$$($(requirements) bench) || exit; $(install)

@@ -13,11 +13,11 @@ import pytest
 
 from guest_tests.mm import kpage, maps, memcg, numa, pagemap, sigbus, swap, syscalls, system
 from guest_tests.mm.ksm import Ksm
-from guest_tests.mm.mapping import CarveOut, move
+from guest_tests.mm.mapping import CarveOut, Mapping, move
 from guest_tests.mm.probes import Place, Probe
 from guest_tests.mm.probes.migration import SoftOffline
 from guest_tests.mm.probes.poison import HwPoison
-from guest_tests.support.found import assert_found_by, destroys, every_probe, places_of, usable
+from guest_tests.support.found import assert_found, assert_found_by, destroys, every_probe, places_of, usable
 from guest_tests.support.holds import Spliced
 from guest_tests.support.ksm_scenes import (
     SAME,
@@ -28,7 +28,7 @@ from guest_tests.support.ksm_scenes import (
     hugh,
     pair_in_two_children,
 )
-from guest_tests.support.moves import refused_move
+from guest_tests.support.moves import move_or_refused, refused_move, ways
 from guest_tests.support.swapping import read_back, reclaim_group
 
 # Reclaim needs memory that was charged to a group of its own.
@@ -245,6 +245,50 @@ def test_a_merged_page_where_merging_was_called_off_is_refused_early(relocate: b
     refused_move(relocate, area, pair.moved, there.address)
     there.check()
     pair.check()
+
+
+@ways
+def test_a_page_in_the_swap_cache_is_left_to_the_place_that_maps_it(
+    flags: int, relocate: bool, area: CarveOut, ksm: Ksm
+) -> None:
+    """Row 133 (relocate-ksm): two places share a swap entry, and only one of them has the page back from swap; the
+    mapping of the other one moves.
+
+    Both places have the same page offset and anon_vma, because the first was copied with MREMAP_DONTUNMAP. So index and
+    mapping of the page do not tell for which place it was read. It is mapped at one of them, and must not be rewritten
+    for a move of the other. UFFDIO_MOVE leaves such pages alone too, by pte_swp_exclusive() (mm/userfaultfd.c).
+
+    ::
+
+        page            0   1   2        10          20
+        copied        | . | b | c |    | A |                      page 10 has the page offset of page 0
+        merged        | A | b | c |    | A |                      one KSM page
+        swapped out   | s | s | s |    | s |                      one swap entry at 0 and 10; the KSM page is freed
+        read          | s | s | s |    | A |                      not KSM's; in the swap cache because of page 0
+        moved                          | A |       | s | s | s |
+
+    Unpatched: EINVAL with a flag, and nothing changes; page 10 is found.
+    Patched: the move succeeds with each flag. Page 10 is found, also when what moved is gone.
+    """
+    memcg.require_memcg()
+    swap.require_swap()
+    whole = area.map(0, 3).fill().madvise(syscalls.MADV_MERGEABLE)
+    copied = move(whole.part(0).fill_same(SAME), area.page(10), syscalls.MREMAP_DONTUNMAP)
+    again = whole.part(0).fill_same(SAME)
+    whole = Mapping(whole.address, whole.pages, [*again.contents, *whole.part(1, 2).contents])
+    ksm.scan()
+    assert_merged(places_of(again, copied))
+    reclaim_group(places_of(whole, copied))
+    copied.touch_read()
+    state = kpage.flags(pagemap.pfn(copied.address))
+    assert kpage.Flag.SWAPCACHE in state, f"the page that was read back is not in the swap cache: {state!r}"
+    moved = move_or_refused(relocate, area, whole, area.page(20), flags)
+    # Whoever checked the data has read page 0 or 20. It may be the same page again, which is not paged out then.
+    assert_found(copied, pageout=False)
+    if moved is not None:
+        assert_found(moved, pageout=False)
+        moved.unmap()
+        assert_found(copied)
 
 
 # --- what KSM remembers of places that are gone ------------------------------------------------------------------

@@ -24,9 +24,9 @@ from pathlib import Path
 
 PROGRAM, HEADER, FILE, MODULE = "program", "header", "file", "module"
 
-#: making the virtual environment, running guests, compiling kernels, comparing with virtme-ng, runs
-#: under load, and what is convenient to have
-SETUP, GUESTS, BUILD, BENCH, SOAK, EXTRAS = "setup", "guests", "build", "bench", "soak", "extras"
+#: making the virtual environment, running guests, compiling kernels, the harness's own tests, comparing with
+#: virtme-ng, runs under load, and what is convenient to have
+SETUP, GUESTS, BUILD, UNIT, BENCH, SOAK, EXTRAS = "setup", "guests", "build", "unit", "bench", "soak", "extras"
 
 #: architectures under all names that users give them, as ``uname -m`` says them
 MACHINES = {
@@ -48,7 +48,7 @@ class Requirement:
     package: str
     #: what it is for, as the end of "not installed: …"
     purpose: str
-    #: one of SETUP, GUESTS, BUILD, BENCH, SOAK and EXTRAS
+    #: one of SETUP, GUESTS, BUILD, UNIT, BENCH, SOAK and EXTRAS
     needed_for: str
     #: one of PROGRAM, HEADER (of C, for this host), FILE (a path) and MODULE (of this Python)
     kind: str = PROGRAM
@@ -150,6 +150,7 @@ REQUIREMENTS = (
         cross=True,
     ),
     Requirement("ccache", "ccache", "makes later builds of similar kernels quick", BUILD, optional=True),
+    Requirement("urcu.h", "liburcu-dev", "compiles the kernel's own tests of mm/vma.c", UNIT, HEADER),
     Requirement("depmod", "kmod", "lists kernel modules for virtme-ng", BENCH),
     Requirement("file", "file", "tells virtme-ng what kind of file a kernel is", BENCH),
     Requirement("stress-ng", "stress-ng", "makes the load of make soak", SOAK),
@@ -187,7 +188,7 @@ def main() -> None:
     """Print the packages that are missing, on one line."""
     parser = argparse.ArgumentParser(description="Prints the Debian packages that are missing on this host.")
     parser.add_argument("--arch", default="", choices=("", *MACHINES), help="only what this architecture needs")
-    parser.add_argument("purpose", nargs="+", choices=(SETUP, GUESTS, BUILD, BENCH, SOAK, EXTRAS))
+    parser.add_argument("purpose", nargs="+", choices=(SETUP, GUESTS, BUILD, UNIT, BENCH, SOAK, EXTRAS))
     options = parser.parse_args()
     rows = needed(options.purpose, MACHINES.get(options.arch, ""))
     print(*packages(row for row in rows if not row.found()))
