@@ -103,6 +103,11 @@ RESULTS = Option(
     metavar="FILE",
     help="write one line of JSON for each test to FILE as it ends; docs/results.md describes the format",
 )
+KTAP = Option(
+    name="--ktap",
+    metavar="FILE",
+    help="write the results to FILE as KTAP, which the kernel's kunit.py parses; - for standard output",
+)
 DEBIAN_MIRROR = Option(
     name="--debian-mirror",
     metavar="URI",
@@ -133,6 +138,7 @@ OPTIONS = (
     ANSWER,
     AUDIT,
     RESULTS,
+    KTAP,
     DEBIAN_MIRROR,
     USERLAND,
 )

@@ -208,3 +208,24 @@ def test_a_damaged_line_in_the_middle_is_named(written: Callable[..., Path], lin
 def test_an_unknown_outcome_is_damage(written: Callable[..., Path]) -> None:
     path = written(record.header_line(HEADER), record.item_line(replace(PASSED, outcome="splendid")))
     assert "is damaged in line 2" in error_of(path)
+
+
+def test_a_file_that_somebody_made_cannot_bring_control_characters(written: Callable[..., Path]) -> None:
+    """What is written here is escaped. A file may come from elsewhere."""
+    raw = replace(PASSED, test="a.py::b\x1b[31m", message="\x1b\ud800", sections=(("\x07", "\x1b]0;x\x07"),))
+    (read,) = record.read(written(record.header_line(HEADER), record.item_line(raw))).items
+    assert (read.test, read.message) == (r"a.py::b\x1b[31m", r"\x1b\ud800")
+    assert read.sections == ((r"\x07", r"\x1b]0;x\x07"),)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"start": -1.0}, {"start": 1e300}, {"duration": "long"}, {"verdict": "FINE"}, {"sections": [1]}]
+)
+def test_values_that_no_run_writes_are_damage(written: Callable[..., Path], wrong: dict[str, Any]) -> None:
+    data = json.loads(record.item_line(PASSED)) | wrong
+    assert "is damaged in line 2" in error_of(written(record.header_line(HEADER), json.dumps(data) + "\n"))
+
+
+def test_deep_nesting_is_damage(written: Callable[..., Path]) -> None:
+    deep = record.item_line(PASSED).replace('"properties": []', f'"properties": {"[" * 100_000}{"]" * 100_000}')
+    assert "is damaged in line 2" in error_of(written(record.header_line(HEADER), deep))

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from harness import __version__
-    from harness.commands import audit, matrix, userland
+    from harness.commands import audit, matrix, report, userland
 
     parser = argparse.ArgumentParser(
         prog="harness",
@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("test", help="run pytest with all that follows; with --kernel=SPEC it runs guest tests")
     audit.add_to(commands)
     matrix.add_to(commands)
+    report.add_to(commands)
     userland.add_to(commands)
     shell = commands.add_parser(
         "shell",
@@ -109,6 +110,12 @@ def _matrix(chosen: argparse.Namespace) -> int:
     return matrix.run(chosen, _progress())
 
 
+def _report(chosen: argparse.Namespace) -> int:
+    from harness.commands import report
+
+    return report.run(chosen)
+
+
 def _userland(chosen: argparse.Namespace) -> int:
     from harness.commands import userland
 
@@ -121,7 +128,14 @@ def _progress() -> ProgressLine:
     return line
 
 
-_COMMANDS = {"audit": _audit, "doctor": _doctor, "matrix": _matrix, "shell": _shell, "userland": _userland}
+_COMMANDS = {
+    "audit": _audit,
+    "doctor": _doctor,
+    "matrix": _matrix,
+    "report": _report,
+    "shell": _shell,
+    "userland": _userland,
+}
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from harness import options as shared
 from harness.errors import UsageError
+from harness.host import files
 from harness.host.terminal import ProgressLine, colourful
 
 if TYPE_CHECKING:  # the other commands of harness need none of it
@@ -68,8 +68,7 @@ def _run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     cells = definition.load(chosen.file or definition.DEFAULT).cells(chosen.group)
     base = outcome.from_json(chosen.compare) if chosen.compare else None
     for path in filter(None, (chosen.json, chosen.html)):
-        if not os.access(path.absolute().parent, os.W_OK):
-            raise UsageError(f"cannot write {path}: there is no such directory, or it is not yours to write")
+        files.check_writable(path)
     started = time.time()
     planned = plan(cells, chosen.debian_mirror, progress)
     progress.clear()
@@ -100,7 +99,6 @@ def _run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
 def _write(reports: list[Report], base: list[Report] | None, started: float, chosen: argparse.Namespace) -> None:
     """Show the results, and write the files that were asked for."""
     from harness.matrix import changes, outcome, page, table
-    from harness.matrix.store import write
 
     width = shutil.get_terminal_size().columns
     for line in table.lines(reports, width, table.Paint(colourful(sys.stdout))):
@@ -111,9 +109,9 @@ def _write(reports: list[Report], base: list[Report] | None, started: float, cho
         for each in found:
             print(f"  {each}")
     if chosen.json:
-        write(chosen.json, outcome.to_json(reports, started))
+        files.write(chosen.json, outcome.to_json(reports, started))
     if chosen.html:
-        write(chosen.html, page.page(reports, started, found, str(chosen.compare or "")))
+        files.write(chosen.html, page.page(reports, started, found, str(chosen.compare or "")))
 
 
 def _executor(chosen: argparse.Namespace) -> Executor:

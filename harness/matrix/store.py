@@ -8,13 +8,12 @@ written last. Both are written under another name and renamed, so that a half re
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import cast
 
 from harness import paths
 from harness.host.cache import host_trouble
+from harness.host.files import write
 from harness.matrix.job import Ended
 
 #: Grows when what is kept changes its form. Results in an older form are run again.
@@ -48,17 +47,3 @@ class ResultStore:
         about = {"generation": _GENERATION, "identity": dict(identity), "ended": {**ended, "results": ""}}
         write(self.directory / f"{key}.jsonl", ended["results"])
         write(self.directory / f"{key}.json", json.dumps(about, indent=1))
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file that is either the old one or the whole new one at any time.
-
-    :raises HostError: if the disk is full, or not writable.
-    """
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    with host_trouble(path.parent):
-        try:
-            new.write_text(text)
-            new.rename(path)
-        finally:
-            new.unlink(missing_ok=True)

@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0
-"""``--results=FILE``: writes one line for each guest test as it ends, so that a crash loses one test at most.
+"""Makes the lines of the record of results while tests end, and hands them to whatever writes files of them.
 
-With pytest-xdist the controller writes the file: the reports of all workers pass through it.
+With pytest-xdist the controller does so: the reports of all workers pass through it.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 
+from harness.errors import HarnessError
 from harness.pytest_plugin.session import GuestTests
+from harness.pytest_plugin.sinks import Sink
 from harness.pytest_plugin.target import Target
 from harness.report import record
-from harness.report.record import KernelFacts
+from harness.report.record import Item, KernelFacts
 
 #: The phase in the report that pytest-xdist makes of a test whose worker died.
 _CRASHED = "???"
@@ -24,34 +26,33 @@ _CRASHED = "???"
 class Record:
     """The plug-in.
 
-    :param path: the file; an old one is replaced.
-    :raises pytest.UsageError: if it cannot be written.
+    :param sinks: what gets the lines.
     """
 
-    def __init__(self, path: Path, guests: GuestTests, config: pytest.Config) -> None:
+    def __init__(self, guests: GuestTests, config: pytest.Config, sinks: Sequence[Sink]) -> None:
         self._guests = guests
         self._command = ("pytest", *config.invocation_params.args)
         self._began = time.time()
+        self._sinks = sinks
+        self._trouble: list[str] = []
         self._reports: defaultdict[str, list[pytest.TestReport]] = defaultdict(list)
         #: wall clock and monotonic clock when a test began, by node id
         self._starts: dict[str, tuple[float, float]] = {}
-        try:
-            self._file = path.open("w")
-        except OSError as error:
-            raise pytest.UsageError(f"cannot write the results to {path}: {error.strerror}") from error
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self) -> None:
-        """Write the first line, when the kernels are known."""
+        """Begin, when the kernels are known."""
         kernels = [_facts(each) for each in self._guests.targets.values()]
-        self._write(record.header_line(record.header(self._command, self._began, kernels)))
+        header = record.header(self._command, self._began, kernels)
+        for sink in self._sinks:
+            sink.begin(header)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Remember when a test began."""
         self._starts[nodeid] = time.time(), time.monotonic()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Write the line of a test with its last report."""
+        """Make the line of a test with its last report."""
         if hasattr(report, "context"):
             return  # of a subtest
         self._reports[report.nodeid].append(report)
@@ -61,19 +62,29 @@ class Record:
         start, began = self._starts.pop(report.nodeid, (0.0, time.monotonic()))
         duration = time.monotonic() - began
         if report.when == _CRASHED:
-            self._write_lost(report, start, duration)
+            self._lost(report, start, duration)
         elif all(str(each.outcome) != "rerun" for each in reports):  # one that pytest-rerunfailures runs again
             item = record.item(reports, start, duration)
             if item is not None:
-                self._write(record.item_line(item))
+                self._add(item)
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, exitstatus: int) -> None:
-        """Write the last line."""
-        self._write(record.end_line(int(exitstatus)))
-        self._file.close()
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """End, with the exit status that other plug-ins may have changed."""
+        for sink in self._sinks:
+            try:
+                sink.end(int(session.exitstatus))
+            except (HarnessError, OSError) as error:
+                self._trouble.append(str(error))
+                if session.exitstatus == pytest.ExitCode.OK:
+                    session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def _write_lost(self, report: pytest.TestReport, start: float, duration: float) -> None:
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say which files could not be written."""
+        for each in self._trouble:
+            terminalreporter.write_line(f"harness: {each}", red=True)
+
+    def _lost(self, report: pytest.TestReport, start: float, duration: float) -> None:
         labels = [each for each in self._guests.targets if f"[{each}]" in report.nodeid or f"[{each}-" in report.nodeid]
         if not labels:
             return  # no guest test
@@ -81,11 +92,11 @@ class Record:
         message = str(report.longrepr).partition("\n")[0]
         test = report.nodeid.replace(f"[{label}]", "").replace(f"[{label}-", "[")
         lost = record.lost_item(label, test, f"infrastructure: {message}", start, duration)
-        self._write(record.item_line(lost))
+        self._add(lost)
 
-    def _write(self, line: str) -> None:
-        self._file.write(line)
-        self._file.flush()
+    def _add(self, item: Item) -> None:
+        for sink in self._sinks:
+            sink.add(item)
 
 
 def _facts(target: Target) -> KernelFacts:

@@ -22,6 +22,7 @@ from harness.pytest_plugin.session import GuestTests
 from harness.pytest_plugin.testrun import Policy
 
 if TYPE_CHECKING:
+    from harness.pytest_plugin.junit import JUnitEvidence
     from harness.pytest_plugin.record import Record
 
 
@@ -55,6 +56,7 @@ def start(config: pytest.Config, tests: Path) -> None:
         "harness-costs": Costs(guests) if config.getoption("icount") else None,
         "harness-answer": Answer(guests, config) if config.getoption("answer") else None,
         "harness-record": _record(config, guests),
+        "harness-junit": _junit(config, guests),
     }
     for name, feature in features.items():
         if feature is not None:
@@ -69,13 +71,29 @@ def _findings(config: pytest.Config) -> ExpectedFindings | None:
 
 
 def _record(config: pytest.Config, guests: GuestTests) -> Record | None:
-    """What writes ``--results``; not in a worker of pytest-xdist, and not where nothing runs."""
-    file = config.getoption("results")
-    if not file or hasattr(config, "workerinput") or config.getoption("collectonly"):
+    """What makes the record of results; not in a worker of pytest-xdist, and not where nothing runs."""
+    if hasattr(config, "workerinput") or config.getoption("collectonly"):
+        return None
+    from harness.pytest_plugin.sinks import sinks
+
+    try:
+        wanted = list(sinks(config))
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from error
+    if not wanted:
         return None
     from harness.pytest_plugin.record import Record
 
-    return Record(config.invocation_params.dir / Path(file).expanduser(), guests, config)
+    return Record(guests, config, wanted)
+
+
+def _junit(config: pytest.Config, guests: GuestTests) -> JUnitEvidence | None:
+    """What adds to ``--junitxml``; not in a worker of pytest-xdist."""
+    if not config.getoption("xmlpath") or hasattr(config, "workerinput"):
+        return None
+    from harness.pytest_plugin.junit import JUnitEvidence
+
+    return JUnitEvidence(config, guests)
 
 
 def _refuse_debugger(config: pytest.Config) -> None:

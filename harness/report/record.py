@@ -18,6 +18,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.host import safe_text
+from harness.judging.verdict import Verdict
 from harness.report import results
 from harness.report.results import Outcome
 
@@ -32,6 +33,12 @@ SECTION_LIMIT = 64 << 10
 
 #: The limit for the sections of one test.
 SECTIONS_LIMIT = 32
+
+#: The limit for a line when a file is read, in characters. None that is written here comes near it.
+LINE_LIMIT = 64 << 20
+
+#: The limit for times when a file is read, in seconds since the epoch: the year 9999, the last that a date can name.
+_LATEST = 253_402_300_800.0
 
 #: The limit for all properties that one test recorded, in characters of JSON.
 PROPERTIES_LIMIT = 64 << 10
@@ -216,12 +223,14 @@ def parse(text: str, name: str) -> Recording:
     status: int | None = None
     for number, line in enumerate(lines[1:], 2):
         try:
+            if len(line) > LINE_LIMIT:
+                raise ValueError(f"it is longer than {LINE_LIMIT >> 20} Mi characters")
             data = json.loads(line)
             if "exit_status" in data:
                 status = int(data["exit_status"])
             else:
                 items.append(_item(data))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise UsageError(f"{name} is damaged in line {number}: {error}; run the tests again") from None
     notes = [f"the last line of {name} is incomplete and was left out"] if cut else []
     if status is None:
@@ -231,8 +240,8 @@ def parse(text: str, name: str) -> Recording:
 
 def _header(line: str, name: str) -> Header:
     try:
-        data = json.loads(line)
-    except ValueError:
+        data = json.loads(line) if len(line) <= LINE_LIMIT else None
+    except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise UsageError(f"{name} is no record of results: give a file that pytest --results=FILE wrote")
@@ -243,10 +252,12 @@ def _header(line: str, name: str) -> Header:
         )
     try:
         return Header(
-            harness=str(data["harness"]),
-            command=tuple(map(str, data["command"])),
-            started=float(data["started"]),
-            kernels=tuple(KernelFacts(**{key: str(value) for key, value in each.items()}) for each in data["kernels"]),
+            harness=_safe(data["harness"]),
+            command=tuple(map(_safe, data["command"])),
+            started=_finite(data["started"]),
+            kernels=tuple(
+                KernelFacts(**{key: _safe(value) for key, value in each.items()}) for each in data["kernels"]
+            ),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{name} is damaged in line 1: {error}; run the tests again") from None
@@ -262,15 +273,36 @@ def _item(data: Mapping[str, Any]) -> Item:
     if not isinstance(made.test, str) or not isinstance(made.failed, bool):
         raise ValueError("no line of a test")
     return Item(
-        **{
-            **data,
-            "start": float(made.start),
-            "duration": float(made.duration),
-            "message": str(made.message),
-            "properties": tuple((str(key), value) for key, value in made.properties),
-            "sections": tuple((str(title), str(text)) for title, text in made.sections),
-        }
+        label=_safe(made.label),
+        test=_safe(made.test),
+        outcome=made.outcome,
+        verdict=str(Verdict(made.verdict)),
+        failed=made.failed,
+        message=_safe(made.message),
+        start=_finite(made.start),
+        duration=_finite(made.duration),
+        guest=_safe(made.guest),
+        finding=_safe(made.finding),
+        properties=tuple((_safe(key), _escaped(value)) for key, value in made.properties),
+        left_out=int(made.left_out),
+        sections=tuple((_safe(title), _safe(text)) for title, text in made.sections),
     )
+
+
+def _safe(text: object) -> str:
+    """Text of a file, which may come from anywhere. What was written here is escaped already, and stays as it is."""
+    return safe_text.escape(str(text), columns=LINE_LIMIT)
+
+
+def _finite(value: Any) -> float:
+    """A number of a file.
+
+    :raises ValueError: if it is none that a clock can show.
+    """
+    number = float(value)
+    if not 0 <= number < _LATEST:
+        raise ValueError(f"{number} is no time")
+    return number
 
 
 def _bounded(records: Sequence[tuple[str, Any]]) -> tuple[tuple[tuple[str, Any], ...], int]:

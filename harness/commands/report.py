@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0
+"""``harness report``: writes results that were recorded in other formats."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from harness.errors import UsageError
+
+#: The formats, by the name of their option.
+_FORMATS = {
+    "junit": "as JUnit XML, valid against the schema of Jenkins' xUnit plug-in",
+    "ktap": "as KTAP, which the kernel's kunit.py parses",
+}
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "report",
+        help="write results that pytest --results=FILE recorded in other formats",
+        description="Writes the results in one or more records, which pytest --results=FILE wrote, in other formats. "
+        "Several records are put together. - stands for standard output.",
+        epilog="Exit status: 0 all files were written, 1 the host failed, 2 a record or the command line makes no "
+        "sense. What the tests found does not change it.",
+    )
+    parser.add_argument("records", nargs="+", type=Path, metavar="RECORD", help="a file that --results wrote")
+    for name, what in _FORMATS.items():
+        parser.add_argument(f"--{name}", default="", metavar="FILE", help=f"write the results to FILE {what}")
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Run the command; returns its exit status."""
+    from harness.report import record, runs
+    from harness.report.formats import Outputs
+
+    wanted = {name: str(getattr(chosen, name)) for name in _FORMATS if getattr(chosen, name)}
+    if not wanted:
+        raise UsageError(f"say what to write: {', '.join(f'--{name}=FILE' for name in _FORMATS)}")
+    outputs = Outputs(wanted, {str(path): path for path in chosen.records})
+    whole = runs.merge([record.read(path) for path in chosen.records])
+    outputs.write(whole)
+    for note in (*whole.missing, *whole.notes):
+        print(f"harness: {note}", file=sys.stderr)
+    return 0

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What files a run writes of its record of results: ``--results`` line by line, other formats at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from harness.errors import UsageError
+from harness.report import record, runs
+from harness.report.formats import STDOUT, Outputs
+from harness.report.record import Header, Item, Recording
+
+#: The options that name a file in another format.
+_FORMATS = ("ktap",)
+
+
+class Sink(Protocol):
+    """Gets the lines of a record while they are made."""
+
+    def begin(self, header: Header) -> None:
+        """The first line: the kernels are known."""
+
+    def add(self, item: Item) -> None:
+        """The line of a test that has ended."""
+
+    def end(self, status: int) -> None:
+        """The last line.
+
+        :param status: pytest's exit status.
+        """
+
+
+class ResultsFile:
+    """Writes each line as it is made, so that a crash loses one test at most.
+
+    :param path: the file; an old one is replaced.
+    :raises UsageError: if it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = path.open("w")
+        except OSError as error:
+            raise UsageError(f"cannot write the results to {path}: {error.strerror}") from error
+
+    def begin(self, header: Header) -> None:
+        """See :class:`Sink`."""
+        self._write(record.header_line(header))
+
+    def add(self, item: Item) -> None:
+        """See :class:`Sink`."""
+        self._write(record.item_line(item))
+
+    def end(self, status: int) -> None:
+        """See :class:`Sink`."""
+        self._write(record.end_line(status))
+        self._file.close()
+
+    def _write(self, line: str) -> None:
+        self._file.write(line)
+        self._file.flush()
+
+
+class Formats:
+    """Keeps the lines, and writes other formats at the end.
+
+    :param outputs: which, and where.
+    """
+
+    def __init__(self, outputs: Outputs) -> None:
+        self._outputs = outputs
+        self._items: list[Item] = []
+        self._header: Header | None = None
+
+    def begin(self, header: Header) -> None:
+        """See :class:`Sink`."""
+        self._header = header
+
+    def add(self, item: Item) -> None:
+        """See :class:`Sink`."""
+        self._items.append(item)
+
+    def end(self, status: int) -> None:
+        """See :class:`Sink`. Nothing is written of a run that did not begin.
+
+        :raises HostError: if the disk is full, or not writable.
+        """
+        if self._header is not None:
+            if self._outputs.to_stdout:
+                print()  # pytest is in the middle of a line
+            self._outputs.write(runs.merge([Recording(self._header, self._items, status)]))
+
+
+def sinks(config: pytest.Config) -> Iterator[Sink]:
+    """Those that the options ask for.
+
+    :raises UsageError: if a file cannot be written.
+    """
+    there = config.invocation_params.dir
+    results = config.getoption("results")
+    if results:
+        path = there / Path(results).expanduser()
+        yield ResultsFile(path)
+    wanted = {name: config.getoption(name) for name in _FORMATS if config.getoption(name)}
+    if wanted:
+        named = {
+            name: file if file == STDOUT else str(there / Path(file).expanduser()) for name, file in wanted.items()
+        }
+        yield Formats(Outputs(named, {"--results": path} if results else {}))

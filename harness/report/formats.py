@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The formats that results can be written in, and writes them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+
+from harness.errors import UsageError
+from harness.host import files
+from harness.report.runs import Run
+
+#: What stands for standard output where a file is asked for.
+STDOUT = "-"
+
+#: The module that writes each format. It is imported when it is needed.
+_WRITERS = {"junit": "harness.report.junit", "ktap": "harness.report.ktap"}
+
+
+class Outputs:
+    """The files that somebody asked for.
+
+    :param wanted: name of the file by format; :data:`STDOUT` is possible.
+    :param inputs: files that must not be overwritten.
+    :raises UsageError: if one cannot be written, or would overwrite another one.
+    """
+
+    def __init__(self, wanted: Mapping[str, str], inputs: Mapping[str, Path] | None = None) -> None:
+        self._wanted = dict(wanted)
+        if list(self._wanted.values()).count(STDOUT) > 1:
+            raise UsageError("only one format can be written to standard output: give the others a file")
+        paths = {f"--{name}": Path(file) for name, file in self._wanted.items() if file != STDOUT}
+        for path in paths.values():
+            files.check_writable(path)
+        files.check_distinct({**(inputs or {}), **paths})
+
+    @property
+    def to_stdout(self) -> bool:
+        """Whether one of them goes to standard output."""
+        return STDOUT in self._wanted.values()
+
+    def write(self, run: Run) -> None:
+        """Write all of them.
+
+        :raises HostError: if the disk is full, or not writable.
+        """
+        for name, file in self._wanted.items():
+            text = _text(name, run)
+            if file == STDOUT:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            else:
+                files.write(Path(file), text)
+
+
+def _text(name: str, run: Run) -> str:
+    write: Callable[[Run], str] = import_module(_WRITERS[name]).text
+    return write(run)

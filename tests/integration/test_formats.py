@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The formats that a run with real guests writes itself, and that a report of its record is the same."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from tests.integration.test_record import MIXED
+from tests.lab import Lab
+
+
+@pytest.fixture(scope="module")
+def mixed(lab: Lab) -> Lab:
+    """A lab after a run that writes all formats."""
+    lab.write("test_mixed.py", MIXED)
+    outcome = lab.run("--results=results.jsonl", "--ktap=results.ktap")
+    assert outcome.status == pytest.ExitCode.TESTS_FAILED
+    return lab
+
+
+def reported(lab: Lab, *args: str) -> str:
+    command = [sys.executable, "-m", "harness.commands.cli", "report", "results.jsonl", *args]
+    return subprocess.run(command, cwd=lab.root, capture_output=True, text=True, check=True).stdout
+
+
+def test_ktap_is_what_a_report_of_the_record_writes(mixed: Lab) -> None:
+    live = (mixed.root / "results.ktap").read_text()
+    assert "not ok 1 test_breaks_the_kernel" in live
+    assert "# SKIP needs CONFIG_NOTHING" in live
+    assert live == reported(mixed, "--ktap=-")
+
+
+def test_pytests_junit_file_has_the_evidence_and_the_kernel(mixed: Lab) -> None:
+    (suite,) = ET.parse(mixed.root / "junit.xml").getroot()
+    cases = {each.get("name", "").partition("[")[0]: each for each in suite.iter("testcase")}
+    evidence = cases["test_breaks_the_kernel"].findtext("system-out", "")
+    assert "--- kernel console ---" in evidence
+    assert "BUG: Bad page state" in evidence
+    assert "--- machine ---" in evidence
+    assert "--- run it again ---\npytest --kernel=debian:6.12" in evidence
+    assert cases["test_passes"].find("system-out") is None
+    names = {each.get("name", "").partition(" ")[0] for each in suite.findall("properties/property")}
+    assert names == {"kernel", "provenance"}
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(lab: Lab) -> None:
+    outcome = lab.run("--ktap=missing/results.ktap")
+    assert outcome.status == pytest.ExitCode.USAGE_ERROR
+    assert "cannot write" in outcome.said("missing/results.ktap")
+    assert not outcome.cases
