@@ -108,6 +108,13 @@ KTAP = Option(
     metavar="FILE",
     help="write the results to FILE as KTAP, which the kernel's kunit.py parses; - for standard output",
 )
+FAIL_ON = Option(
+    name="--fail-on",
+    choices=("failed", "regressed"),
+    default="failed",
+    help="what makes the exit status 1: a test that failed (default), or one that regressed against the first kernel "
+    "of its architecture",
+)
 DEBIAN_MIRROR = Option(
     name="--debian-mirror",
     metavar="URI",
@@ -139,6 +146,7 @@ OPTIONS = (
     AUDIT,
     RESULTS,
     KTAP,
+    FAIL_ON,
     DEBIAN_MIRROR,
     USERLAND,
 )

@@ -23,25 +23,33 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="write results that pytest --results=FILE recorded in other formats",
         description="Writes the results in one or more records, which pytest --results=FILE wrote, in other formats. "
         "Several records are put together. - stands for standard output.",
-        epilog="Exit status: 0 all files were written, 1 the host failed, 2 a record or the command line makes no "
-        "sense. What the tests found does not change it.",
+        epilog="Exit status: 0 all files were written, 1 the host failed, or tests regressed with --fail-on=regressed, "
+        "2 a record or the command line makes no sense. Otherwise what the tests found does not change it.",
     )
     parser.add_argument("records", nargs="+", type=Path, metavar="RECORD", help="a file that --results wrote")
     for name, what in _FORMATS.items():
         parser.add_argument(f"--{name}", default="", metavar="FILE", help=f"write the results to FILE {what}")
+    parser.add_argument(
+        "--fail-on",
+        choices=("regressed",),
+        default="",
+        help="exit with 1 unless nothing regressed against the first kernel of its architecture",
+    )
 
 
 def run(chosen: argparse.Namespace) -> int:
     """Run the command; returns its exit status."""
-    from harness.report import record, runs
+    from harness.report import compare, record, runs
     from harness.report.formats import Outputs
 
     wanted = {name: str(getattr(chosen, name)) for name in _FORMATS if getattr(chosen, name)}
-    if not wanted:
-        raise UsageError(f"say what to write: {', '.join(f'--{name}=FILE' for name in _FORMATS)}")
+    if not (wanted or chosen.fail_on):
+        options = ", ".join(f"--{name}=FILE" for name in _FORMATS)
+        raise UsageError(f"say what to do with the results: {options} or --fail-on=regressed")
     outputs = Outputs(wanted, {str(path): path for path in chosen.records})
     whole = runs.merge([record.read(path) for path in chosen.records])
     outputs.write(whole)
-    for note in (*whole.missing, *whole.notes):
+    found = [*whole.missing, *compare.objections(whole.compared)] if chosen.fail_on else []
+    for note in dict.fromkeys((*whole.missing, *whole.notes, *found)):
         print(f"harness: {note}", file=sys.stderr)
-    return 0
+    return 1 if found else 0

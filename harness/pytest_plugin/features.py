@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from harness.judging import findings
@@ -10,6 +12,9 @@ from harness.judging.findings import Expect
 from harness.pytest_plugin.session import GuestTests
 from harness.pytest_plugin.target import Target
 from harness.pytest_plugin.testrun import Ran
+
+if TYPE_CHECKING:
+    from harness.pytest_plugin.record import Record
 
 
 class ExpectedFindings:
@@ -43,6 +48,36 @@ class Comparison:
             terminalreporter.section(section.title)
             for each in section.lines:
                 terminalreporter.write_line(each.text, **each.markup)
+
+
+class Gate:
+    """``--fail-on=regressed``: the exit status says whether a kernel is worse than the one it is compared with.
+
+    :param record: has the results.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._said: list[str] = []
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Change the exit status of a run whose tests have run."""
+        from harness.report import compare, runs
+
+        recording = self._record.recording(None)
+        if recording is None or session.exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            return
+        self._said = compare.objections(runs.merge([recording]).compared)
+        if self._record.others_failed:
+            self._said.append("something failed that is no guest test")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED if self._said else pytest.ExitCode.OK
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say why the exit status is what it is."""
+        for each in self._said:
+            terminalreporter.write_line(f"harness: {each}", red=True)
+        if not self._said and terminalreporter.stats.get("failed"):
+            terminalreporter.write_line("harness: tests failed, and nothing has regressed: the exit status is 0")
 
 
 class Costs:

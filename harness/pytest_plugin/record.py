@@ -17,7 +17,7 @@ from harness.pytest_plugin.session import GuestTests
 from harness.pytest_plugin.sinks import Sink
 from harness.pytest_plugin.target import Target
 from harness.report import record
-from harness.report.record import Item, KernelFacts
+from harness.report.record import Header, Item, KernelFacts, Recording
 
 #: The phase in the report that pytest-xdist makes of a test whose worker died.
 _CRASHED = "???"
@@ -34,6 +34,10 @@ class Record:
         self._command = ("pytest", *config.invocation_params.args)
         self._began = time.time()
         self._sinks = sinks
+        self._header: Header | None = None
+        self._items: list[Item] = []
+        #: whether something failed that is no guest test, and so has no line
+        self.others_failed = False
         self._trouble: list[str] = []
         self._reports: defaultdict[str, list[pytest.TestReport]] = defaultdict(list)
         #: wall clock and monotonic clock when a test began, by node id
@@ -43,9 +47,20 @@ class Record:
     def pytest_sessionstart(self) -> None:
         """Begin, when the kernels are known."""
         kernels = [_facts(each) for each in self._guests.targets.values()]
-        header = record.header(self._command, self._began, kernels)
+        self._header = record.header(self._command, self._began, kernels)
         for sink in self._sinks:
-            sink.begin(header)
+            sink.begin(self._header)
+
+    def recording(self, status: int | None) -> Recording | None:
+        """What was recorded up to now; None if the run did not begin.
+
+        :param status: pytest's exit status; None while it is not known.
+        """
+        return Recording(self._header, self._items, status) if self._header is not None else None
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Remember that tests could not be collected."""
+        self.others_failed |= report.failed
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Remember when a test began."""
@@ -67,13 +82,18 @@ class Record:
             item = record.item(reports, start, duration)
             if item is not None:
                 self._add(item)
+            else:
+                self.others_failed |= any(each.failed for each in reports)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """End, with the exit status that other plug-ins may have changed."""
+        recording = self.recording(int(session.exitstatus))
+        if recording is None:
+            return
         for sink in self._sinks:
             try:
-                sink.end(int(session.exitstatus))
+                sink.end(recording)
             except (HarnessError, OSError) as error:
                 self._trouble.append(str(error))
                 if session.exitstatus == pytest.ExitCode.OK:
@@ -87,6 +107,7 @@ class Record:
     def _lost(self, report: pytest.TestReport, start: float, duration: float) -> None:
         labels = [each for each in self._guests.targets if f"[{each}]" in report.nodeid or f"[{each}-" in report.nodeid]
         if not labels:
+            self.others_failed = True
             return  # no guest test
         label = max(labels, key=len)
         message = str(report.longrepr).partition("\n")[0]
@@ -95,6 +116,7 @@ class Record:
         self._add(lost)
 
     def _add(self, item: Item) -> None:
+        self._items.append(item)
         for sink in self._sinks:
             sink.add(item)
 

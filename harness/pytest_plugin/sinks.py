@@ -27,10 +27,10 @@ class Sink(Protocol):
     def add(self, item: Item) -> None:
         """The line of a test that has ended."""
 
-    def end(self, status: int) -> None:
-        """The last line.
+    def end(self, recording: Recording) -> None:
+        """The run is over.
 
-        :param status: pytest's exit status.
+        :param recording: the whole record.
         """
 
 
@@ -55,9 +55,10 @@ class ResultsFile:
         """See :class:`Sink`."""
         self._write(record.item_line(item))
 
-    def end(self, status: int) -> None:
+    def end(self, recording: Recording) -> None:
         """See :class:`Sink`."""
-        self._write(record.end_line(status))
+        if recording.status is not None:
+            self._write(record.end_line(recording.status, runs.merge([recording]).changes))
         self._file.close()
 
     def _write(self, line: str) -> None:
@@ -66,33 +67,28 @@ class ResultsFile:
 
 
 class Formats:
-    """Keeps the lines, and writes other formats at the end.
+    """Writes other formats at the end.
 
     :param outputs: which, and where.
     """
 
     def __init__(self, outputs: Outputs) -> None:
         self._outputs = outputs
-        self._items: list[Item] = []
-        self._header: Header | None = None
 
     def begin(self, header: Header) -> None:
         """See :class:`Sink`."""
-        self._header = header
 
     def add(self, item: Item) -> None:
         """See :class:`Sink`."""
-        self._items.append(item)
 
-    def end(self, status: int) -> None:
-        """See :class:`Sink`. Nothing is written of a run that did not begin.
+    def end(self, recording: Recording) -> None:
+        """See :class:`Sink`.
 
         :raises HostError: if the disk is full, or not writable.
         """
-        if self._header is not None:
-            if self._outputs.to_stdout:
-                print()  # pytest is in the middle of a line
-            self._outputs.write(runs.merge([Recording(self._header, self._items, status)]))
+        if self._outputs.to_stdout:
+            print()  # pytest is in the middle of a line
+        self._outputs.write(runs.merge([recording]))
 
 
 def sinks(config: pytest.Config) -> Iterator[Sink]:

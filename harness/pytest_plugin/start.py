@@ -16,7 +16,7 @@ from harness.kernels import grammar
 from harness.kernels.kernel import BootSpec, SshSpec
 from harness.options import BuildOptions, MachineOptions
 from harness.pytest_plugin import target
-from harness.pytest_plugin.features import Answer, Comparison, Costs, ExpectedFindings
+from harness.pytest_plugin.features import Answer, Comparison, Costs, ExpectedFindings, Gate
 from harness.pytest_plugin.progress import TerminalProgress
 from harness.pytest_plugin.session import GuestTests
 from harness.pytest_plugin.testrun import Policy
@@ -50,12 +50,14 @@ def start(config: pytest.Config, tests: Path) -> None:
     )
     guests = GuestTests(targets, tests, _guest_args(config, tests), policy, progress)
     config.pluginmanager.register(guests, "harness-guests")
+    record = _record(config, guests)
     features = {
         "harness-findings": _findings(config),
         "harness-comparison": Comparison(guests, config),
         "harness-costs": Costs(guests) if config.getoption("icount") else None,
         "harness-answer": Answer(guests, config) if config.getoption("answer") else None,
-        "harness-record": _record(config, guests),
+        "harness-record": record,
+        "harness-gate": _gate(config, guests, record),
         "harness-junit": _junit(config, guests),
     }
     for name, feature in features.items():
@@ -80,11 +82,25 @@ def _record(config: pytest.Config, guests: GuestTests) -> Record | None:
         wanted = list(sinks(config))
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
-    if not wanted:
-        return None
     from harness.pytest_plugin.record import Record
 
     return Record(guests, config, wanted)
+
+
+def _gate(config: pytest.Config, guests: GuestTests, record: Record | None) -> Gate | None:
+    """What makes the exit status of the comparison.
+
+    :raises pytest.UsageError: if no two kernels will be compared.
+    """
+    if config.getoption("fail_on") != "regressed":
+        return None
+    from harness.report import compare
+
+    if not compare.baselines({label: each.arch for label, each in guests.targets.items()}):
+        raise pytest.UsageError(
+            "--fail-on=regressed compares kernels of one architecture: give --kernel twice, the baseline first"
+        )
+    return Gate(record) if record is not None else None
 
 
 def _junit(config: pytest.Config, guests: GuestTests) -> JUnitEvidence | None:

@@ -127,19 +127,53 @@ def sections(
     :param width: the terminal's, in columns.
     :param verbose: list every test, not only those that were fixed or regressed.
     """
-    seen = {label: {each.facts.test: each for each in results if each.facts.label == label} for label in kernels}
-    baselines: dict[Architecture, str] = {}
     said = []
+    tests = {each.facts.label for each in results}
     for label, arch in kernels.items():
-        if arch is None:
-            if len(kernels) > 1 and seen[label]:
-                why = "its architecture is not known: give --arch, so that it is compared with others of the same"
-                said.append(Section(f"{label} compared with nothing", [Line(why)]))
-            continue
-        baseline = baselines.setdefault(arch, label)
-        if label != baseline and (rows := compare(seen[baseline], seen[label])):
-            said.append(Section(f"{label} compared with {baseline}", lines(rows, width, verbose=verbose)))
+        if arch is None and len(kernels) > 1 and label in tests:
+            why = "its architecture is not known: give --arch, so that it is compared with others of the same"
+            said.append(Section(f"{label} compared with nothing", [Line(why)]))
+    for label, rows in comparisons(results, kernels).items():
+        title = f"{label} compared with {baselines(kernels)[label]}"
+        said.append(Section(title, lines(rows, width, verbose=verbose)))
     return said
+
+
+def baselines(kernels: Mapping[str, Architecture | None]) -> dict[str, str]:
+    """The label of the kernel that each one is compared with, by label; without those that are compared with none.
+
+    :param kernels: as for :func:`sections`.
+    """
+    first: dict[Architecture, str] = {}
+    found = {label: first.setdefault(arch, label) for label, arch in kernels.items() if arch is not None}
+    return {label: baseline for label, baseline in found.items() if label != baseline}
+
+
+def comparisons(results: Sequence[Result], kernels: Mapping[str, Architecture | None]) -> dict[str, list[Row]]:
+    """The rows of each kernel that is compared, by label; without pairs of kernels that ran no test.
+
+    :param results: of the whole run.
+    :param kernels: as for :func:`sections`.
+    """
+    seen = {label: {each.facts.test: each for each in results if each.facts.label == label} for label in kernels}
+    found = {label: compare(seen[baseline], seen[label]) for label, baseline in baselines(kernels).items()}
+    return {label: rows for label, rows in found.items() if rows}
+
+
+def objections(compared: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Why nobody can say that nothing has regressed, in sentences; empty if nothing has.
+
+    :param compared: see :func:`comparisons`.
+    """
+    found = []
+    for label, rows in compared.items():
+        counts = Counter(row.change for row in rows)
+        for change, what in ((Change.REGRESSED, "regressed"), (Change.NOT_COMPARED, "could not be compared")):
+            if counts[change]:
+                test = next(row.test for row in rows if row.change is change)
+                more = f" and {counts[change] - 1} more" if counts[change] > 1 else ""
+                found.append(f"{what} on {label}: {test}{more}")
+    return found or ([] if compared else ["nothing could be compared: no two kernels of one architecture ran a test"])
 
 
 def compare(baseline: Mapping[str, Result], other: Mapping[str, Result]) -> list[Row]:

@@ -20,7 +20,7 @@ from harness.errors import UsageError
 from harness.host import safe_text
 from harness.judging.verdict import Verdict
 from harness.report import results
-from harness.report.results import Outcome
+from harness.report.results import Facts, Outcome, Result
 
 #: Names the format in the first line of a file.
 FORMAT = "mremap-harness results"
@@ -110,6 +110,11 @@ class Item:
         """The file that the test is in."""
         return self.test.partition("::")[0]
 
+    @property
+    def result(self) -> Result:
+        """What became of it, as the comparison of kernels takes it."""
+        return Result(Facts(label=self.label, test=self.test), Outcome(self.outcome), self.message)
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -145,12 +150,13 @@ def item_line(item: Item) -> str:
     return _line(asdict(item))
 
 
-def end_line(status: int) -> str:
+def end_line(status: int, changes: Iterable[Mapping[str, str]] = ()) -> str:
     """The last line of a run that was not cut short.
 
     :param status: pytest's exit status.
+    :param changes: what other kernels change about tests.
     """
-    return _line({"exit_status": status})
+    return _line({"exit_status": status, "changes": list(changes)})
 
 
 def item(reports: Sequence[pytest.TestReport], start: float, duration: float) -> Item | None:

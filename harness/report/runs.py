@@ -7,6 +7,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from harness import arch
+from harness.arch import Architecture
+from harness.errors import UsageError
+from harness.report import compare
+from harness.report.compare import Change, Row
 from harness.report.record import Item, KernelFacts, Recording
 
 #: Exit statuses of pytest with which all selected tests have run: all passed, some failed, none selected.
@@ -56,6 +61,37 @@ class Run:
         """All tests, kernel by kernel."""
         return [item for kernel in self.kernels for item in kernel.items]
 
+    @property
+    def compared(self) -> Mapping[str, Sequence[Row]]:
+        """Each kernel compared with the first one of its architecture, by label."""
+        return compare.comparisons([item.result for item in self.items], self._architectures)
+
+    @property
+    def baselines(self) -> Mapping[str, str]:
+        """The label of the kernel that each one is compared with, by label."""
+        return compare.baselines(self._architectures)
+
+    @property
+    def changes(self) -> list[dict[str, str]]:
+        """What a kernel changes about a test, as the last line of a record tells it."""
+        return [
+            {
+                "label": label,
+                "baseline": self.baselines[label],
+                "test": row.test,
+                "change": str(row.change),
+                "before": str(row.baseline.outcome),
+                "after": str(row.other.outcome),
+            }
+            for label, rows in self.compared.items()
+            for row in rows
+            if row.change is not Change.SAME
+        ]
+
+    @property
+    def _architectures(self) -> Mapping[str, Architecture | None]:
+        return {each.label: _architecture(each.facts.arch) for each in self.kernels}
+
 
 def merge(recordings: Sequence[Recording]) -> Run:
     """One run of one or more records.
@@ -89,6 +125,13 @@ def merge(recordings: Sequence[Recording]) -> Run:
         missing=missing,
         notes=notes,
     )
+
+
+def _architecture(name: str) -> Architecture | None:
+    try:
+        return arch.find(name)
+    except UsageError:
+        return None
 
 
 def _missing(recording: Recording) -> list[str]:
