@@ -108,6 +108,12 @@ KTAP = Option(
     metavar="FILE",
     help="write the results to FILE as KTAP, which the kernel's kunit.py parses; - for standard output",
 )
+ARTIFACTS = Option(
+    name="--artifacts",
+    metavar="DIR",
+    help="write the evidence of each failure to files in DIR, which must be empty (default: a directory of each run "
+    "below ~/.local/state/mremap-harness/artifacts, of which the last ten are kept)",
+)
 FAIL_ON = Option(
     name="--fail-on",
     choices=("failed", "regressed"),
@@ -146,6 +152,7 @@ OPTIONS = (
     AUDIT,
     RESULTS,
     KTAP,
+    ARTIFACTS,
     FAIL_ON,
     DEBIAN_MIRROR,
     USERLAND,

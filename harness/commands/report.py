@@ -30,6 +30,9 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     for name, what in _FORMATS.items():
         parser.add_argument(f"--{name}", default="", metavar="FILE", help=f"write the results to FILE {what}")
     parser.add_argument(
+        "--artifacts", default="", metavar="DIR", help="write the evidence of each failure to files in DIR"
+    )
+    parser.add_argument(
         "--fail-on",
         choices=("regressed",),
         default="",
@@ -40,15 +43,20 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def run(chosen: argparse.Namespace) -> int:
     """Run the command; returns its exit status."""
     from harness.report import compare, record, runs
+    from harness.report.artifacts import Artifacts
     from harness.report.formats import Outputs
 
     wanted = {name: str(getattr(chosen, name)) for name in _FORMATS if getattr(chosen, name)}
-    if not (wanted or chosen.fail_on):
+    if not (wanted or chosen.fail_on or chosen.artifacts):
         options = ", ".join(f"--{name}=FILE" for name in _FORMATS)
-        raise UsageError(f"say what to do with the results: {options} or --fail-on=regressed")
+        raise UsageError(f"say what to do with the results: {options}, --artifacts=DIR or --fail-on=regressed")
     outputs = Outputs(wanted, {str(path): path for path in chosen.records})
     whole = runs.merge([record.read(path) for path in chosen.records])
     outputs.write(whole)
+    if chosen.artifacts:
+        artifacts = Artifacts(Path(chosen.artifacts))
+        for item in whole.items:
+            artifacts.add(item)
     found = [*whole.missing, *compare.objections(whole.compared)] if chosen.fail_on else []
     for note in dict.fromkeys((*whole.missing, *whole.notes, *found)):
         print(f"harness: {note}", file=sys.stderr)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 
@@ -33,11 +34,12 @@ class Record:
         self._guests = guests
         self._command = ("pytest", *config.invocation_params.args)
         self._began = time.time()
-        self._sinks = sinks
+        self._sinks = list(sinks)
         self._header: Header | None = None
         self._items: list[Item] = []
         #: whether something failed that is no guest test, and so has no line
         self.others_failed = False
+        self._said: list[str] = []
         self._trouble: list[str] = []
         self._reports: defaultdict[str, list[pytest.TestReport]] = defaultdict(list)
         #: wall clock and monotonic clock when a test began, by node id
@@ -48,8 +50,9 @@ class Record:
         """Begin, when the kernels are known."""
         kernels = [_facts(each) for each in self._guests.targets.values()]
         self._header = record.header(self._command, self._began, kernels)
-        for sink in self._sinks:
-            sink.begin(self._header)
+        for sink in list(self._sinks):
+            with self._kept(sink):
+                sink.begin(self._header)
 
     def recording(self, status: int | None) -> Recording | None:
         """What was recorded up to now; None if the run did not begin.
@@ -91,18 +94,27 @@ class Record:
         recording = self.recording(int(session.exitstatus))
         if recording is None:
             return
-        for sink in self._sinks:
-            try:
-                sink.end(recording)
-            except (HarnessError, OSError) as error:
-                self._trouble.append(str(error))
-                if session.exitstatus == pytest.ExitCode.OK:
-                    session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        for sink in list(self._sinks):
+            with self._kept(sink):
+                self._said.append(sink.end(recording))
+        if self._trouble and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Say which files could not be written."""
+        """Say where files are, and which could not be written."""
+        for each in filter(None, self._said):
+            terminalreporter.write_line(f"harness: {each}")
         for each in self._trouble:
             terminalreporter.write_line(f"harness: {each}", red=True)
+
+    @contextmanager
+    def _kept(self, sink: Sink) -> Iterator[None]:
+        """Give up a file that cannot be written, instead of the run; the run fails for it."""
+        try:
+            yield
+        except (HarnessError, OSError) as error:
+            self._sinks.remove(sink)
+            self._trouble.append(f"{error}; what follows was not written")
 
     def _lost(self, report: pytest.TestReport, start: float, duration: float) -> None:
         labels = [each for each in self._guests.targets if f"[{each}]" in report.nodeid or f"[{each}-" in report.nodeid]
@@ -117,8 +129,9 @@ class Record:
 
     def _add(self, item: Item) -> None:
         self._items.append(item)
-        for sink in self._sinks:
-            sink.add(item)
+        for sink in list(self._sinks):
+            with self._kept(sink):
+                sink.add(item)
 
 
 def _facts(target: Target) -> KernelFacts:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What files a run writes of its record of results: ``--results`` line by line, other formats at the end."""
+"""What files a run writes of its record of results.
+
+``--results`` and the artifacts of failures are written as each test ends, other formats at the end.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.report import record, runs
+from harness.report.artifacts import Artifacts
 from harness.report.formats import STDOUT, Outputs
 from harness.report.record import Header, Item, Recording
 
@@ -27,8 +31,8 @@ class Sink(Protocol):
     def add(self, item: Item) -> None:
         """The line of a test that has ended."""
 
-    def end(self, recording: Recording) -> None:
-        """The run is over.
+    def end(self, recording: Recording) -> str:
+        """The run is over. Gives a line for the person at the terminal, or nothing.
 
         :param recording: the whole record.
         """
@@ -55,11 +59,12 @@ class ResultsFile:
         """See :class:`Sink`."""
         self._write(record.item_line(item))
 
-    def end(self, recording: Recording) -> None:
+    def end(self, recording: Recording) -> str:
         """See :class:`Sink`."""
         if recording.status is not None:
             self._write(record.end_line(recording.status, runs.merge([recording]).changes))
         self._file.close()
+        return ""
 
     def _write(self, line: str) -> None:
         self._file.write(line)
@@ -81,7 +86,7 @@ class Formats:
     def add(self, item: Item) -> None:
         """See :class:`Sink`."""
 
-    def end(self, recording: Recording) -> None:
+    def end(self, recording: Recording) -> str:
         """See :class:`Sink`.
 
         :raises HostError: if the disk is full, or not writable.
@@ -89,10 +94,37 @@ class Formats:
         if self._outputs.to_stdout:
             print()  # pytest is in the middle of a line
         self._outputs.write(runs.merge([recording]))
+        return ""
+
+
+class FailureFiles:
+    """Writes the evidence of each failed test.
+
+    :param artifacts: where to.
+    """
+
+    def __init__(self, artifacts: Artifacts) -> None:
+        self._artifacts = artifacts
+
+    def begin(self, header: Header) -> None:
+        """See :class:`Sink`."""
+
+    def add(self, item: Item) -> None:
+        """See :class:`Sink`.
+
+        :raises HostError: if the disk is full, or not writable.
+        """
+        self._artifacts.add(item)
+
+    def end(self, recording: Recording) -> str:
+        """See :class:`Sink`."""
+        self._artifacts.close()
+        path = self._artifacts.path
+        return f"the evidence of the failures is in {path}" if path is not None else ""
 
 
 def sinks(config: pytest.Config) -> Iterator[Sink]:
-    """Those that the options ask for.
+    """Those that the options ask for, and the files of failures, which each run writes.
 
     :raises UsageError: if a file cannot be written.
     """
@@ -107,3 +139,5 @@ def sinks(config: pytest.Config) -> Iterator[Sink]:
             name: file if file == STDOUT else str(there / Path(file).expanduser()) for name, file in wanted.items()
         }
         yield Formats(Outputs(named, {"--results": path} if results else {}))
+    artifacts = config.getoption("artifacts")
+    yield FailureFiles(Artifacts(there / Path(artifacts).expanduser() if artifacts else None))
