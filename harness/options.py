@@ -108,6 +108,11 @@ KTAP = Option(
     metavar="FILE",
     help="write the results to FILE as KTAP, which the kernel's kunit.py parses; - for standard output",
 )
+HTML = Option(
+    name="--html",
+    metavar="FILE",
+    help="write the results to FILE as one HTML page",
+)
 ARTIFACTS = Option(
     name="--artifacts",
     metavar="DIR",
@@ -152,6 +157,7 @@ OPTIONS = (
     AUDIT,
     RESULTS,
     KTAP,
+    HTML,
     ARTIFACTS,
     FAIL_ON,
     DEBIAN_MIRROR,

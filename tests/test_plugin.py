@@ -195,3 +195,13 @@ def test_a_failed_test_is_named_so_that_pytest_finds_it_again(tmp_path: Path, pl
     _, second = (line.partition(": ")[2] for line in run(str(directory)).splitlines() if "selector:" in line)
     assert second.endswith("test_two.py::test_two")
     assert "1 passed" in run(second)
+
+
+def test_pytest_html_keeps_its_option(one: Lab) -> None:
+    """Two plug-ins with one option would keep every pytest of the environment from starting."""
+    (one.root / "pytest_html.py").write_text(
+        "def pytest_addoption(parser):\n    parser.addoption('--html', dest='htmlpath', help='theirs')\n"
+    )
+    outcome = one.run("-p", "pytest_html", "--html=theirs.html", "--collect-only", env={"PYTHONPATH": str(one.root)})
+    (one.root / "pytest_html.py").unlink()
+    assert outcome.status == pytest.ExitCode.OK, outcome.output

@@ -41,9 +41,10 @@ def refused(report: Report, *args: str) -> str:
 
 
 def test_each_format_is_written_and_failures_do_not_change_the_status(report: Report) -> None:
-    assert report("results.jsonl", "--junit=out.xml", "--ktap=out.ktap") == (0, "", "")
+    assert report("results.jsonl", "--junit=out.xml", "--ktap=out.ktap", "--html=out.html") == (0, "", "")
     assert Path("out.xml").read_text().startswith("<?xml")
     assert Path("out.ktap").read_text().startswith("KTAP version 1\n")
+    assert Path("out.html").read_text().startswith("<!DOCTYPE html>\n")
 
 
 def test_one_format_can_go_to_standard_output(report: Report) -> None:
@@ -73,7 +74,7 @@ def test_a_command_without_a_format_says_which_there_are(report: Report) -> None
     assert "--ktap=FILE" in refused(report, "results.jsonl")
 
 
-@pytest.mark.parametrize("option", ["--junit", "--ktap"])
+@pytest.mark.parametrize("option", ["--html", "--junit", "--ktap"])
 @pytest.mark.parametrize("where", ["missing/out", ".", "/proc/version/out"])
 def test_a_file_that_cannot_be_written_is_named_before_anything_is_read(
     report: Report, option: str, where: str

@@ -11,6 +11,7 @@ from harness.errors import UsageError
 
 #: The formats, by the name of their option.
 _FORMATS = {
+    "html": "as one HTML page",
     "junit": "as JUnit XML, valid against the schema of Jenkins' xUnit plug-in",
     "ktap": "as KTAP, which the kernel's kunit.py parses",
 }

@@ -11,34 +11,7 @@ from html import escape
 from harness.matrix import table
 from harness.matrix.changes import Change
 from harness.matrix.outcome import SURPRISES, Kind, OneTest, Report, State, modules
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c1e21; --paper: #fdfdfc; --line: #d4d6da; --soft: #f1f2f4; --dim: #666b73;
-        --good: #d9efdd; --known: #fdf0c8; --bad: #f8cfcb; --badink: #a3211a; --link: #1559a8; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #dfe1e5; --paper: #17191c; --line: #3a3e45; --soft: #22252a; --dim: #989ea8;
-          --good: #1d3b26; --known: #463a12; --bad: #58211d; --badink: #ff9d94; --link: #7db4f5; } }
-body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 1.5rem auto;
-       max-width: 110rem; padding: 0 1.5rem; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
-a { color: var(--link); } .dim { color: var(--dim); } .bad { color: var(--badink); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { border: 1px solid var(--line); padding: .25rem .6rem; white-space: nowrap; }
-th { background: var(--soft); font-weight: 600; text-align: left; } thead th { vertical-align: bottom; }
-td { text-align: right; } .list td { text-align: left; } td a { color: inherit; display: block; }
-td.good { background: var(--good); } td.known { background: var(--known); }
-td.surprise { background: var(--bad); font-weight: 600; }
-article { border: 1px solid var(--line); border-left: 4px solid var(--line); border-radius: 4px; margin: .6rem 0;
-          padding: .5rem .8rem; }
-article.surprise { border-left-color: var(--badink); }
-article:target, section:target > h3 { outline: 2px solid var(--link); outline-offset: 2px; }
-article p { margin: .2rem 0; } code { overflow-wrap: anywhere; }
-pre { background: var(--soft); overflow: auto; max-height: 32rem; padding: .6rem .8rem; font-size: 12.5px;
-      line-height: 1.35; border-radius: 4px; }
-summary { cursor: pointer; color: var(--link); }
-"""
+from harness.report import markup
 
 
 def page(reports: Sequence[Report], started: float, changes: Sequence[Change] | None, base: str) -> str:
@@ -53,12 +26,7 @@ def page(reports: Sequence[Report], started: float, changes: Sequence[Change] | 
 
 def _page(reports: Sequence[Report], started: float, changes: Sequence[Change] | None, base: str) -> Iterator[str]:
     when = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(started))
-    yield "<!DOCTYPE html>"
-    yield '<html lang="en"><head><meta charset="utf-8"><title>Test matrix</title>'
-    # Texts come from guests. They are escaped; should one not be, nothing in it may run or load.
-    yield "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    yield f"<style>{_STYLE}</style></head><body>"
+    yield from markup.head("Test matrix")
     yield "<h1>Test matrix</h1>"
     yield f'<p class="dim">{escape(when)}</p>'
     yield f"<p>{escape(table.total(reports))}.</p>"
@@ -70,7 +38,7 @@ def _page(reports: Sequence[Report], started: float, changes: Sequence[Change] |
     # Those that somebody has to look at come first.
     for number, each in sorted(enumerate(reports), key=lambda numbered: not numbered[1].surprises):
         yield from _cell(number, each)
-    yield "</body></html>"
+    yield from markup.tail()
 
 
 def _table(reports: Sequence[Report]) -> Iterator[str]:
@@ -116,23 +84,17 @@ def _changes(changes: Sequence[Change], base: str) -> Iterator[str]:
     if not changes:
         yield "<p>No test has another outcome.</p>"
         return
-    yield '<div class="scroll"><table class="list"><thead><tr>'
-    yield "".join(f"<th>{each}</th>" for each in ("kernel", "test", "before", "now")) + "</tr></thead><tbody>"
-    for each in changes:
-        texts = (each.cell, each.test, each.before, each.after)
-        yield f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in texts)}</tr>"
-    yield "</tbody></table></div>"
+    rows = [(each.cell, each.test, each.before, each.after) for each in changes]
+    yield from markup.table(("kernel", "test", "before", "now"), rows)
 
 
 def _kernels(reports: Sequence[Report]) -> Iterator[str]:
-    yield '<h2>Kernels</h2><div class="scroll"><table class="list"><thead><tr>'
-    titles = ("cell", "release", "provenance", "accelerator", "machine", "time", "results")
-    yield "".join(f"<th>{each}</th>" for each in titles) + "</tr></thead><tbody>"
+    yield "<h2>Kernels</h2>"
+    rows = []
     for each in reports:
         took = table.clock(each.seconds) if each.seconds else ""
-        texts = (each.name, each.release, each.provenance, each.accelerator, each.host, took, str(each.state))
-        yield f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in texts)}</tr>"
-    yield "</tbody></table></div>"
+        rows.append((each.name, each.release, each.provenance, each.accelerator, each.host, took, str(each.state)))
+    yield from markup.table(("cell", "release", "provenance", "accelerator", "machine", "time", "results"), rows)
 
 
 def _cell(number: int, report: Report) -> Iterator[str]:
@@ -164,5 +126,5 @@ def _test(test: OneTest) -> Iterator[str]:
     if test.message:
         yield f"<p>{escape(test.message)}</p>"
     for title, text in test.sections:
-        yield f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
+        yield markup.evidence(title, text)
     yield "</article>"

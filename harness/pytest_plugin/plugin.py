@@ -9,6 +9,7 @@ the project installed imports this module, so it imports little: what a run with
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the options."""
     group = parser.getgroup("kernel", "tests inside Linux guests")
     for option in options.OPTIONS:
-        option.declare(group.addoption)
+        # pytest-html has an option of that name. Without this, no pytest of the environment would start.
+        if option is not options.HTML or find_spec("pytest_html") is None:
+            option.declare(group.addoption)
     parser.addini(
         "guest_tests", "the directory of the tests that run in guests (default: the project's own)", default=""
     )

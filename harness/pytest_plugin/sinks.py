@@ -19,7 +19,7 @@ from harness.report.formats import STDOUT, Outputs
 from harness.report.record import Header, Item, Recording
 
 #: The options that name a file in another format.
-_FORMATS = ("ktap",)
+_FORMATS = ("html", "ktap")
 
 
 class Sink(Protocol):
@@ -133,7 +133,8 @@ def sinks(config: pytest.Config) -> Iterator[Sink]:
     if results:
         path = there / Path(results).expanduser()
         yield ResultsFile(path)
-    wanted = {name: config.getoption(name) for name in _FORMATS if config.getoption(name)}
+    # Without a default, because pytest-html replaces one of the options: see plugin.py.
+    wanted = {name: file for name in _FORMATS if (file := config.getoption(name, default=""))}
     if wanted:
         named = {
             name: file if file == STDOUT else str(there / Path(file).expanduser()) for name, file in wanted.items()

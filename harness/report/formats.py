@@ -16,7 +16,7 @@ from harness.report.runs import Run
 STDOUT = "-"
 
 #: The module that writes each format. It is imported when it is needed.
-_WRITERS = {"junit": "harness.report.junit", "ktap": "harness.report.ktap"}
+_WRITERS = {"html": "harness.report.page", "junit": "harness.report.junit", "ktap": "harness.report.ktap"}
 
 
 class Outputs:

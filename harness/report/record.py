@@ -112,8 +112,9 @@ class Item:
 
     @property
     def result(self) -> Result:
-        """What became of it, as the comparison of kernels takes it."""
-        return Result(Facts(label=self.label, test=self.test), Outcome(self.outcome), self.message)
+        """What became of it, as far as a line has it: enough to compare kernels, and for the answer."""
+        facts = Facts(label=self.label, test=self.test, finding=self.finding)
+        return Result(facts, Outcome(self.outcome), self.message, self.properties)
 
 
 @dataclass(frozen=True)

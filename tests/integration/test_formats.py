@@ -17,7 +17,7 @@ from tests.lab import Lab
 def mixed(lab: Lab) -> Lab:
     """A lab after a run that writes all formats."""
     lab.write("test_mixed.py", MIXED)
-    outcome = lab.run("--results=results.jsonl", "--ktap=results.ktap")
+    outcome = lab.run("--results=results.jsonl", "--ktap=results.ktap", "--html=results.html")
     assert outcome.status == pytest.ExitCode.TESTS_FAILED
     return lab
 
@@ -32,6 +32,12 @@ def test_ktap_is_what_a_report_of_the_record_writes(mixed: Lab) -> None:
     assert "not ok 1 test_breaks_the_kernel" in live
     assert "# SKIP needs CONFIG_NOTHING" in live
     assert live == reported(mixed, "--ktap=-")
+
+
+def test_the_page_is_what_a_report_of_the_record_writes(mixed: Lab) -> None:
+    live = (mixed.root / "results.html").read_text()
+    assert "<mark>" in live
+    assert live == reported(mixed, "--html=-")
 
 
 def test_pytests_junit_file_has_the_evidence_and_the_kernel(mixed: Lab) -> None:
