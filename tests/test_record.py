@@ -229,3 +229,21 @@ def test_values_that_no_run_writes_are_damage(written: Callable[..., Path], wron
 def test_deep_nesting_is_damage(written: Callable[..., Path]) -> None:
     deep = record.item_line(PASSED).replace('"properties": []', f'"properties": {"[" * 100_000}{"]" * 100_000}')
     assert "is damaged in line 2" in error_of(written(record.header_line(HEADER), deep))
+
+
+def test_what_is_no_json_is_damage(written: Callable[..., Path]) -> None:
+    line = record.item_line(PASSED).replace('"properties": []', '"properties": [["x", NaN]]')
+    assert "NaN is no JSON" in error_of(written(record.header_line(HEADER), line))
+
+
+def test_how_a_kernel_was_built_is_read_back_and_stays_out_of_older_readers_way(written: Callable[..., Path]) -> None:
+    built = replace(KERNEL, compiler="gcc 14", configuration="fast", patchset_hash="ab" * 32)
+    head = replace(HEADER, kernels=(built, replace(KERNEL, label="other")))
+    line = record.header_line(head)
+    assert record.read(written(line)).header == head
+    assert set(json.loads(line)["kernels"][0]) == {
+        *("label", "spec", "release", "version", "arch", "provenance", "accelerator"),
+    }
+    assert json.loads(line)["builds"] == {
+        KERNEL.label: {"compiler": "gcc 14", "configuration": "fast", "patchset_hash": "ab" * 32}
+    }

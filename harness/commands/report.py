@@ -14,6 +14,7 @@ _FORMATS = {
     "html": "as one HTML page",
     "junit": "as JUnit XML, valid against the schema of Jenkins' xUnit plug-in",
     "ktap": "as KTAP, which the kernel's kunit.py parses",
+    "kcidb": "as a document for KCIDB, version 5.3; needs the extra kcidb",
 }
 
 
@@ -34,6 +35,18 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "--artifacts", default="", metavar="DIR", help="write the evidence of each failure to files in DIR"
     )
     parser.add_argument(
+        "--kcidb-origin",
+        default="mremap_harness",
+        metavar="NAME",
+        help="who submits the document for KCIDB (default: mremap_harness)",
+    )
+    parser.add_argument(
+        "--artifacts-url",
+        default="",
+        metavar="URL",
+        help="where the directory of --artifacts will be found; the document for KCIDB links to its files",
+    )
+    parser.add_argument(
         "--fail-on",
         choices=("regressed",),
         default="",
@@ -51,7 +64,8 @@ def run(chosen: argparse.Namespace) -> int:
     if not (wanted or chosen.fail_on or chosen.artifacts):
         options = ", ".join(f"--{name}=FILE" for name in _FORMATS)
         raise UsageError(f"say what to do with the results: {options}, --artifacts=DIR or --fail-on=regressed")
-    outputs = Outputs(wanted, {str(path): path for path in chosen.records})
+    settings = {"kcidb": {"origin": chosen.kcidb_origin, "artifacts_url": chosen.artifacts_url}}
+    outputs = Outputs(wanted, {str(path): path for path in chosen.records}, settings)
     whole = runs.merge([record.read(path) for path in chosen.records])
     outputs.write(whole)
     if chosen.artifacts:

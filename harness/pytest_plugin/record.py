@@ -136,6 +136,7 @@ class Record:
 
 def _facts(target: Target) -> KernelFacts:
     kernel, machine = target.kernel, target.machine
+    build = kernel.provenance.build if kernel else None
     return KernelFacts(
         label=target.label,
         spec=target.spec.text,
@@ -144,4 +145,7 @@ def _facts(target: Target) -> KernelFacts:
         arch=str(target.arch or ""),
         provenance=str(kernel.provenance) if kernel else "",
         accelerator=machine.accelerator.name if machine else "",
+        compiler=build.compiler if build else "",
+        configuration=build.configuration if build else "",
+        patchset_hash=build.patchset_hash if build else "",
     )

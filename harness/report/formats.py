@@ -16,7 +16,12 @@ from harness.report.runs import Run
 STDOUT = "-"
 
 #: The module that writes each format. It is imported when it is needed.
-_WRITERS = {"html": "harness.report.page", "junit": "harness.report.junit", "ktap": "harness.report.ktap"}
+_WRITERS = {
+    "html": "harness.report.page",
+    "junit": "harness.report.junit",
+    "kcidb": "harness.report.kcidb",
+    "ktap": "harness.report.ktap",
+}
 
 
 class Outputs:
@@ -24,11 +29,18 @@ class Outputs:
 
     :param wanted: name of the file by format; :data:`STDOUT` is possible.
     :param inputs: files that must not be overwritten.
+    :param settings: what else a writer takes, by format.
     :raises UsageError: if one cannot be written, or would overwrite another one.
     """
 
-    def __init__(self, wanted: Mapping[str, str], inputs: Mapping[str, Path] | None = None) -> None:
+    def __init__(
+        self,
+        wanted: Mapping[str, str],
+        inputs: Mapping[str, Path] | None = None,
+        settings: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         self._wanted = dict(wanted)
+        self._settings = settings or {}
         if list(self._wanted.values()).count(STDOUT) > 1:
             raise UsageError("only one format can be written to standard output: give the others a file")
         paths = {f"--{name}": Path(file) for name, file in self._wanted.items() if file != STDOUT}
@@ -44,10 +56,12 @@ class Outputs:
     def write(self, run: Run) -> None:
         """Write all of them.
 
-        :raises HostError: if the disk is full, or not writable.
+        :raises UsageError: if a setting makes no sense.
+        :raises HostError: if the disk is full, or not writable, or a package is missing.
         """
+        texts = {name: _text(name, run, self._settings.get(name, {})) for name in self._wanted}
         for name, file in self._wanted.items():
-            text = _text(name, run)
+            text = texts[name]
             if file == STDOUT:
                 sys.stdout.write(text)
                 sys.stdout.flush()
@@ -55,6 +69,6 @@ class Outputs:
                 files.write(Path(file), text)
 
 
-def _text(name: str, run: Run) -> str:
-    write: Callable[[Run], str] = import_module(_WRITERS[name]).text
-    return write(run)
+def _text(name: str, run: Run, settings: Mapping[str, str]) -> str:
+    write: Callable[..., str] = import_module(_WRITERS[name]).text
+    return write(run, **settings)

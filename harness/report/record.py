@@ -59,6 +59,16 @@ class KernelFacts:
     provenance: str = ""
     #: "kvm" or "tcg"; empty for a board
     accelerator: str = ""
+    #: compiler and linker with their versions; this and the next two are empty for a kernel that was not built here
+    compiler: str = ""
+    #: names of the presets and the page size
+    configuration: str = ""
+    #: digest of the patches as KCIDB defines it; empty also if there are none
+    patchset_hash: str = ""
+
+
+#: What the first line has in a place of its own, where readers that do not know it do not look.
+_BUILD = ("compiler", "configuration", "patchset_hash")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +153,10 @@ def header(command: Iterable[str], started: float, kernels: Iterable[KernelFacts
 
 def header_line(head: Header) -> str:
     """The first line, as it is written."""
-    return _line({"format": FORMAT, "version": VERSION, **asdict(head)})
+    kernels = [asdict(each) for each in head.kernels]
+    builds = {each["label"]: {name: value for name in _BUILD if (value := each.pop(name))} for each in kernels}
+    told = {label: build for label, build in builds.items() if build}
+    return _line({"format": FORMAT, "version": VERSION, **asdict(head), "kernels": kernels, "builds": told})
 
 
 def item_line(item: Item) -> str:
@@ -232,7 +245,7 @@ def parse(text: str, name: str) -> Recording:
         try:
             if len(line) > LINE_LIMIT:
                 raise ValueError(f"it is longer than {LINE_LIMIT >> 20} Mi characters")
-            data = json.loads(line)
+            data = json.loads(line, parse_constant=_refuse)
             if "exit_status" in data:
                 status = int(data["exit_status"])
             else:
@@ -262,12 +275,16 @@ def _header(line: str, name: str) -> Header:
             harness=_safe(data["harness"]),
             command=tuple(map(_safe, data["command"])),
             started=_finite(data["started"]),
-            kernels=tuple(
-                KernelFacts(**{key: _safe(value) for key, value in each.items()}) for each in data["kernels"]
-            ),
+            kernels=tuple(_kernel(each, data.get("builds", {})) for each in data["kernels"]),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{name} is damaged in line 1: {error}; run the tests again") from None
+
+
+def _kernel(data: Mapping[str, Any], builds: Mapping[str, Mapping[str, Any]]) -> KernelFacts:
+    build = builds.get(str(data["label"]), {})
+    told = {**data, **{name: build[name] for name in _BUILD if name in build}}
+    return KernelFacts(**{key: _safe(value) for key, value in told.items()})
 
 
 def _item(data: Mapping[str, Any]) -> Item:
@@ -294,6 +311,14 @@ def _item(data: Mapping[str, Any]) -> Item:
         left_out=int(made.left_out),
         sections=tuple((_safe(title), _safe(text)) for title, text in made.sections),
     )
+
+
+def _refuse(constant: str) -> Any:
+    """NaN and the like, which Python's reader accepts and JSON has not.
+
+    :raises ValueError: always.
+    """
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _safe(text: object) -> str:
