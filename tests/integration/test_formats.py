@@ -3,20 +3,36 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
+import xmlschema
+from kcidb_io.schema import V5_3
 
 from tests.integration.test_record import MIXED
 from tests.lab import Lab
+from tests.test_page import Parsed
+
+#: Prints what would break each format, and says it in its failure and on the kernel's console.
+HOSTILE = """
+    def test_hostile():
+        text = "]]></failure> </pre></script><script>alert(1)</script> \\x1b[31m\\x00 # SKIP no"
+        text += "\\nok 1 test_passes\\n# Subtest: x\\nreboot: System halted\\n" + "x" * 100_000
+        print(text)
+        with open("/dev/kmsg", "w") as log:
+            log.write("<4>" + text[:300])
+        assert False, text
+"""
 
 
 @pytest.fixture(scope="module")
 def mixed(lab: Lab) -> Lab:
     """A lab after a run that writes all formats."""
-    lab.write("test_mixed.py", MIXED)
+    lab.write("test_mixed.py", MIXED + HOSTILE)
     outcome = lab.run("--results=results.jsonl", "--ktap=results.ktap", "--html=results.html")
     assert outcome.status == pytest.ExitCode.TESTS_FAILED
     return lab
@@ -51,6 +67,17 @@ def test_pytests_junit_file_has_the_evidence_and_the_kernel(mixed: Lab) -> None:
     assert cases["test_passes"].find("system-out") is None
     names = {each.get("name", "").partition(" ")[0] for each in suite.findall("properties/property")}
     assert names == {"kernel", "provenance"}
+
+
+def test_a_hostile_guest_breaks_no_format(mixed: Lab) -> None:
+    schema = xmlschema.XMLSchema(str(Path(__file__).parents[1] / "junit.xsd"))
+    schema.validate(reported(mixed, "--junit=-"))
+    V5_3.validate(json.loads(reported(mixed, "--kcidb=-")))
+    Parsed((mixed.root / "results.html").read_text())
+    results = [line for line in (mixed.root / "results.ktap").read_text().splitlines() if "test_passes" in line]
+    assert [line.strip() for line in results if not line.strip().startswith("#")] == ["ok 5 test_passes"]
+    names = {each.get("name") for each in ET.parse(mixed.root / "junit.xml").getroot().iter("testcase")}
+    assert len(names) == 6
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(lab: Lab) -> None:
