@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from harness import __version__
 from harness.commands import cli
 from harness.debian import mirror
 from harness.options import MachineOptions
@@ -24,3 +25,11 @@ def test_the_shell_fetches_from_the_mirror_it_is_given(
 def test_options_of_machines_are_named() -> None:
     with pytest.raises(TypeError, match="positional"):
         MachineOptions("slub_debug=F", 640, 1, "http://127.0.0.1:9/debian")  # type: ignore[call-arg, arg-type]
+
+
+@pytest.mark.parametrize("command", [[], ["audit"], ["doctor"], ["matrix"], ["report"], ["shell"], ["userland"]])
+def test_every_command_says_which_version_it_is(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main([*command, "--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"mremap-harness {__version__}\n"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -13,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import paths
+from harness import __version__, paths
 from harness.arch import ARCHITECTURES, ARM64
 from harness.build import builder
-from harness.commands import doctor
+from harness.commands import cli, doctor
 from harness.commands.doctor import Check, State
 from harness.debian import mirror
 from harness.errors import HostError
@@ -66,6 +67,22 @@ def test_one_emulator_is_enough_and_none_is_not(bare: Path, capsys: pytest.Captu
     said = capsys.readouterr().out
     assert re.search(r"ok +qemu arm64 +9\.9\.9", said)
     assert "Guests of arm64 can run here, but without qemu x86_64" in said
+
+
+def test_a_program_reads_the_same_as_json(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["usable"] is False
+    assert told["harness"] == __version__
+    checks = {each["name"]: each for each in told["checks"]}
+    assert list(checks) == [each.name for each in doctor.checks()]
+    assert checks["qemu arm64"] == {
+        "name": "qemu arm64",
+        "state": "missing",
+        "text": "qemu-system-aarch64 is not installed: no arm64 guests",
+        "remedy": "install qemu-system-arm, as Debian calls it",
+        "vital": False,
+    }
 
 
 def test_without_setpriv_nothing_runs(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,9 +56,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Linux kernels in virtual machines. Tests are run by: harness test --kernel=SPEC, "
         "or pytest --kernel=SPEC",
     )
-    parser.add_argument("--version", action="version", version=f"mremap-harness {__version__}")
     commands = parser.add_subparsers(dest="command_name", metavar="COMMAND", required=True)
-    commands.add_parser("doctor", help="say what works on this host, what is missing, and how to get it")
+    checks = commands.add_parser("doctor", help="say what works on this host, what is missing, and how to get it")
+    checks.add_argument("--json", action="store_true", help="print it as JSON")
     commands.add_parser("test", help="run pytest with all that follows; with --kernel=SPEC it runs guest tests")
     audit.add_to(commands)
     matrix.add_to(commands)
@@ -75,13 +75,15 @@ def _parser() -> argparse.ArgumentParser:
     for option in options.MACHINE:
         option.declare(shell.add_argument)
     shell.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="to run instead of a shell")
+    for each in (parser, *commands.choices.values()):
+        each.add_argument("--version", action="version", version=f"mremap-harness {__version__}")
     return parser
 
 
-def _doctor(_chosen: argparse.Namespace) -> int:
+def _doctor(chosen: argparse.Namespace) -> int:
     from harness.commands import doctor
 
-    return doctor.main()
+    return doctor.main(as_json=chosen.json)
 
 
 def _shell(chosen: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
 import re
@@ -13,13 +14,13 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 from typing import IO
 
-from harness import arch, paths
+from harness import __version__, arch, paths
 from harness.arch import ARCHITECTURES, Architecture
 from harness.debian.mirror import host_mirror
 from harness.debian.suites import STABLE
@@ -65,10 +66,17 @@ class Check:
     vital: bool = False
 
 
-def main() -> int:
-    """Print the report; 0 if guests of some architecture can run."""
+def main(*, as_json: bool = False) -> int:
+    """Print the report; 0 if guests of some architecture can run.
+
+    :param as_json: for programs instead of people; docs/hosts.md describes the form.
+    """
     report = list(checks())
-    print_report(report, sys.stdout)
+    if as_json:
+        told = {"harness": __version__, "usable": usable(report), "checks": [asdict(each) for each in report]}
+        print(json.dumps(told, indent=1))
+    else:
+        print_report(report, sys.stdout)
     return 0 if usable(report) else 1
 
 
