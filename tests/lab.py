@@ -121,6 +121,9 @@ class Lab:
         # By its path: a test may give its pytest a PATH with nothing in it.
         interruptible = ["/usr/bin/env", "--default-signal=INT"]
         command = [*wrapper, *interruptible, sys.executable, "-m", "pytest", "--junitxml=junit.xml", *args]
+        if "XDG_STATE_HOME" not in os.environ:
+            # Of this user only the last ten runs with failures are kept. Ours must not push them out.
+            command.append(f"--artifacts={tempfile.mkdtemp(prefix='artifacts-', dir=self.root)}")
         return subprocess.Popen(
             command + ([f"--kernel={kernel}"] if kernel else []),
             cwd=self.root,

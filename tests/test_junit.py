@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -11,15 +12,16 @@ import xmlschema
 
 from harness.host import safe_text
 from harness.report import junit
+from harness.report.artifacts import Artifacts
 from harness.report.runs import Run
 from tests.recorded import MIXED, NEW, OLD, hostile, line, run
 
 SCHEMA = xmlschema.XMLSchema(str(Path(__file__).with_name("junit.xsd")))
 
 
-def document(recorded: Run) -> ET.Element:
+def document(recorded: Run, artifacts: str = "") -> ET.Element:
     """The document of a run, which has to be valid."""
-    text = junit.text(recorded)
+    text = junit.text(recorded, artifacts=artifacts)
     SCHEMA.validate(text)
     return ET.fromstring(text)
 
@@ -57,6 +59,18 @@ def test_a_failure_has_its_message_its_text_and_its_evidence() -> None:
     evidence = found.findtext("system-out", "")
     for each in ("--- kernel console ---", "BUG: Bad page state", "--- machine ---", "--- run it again ---\npytest "):
         assert each in evidence
+
+
+def test_the_files_of_a_failure_are_attached(tmp_path: Path) -> None:
+    root = document(run(*MIXED), artifacts=str(tmp_path))
+    run_files = Artifacts(tmp_path)
+    for item in MIXED:
+        run_files.add(item)
+    for name in ("test_fails[1]", "test_misses"):
+        attached = re.findall(r"\[\[ATTACHMENT\|(.*)\]\]", case(root, name).findtext("system-out", ""))
+        assert attached
+        assert all(Path(each).is_file() for each in attached)
+    assert case(root, "test_passes").find("system-out") is None
 
 
 def test_an_expected_finding_is_skipped_by_its_name() -> None:

@@ -64,7 +64,10 @@ def run(chosen: argparse.Namespace) -> int:
     if not (wanted or chosen.fail_on or chosen.artifacts):
         options = ", ".join(f"--{name}=FILE" for name in _FORMATS)
         raise UsageError(f"say what to do with the results: {options}, --artifacts=DIR or --fail-on=regressed")
-    settings = {"kcidb": {"origin": chosen.kcidb_origin, "artifacts_url": chosen.artifacts_url}}
+    settings = {
+        "junit": {"artifacts": chosen.artifacts},
+        "kcidb": {"origin": chosen.kcidb_origin, "artifacts_url": chosen.artifacts_url},
+    }
     outputs = Outputs(wanted, {str(path): path for path in chosen.records}, settings)
     whole = runs.merge([record.read(path) for path in chosen.records])
     outputs.write(whole)

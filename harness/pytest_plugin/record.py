@@ -112,9 +112,9 @@ class Record:
         """Give up a file that cannot be written, instead of the run; the run fails for it."""
         try:
             yield
-        except (HarnessError, OSError) as error:
+        except HarnessError as error:
             self._sinks.remove(sink)
-            self._trouble.append(f"{error}; what follows was not written")
+            self._trouble.append(f"{error}; the rest of it is missing")
 
     def _lost(self, report: pytest.TestReport, start: float, duration: float) -> None:
         labels = [each for each in self._guests.targets if f"[{each}]" in report.nodeid or f"[{each}-" in report.nodeid]

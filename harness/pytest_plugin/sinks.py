@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 
-from harness.errors import UsageError
+from harness.errors import HostError, UsageError
 from harness.report import record, runs
 from harness.report.artifacts import Artifacts
 from harness.report.formats import STDOUT, Outputs
@@ -46,6 +47,7 @@ class ResultsFile:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             self._file = path.open("w")
         except OSError as error:
@@ -67,8 +69,13 @@ class ResultsFile:
         return ""
 
     def _write(self, line: str) -> None:
-        self._file.write(line)
-        self._file.flush()
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            raise HostError(f"cannot write the results to {self._path}: {error.strerror}") from error
 
 
 class Formats:

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 
+from harness.report.artifacts import contents, place
 from harness.report.record import Item
 from harness.report.results import Outcome
 from harness.report.runs import KernelRun, Run
 
 
-def text(run: Run) -> str:
-    """The text of the file. A record that is not complete is an error of its own, so that nobody misses it."""
+def text(run: Run, *, artifacts: str = "") -> str:
+    """The text of the file. A record that is not complete is an error of its own, so that nobody misses it.
+
+    :param artifacts: the directory of ``--artifacts``, as the reader will name it; empty if there is none.
+    """
     root = ET.Element("testsuites", name="mremap-harness")
     for kernel in run.kernels:
-        root.append(_suite(run, kernel))
+        root.append(_suite(run, kernel, artifacts))
     if run.missing:
         root.append(_missing(run))
     for name in ("tests", "failures", "errors"):
@@ -28,8 +33,8 @@ def text(run: Run) -> str:
     return f"<?xml version='1.0' encoding='utf-8'?>\n{ET.tostring(root, encoding='unicode')}\n"
 
 
-def _suite(run: Run, kernel: KernelRun) -> ET.Element:
-    cases = [_case(kernel.label, item) for item in kernel.items]
+def _suite(run: Run, kernel: KernelRun, artifacts: str) -> ET.Element:
+    cases = [_case(kernel.label, item, artifacts) for item in kernel.items]
     suite = _counted(kernel.label, cases)
     suite.set("time", f"{sum(item.duration for item in kernel.items):.3f}")
     suite.set("timestamp", time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(run.started)))
@@ -60,7 +65,7 @@ def _counted(name: str, cases: list[ET.Element]) -> ET.Element:
     return suite
 
 
-def _case(label: str, item: Item) -> ET.Element:
+def _case(label: str, item: Item, artifacts: str) -> ET.Element:
     module, _, name = item.test.partition("::")
     # With the label, because readers take two tests of the same class and name for one.
     classname = f"{label}.{module.removesuffix('.py').replace('/', '.')}"
@@ -75,9 +80,17 @@ def _case(label: str, item: Item) -> ET.Element:
         ET.SubElement(case, "skipped", type="expected failure", message=known)
     elif item.outcome == Outcome.SKIPPED:
         ET.SubElement(case, "skipped", type="skip", message=item.message)
+    if item.failed and artifacts:
+        shown.append(("files", "\n".join(_attachments(item, artifacts))))
     if shown:
         ET.SubElement(case, "system-out").text = "\n".join(f"--- {title} ---\n{text}\n" for title, text in shown)
     return case
+
+
+def _attachments(item: Item, artifacts: str) -> Iterator[str]:
+    """The files of a failure, as GitLab and Jenkins' JUnit Attachments plug-in find them in the output of a test."""
+    for name in contents(item):
+        yield f"[[ATTACHMENT|{artifacts.rstrip('/')}/{place(item).as_posix()}/{name}]]"
 
 
 def _missing(run: Run) -> ET.Element:
