@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import textwrap
+import xml.etree.ElementTree as ET
 
 import pytest
 
@@ -52,6 +55,34 @@ def test_a_run_that_was_interrupted_says_so_in_what_it_writes(staged: Lab) -> No
     assert outcome.status == pytest.ExitCode.INTERRUPTED
     assert record.read(staged.root / "results.jsonl").status == pytest.ExitCode.INTERRUPTED
     assert "not ok 2 the record is complete # ERROR a run ended early" in (staged.root / "results.ktap").read_text()
+
+
+def test_what_a_test_of_the_host_captures_stays_out_of_the_junit_file(staged: Lab) -> None:
+    (staged.root / "test_host.py").write_text("def test_host():\n    print('\\x1b[31m')\n    assert 0\n")
+    outcome = staged.run("-p", "stage", ".", "-k", "test_host or test_hole")
+    (staged.root / "test_host.py").unlink()
+    by_name = {
+        each.get("name", "").partition("[")[0]: each for each in ET.parse(staged.root / "junit.xml").iter("testcase")
+    }
+    assert by_name["test_host"].find("system-out") is None
+    assert outcome["test_host"].outcome == "failure"
+
+
+def test_a_run_without_pytests_junit_plugin_runs(staged: Lab) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:junitxml",
+        "-p",
+        "stage",
+        "--kernel=debian:6.12",
+        "-k",
+        "test_whole",
+    ]
+    done = subprocess.run(command, cwd=staged.root, capture_output=True, text=True, check=False)
+    assert done.returncode == pytest.ExitCode.OK, done.stdout
 
 
 def test_no_file_is_written_twice(staged: Lab) -> None:

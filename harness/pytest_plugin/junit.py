@@ -13,7 +13,9 @@ from collections import defaultdict
 import pytest
 from _pytest.junitxml import xml_key
 
+from harness.host import safe_text
 from harness.pytest_plugin.session import GuestTests
+from harness.report import results
 
 
 class JUnitEvidence:
@@ -38,11 +40,13 @@ class JUnitEvidence:
         """Add the evidence of a failed test, before pytest closes the element of the test with its last report."""
         if hasattr(report, "context"):
             return  # of a subtest
-        if report.failed:
+        # Only of guest tests: what others capture may not be XML, and belongs to junit_logging.
+        if report.failed and results.verdict([report]):
             self._sections[report.nodeid].update(dict.fromkeys(report.sections))
         sections = self._sections.pop(report.nodeid, None) if report.when == "teardown" else None
         file = self._config.stash.get(xml_key, None)
         if sections and file is not None:
             element = ET.Element("system-out")
-            element.text = "\n".join(f"--- {title} ---\n{text}\n" for title, text in sections)
+            shown = "\n".join(f"--- {title} ---\n{text}\n" for title, text in sections)
+            element.text = safe_text.escape(shown)
             file.node_reporter(report).append(element)

@@ -9,15 +9,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
 from harness.errors import HostError, UsageError
-from harness.report import record, runs
-from harness.report.artifacts import Artifacts
-from harness.report.formats import STDOUT, Outputs
+from harness.report import record
 from harness.report.record import Header, Item, Recording
+
+if TYPE_CHECKING:  # most runs write none of it
+    from harness.report.artifacts import Artifacts
+    from harness.report.formats import Outputs
 
 #: The options that name a file in another format.
 _FORMATS = ("html", "ktap")
@@ -63,6 +65,8 @@ class ResultsFile:
 
     def end(self, recording: Recording) -> str:
         """See :class:`Sink`."""
+        from harness.report import runs
+
         if recording.status is not None:
             self._write(record.end_line(recording.status, runs.merge([recording]).changes))
         self._file.close()
@@ -98,6 +102,8 @@ class Formats:
 
         :raises HostError: if the disk is full, or not writable.
         """
+        from harness.report import runs
+
         if self._outputs.to_stdout:
             print()  # pytest is in the middle of a line
         self._outputs.write(runs.merge([recording]))
@@ -107,11 +113,12 @@ class Formats:
 class FailureFiles:
     """Writes the evidence of each failed test.
 
-    :param artifacts: where to.
+    :param directory: where to; None makes one below the user's state directory when the first test fails.
+    :raises UsageError: if the directory is not empty, or cannot be made.
     """
 
-    def __init__(self, artifacts: Artifacts) -> None:
-        self._artifacts = artifacts
+    def __init__(self, directory: Path | None) -> None:
+        self._artifacts = _artifacts(directory) if directory is not None else None
 
     def begin(self, header: Header) -> None:
         """See :class:`Sink`."""
@@ -121,13 +128,22 @@ class FailureFiles:
 
         :raises HostError: if the disk is full, or not writable.
         """
-        self._artifacts.add(item)
+        if item.failed:
+            self._artifacts = self._artifacts or _artifacts(None)
+            self._artifacts.add(item)
 
     def end(self, recording: Recording) -> str:
         """See :class:`Sink`."""
+        if self._artifacts is None or self._artifacts.path is None:
+            return ""
         self._artifacts.close()
-        path = self._artifacts.path
-        return f"the evidence of the failures is in {path}" if path is not None else ""
+        return f"the evidence of the failures is in {self._artifacts.path}"
+
+
+def _artifacts(directory: Path | None) -> Artifacts:
+    from harness.report.artifacts import Artifacts
+
+    return Artifacts(directory)
 
 
 def sinks(config: pytest.Config) -> Iterator[Sink]:
@@ -143,9 +159,11 @@ def sinks(config: pytest.Config) -> Iterator[Sink]:
     # Without a default, because pytest-html replaces one of the options: see plugin.py.
     wanted = {name: file for name in _FORMATS if (file := config.getoption(name, default=""))}
     if wanted:
+        from harness.report.formats import STDOUT, Outputs
+
         named = {
             name: file if file == STDOUT else str(there / Path(file).expanduser()) for name, file in wanted.items()
         }
         yield Formats(Outputs(named, {"--results": path} if results else {}))
     artifacts = config.getoption("artifacts")
-    yield FailureFiles(Artifacts(there / Path(artifacts).expanduser() if artifacts else None))
+    yield FailureFiles(there / Path(artifacts).expanduser() if artifacts else None)

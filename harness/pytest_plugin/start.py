@@ -105,7 +105,7 @@ def _gate(config: pytest.Config, guests: GuestTests, record: Record | None) -> G
 
 def _junit(config: pytest.Config, guests: GuestTests) -> JUnitEvidence | None:
     """What adds to ``--junitxml``; not in a worker of pytest-xdist."""
-    if not config.getoption("xmlpath") or hasattr(config, "workerinput"):
+    if not config.getoption("xmlpath", default=None) or hasattr(config, "workerinput"):
         return None
     from harness.pytest_plugin.junit import JUnitEvidence
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness import __version__
 from harness.errors import UsageError
 from harness.host import safe_text
 from harness.judging.verdict import Verdict
@@ -144,7 +144,7 @@ class Recording:
 def header(command: Iterable[str], started: float, kernels: Iterable[KernelFacts]) -> Header:
     """The first line of a run that begins now."""
     return Header(
-        harness=metadata.version("mremap-harness"),
+        harness=__version__,
         command=tuple(command),
         started=round(started, 3),
         kernels=tuple(kernels),
