@@ -60,22 +60,34 @@ def test_kernels_modules_and_tests_are_nested() -> None:
         "#  mremap-harness 1.0",
         f"#  {' '.join(HEADER.command)}",
         "1..1",
+        "  KTAP version 1",
+        f"  # Subtest: {OLD.label}",
+        f"  #  kernel: {OLD.release}, x86_64, tcg, {OLD.provenance}",
+        "  1..2",
         "    KTAP version 1",
-        f"    # Subtest: {OLD.label}",
-        f"    #  kernel: {OLD.release}, x86_64, tcg, {OLD.provenance}",
-        "    1..2",
-        "        KTAP version 1",
-        "        # Subtest: guest_tests/test_a.py",
-        "        1..1",
-        "        ok 1 test_one",
-        "    ok 1 guest_tests/test_a.py",
-        "        KTAP version 1",
-        "        # Subtest: guest_tests/test_b.py",
-        "        1..1",
-        "        ok 1 test_two",
-        "    ok 2 guest_tests/test_b.py",
+        "    # Subtest: guest_tests/test_a.py",
+        "    1..1",
+        "    ok 1 test_one",
+        "  ok 1 guest_tests/test_a.py",
+        "    KTAP version 1",
+        "    # Subtest: guest_tests/test_b.py",
+        "    1..1",
+        "    ok 1 test_two",
+        "  ok 2 guest_tests/test_b.py",
         f"ok 1 {OLD.label}",
     ]
+
+
+def test_a_test_that_did_not_end_in_time_says_so() -> None:
+    late = line("test_late", "failed", "guest lost (test timeout): the test did not end in time")
+    assert result(ktap.text(run(late)), "test_late").startswith("not ok N test_late # TIMEOUT guest lost")
+
+
+def test_a_module_whose_tests_all_skipped_has_skipped() -> None:
+    skipped = line("guest_tests/test_b.py::test_b", "skipped", "needs swap")
+    text = ktap.text(run(line("test_a", "skipped", "needs CONFIG_KSM"), line("test_c"), skipped))
+    assert result(text, "guest_tests/test_b.py") == "ok N guest_tests/test_b.py # SKIP no test of it ran"
+    assert result(text, "guest_tests/test_a.py") == "ok N guest_tests/test_a.py"
 
 
 def test_the_evidence_of_a_failure_stands_before_its_result() -> None:
@@ -97,7 +109,7 @@ def test_only_diagnostics_hold_what_a_guest_printed() -> None:
     plain = [each for each in text.splitlines() if not each.lstrip().startswith("#  ")]
     for each in plain:
         assert re.fullmatch(
-            r" *(KTAP version 1|# Subtest: .*|1\.\.\d+|(not )?ok \d+ [^#]*( # (SKIP|XFAIL|ERROR) .*)?)", each
+            r" *(KTAP version 1|# Subtest: .*|1\.\.\d+|(not )?ok \d+ [^#]*( # (SKIP|XFAIL|ERROR|TIMEOUT) .*)?)", each
         )
     assert sum("# Subtest: " in each for each in plain) == 2
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", text)

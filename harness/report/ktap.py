@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from harness.errors import LostCondition
 from harness.report.record import Item
 from harness.report.results import LACKS, Outcome
 from harness.report.runs import KernelRun, Run
@@ -52,7 +53,9 @@ def _kernel(run: KernelRun) -> _Node:
 
 
 def _group(name: str, children: Sequence[_Node], diagnostics: Sequence[str] = ()) -> _Node:
-    return _Node(name, all(each.ok for each in children), "", diagnostics, children)
+    skipped = all(each.directive.startswith("SKIP") for each in children)
+    directive = "SKIP no test of it ran" if skipped else ""
+    return _Node(name, all(each.ok for each in children), directive, diagnostics, children)
 
 
 def _test(item: Item) -> _Node:
@@ -60,7 +63,8 @@ def _test(item: Item) -> _Node:
     if item.outcome in (Outcome.MISS, Outcome.ERROR):
         return _Node(name, False, f"ERROR {item.message}", _evidence(item))
     if item.failed:
-        return _Node(name, False, "", _evidence(item))
+        late = item.message.startswith(f"guest lost ({LostCondition.TEST_TIMEOUT})")
+        return _Node(name, False, f"TIMEOUT {item.message}" if late else "", _evidence(item))
     if item.outcome == Outcome.SKIPPED:
         return _Node(name, True, f"SKIP {item.message}")
     if item.outcome == Outcome.XFAILED:
@@ -89,17 +93,13 @@ def _plan(nodes: Sequence[_Node], indent: str) -> Iterator[str]:
 
 def _node(node: _Node, number: int, indent: str) -> Iterator[str]:
     name = _name(node.name)
-    below = f"{indent}    "
+    below = f"{indent}  "
     if node.children:
         yield f"{below}{_VERSION}"
         yield f"{below}# Subtest: {name}"
         yield from _diagnostics(node.diagnostics, below)
         yield from _plan(node.children, below)
-    elif node.children is not None:
-        # kunit.py takes a plan without tests for an error.
-        yield f"{indent}ok {number} {name} # SKIP no test ran"
-        return
-    else:
+    else:  # kunit.py takes a plan without tests for an error, so a group without any is written like a test
         yield from _diagnostics(node.diagnostics, indent)
     directive = f" # {_one_line(node.directive)}" if node.directive else ""
     yield f"{indent}{'ok' if node.ok else 'not ok'} {number} {name}{directive}"
