@@ -247,3 +247,10 @@ def test_how_a_kernel_was_built_is_read_back_and_stays_out_of_older_readers_way(
     assert json.loads(line)["builds"] == {
         KERNEL.label: {"compiler": "gcc 14", "configuration": "fast", "patchset_hash": "ab" * 32}
     }
+
+
+def test_a_record_of_before_there_were_builds_and_changes_is_read(written: Callable[..., Path]) -> None:
+    head = json.loads(record.header_line(HEADER))
+    del head["builds"]
+    read = record.read(written(json.dumps(head) + "\n", record.item_line(PASSED), '{"exit_status": 0}\n'))
+    assert (read.header, read.items, read.status) == (HEADER, [PASSED], 0)

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 
 from harness.commands import cli
 from harness.report import record
-from tests.recorded import MIXED, NEW, line, text
+from tests.recorded import MIXED, NEW, OLD, line, text
 
 Report = Callable[..., tuple[int, str, str]]
 
@@ -111,3 +114,19 @@ def test_a_line_of_a_hundred_megabytes_is_refused(report: Report, monkeypatch: p
     monkeypatch.setattr(record, "LINE_LIMIT", 1 << 20)
     Path("long.jsonl").write_text(text(line("test_one", "failed", "x" * (1 << 21))))
     assert "is damaged in line 2: it is longer than 1 Mi characters" in refused(report, "long.jsonl", "--ktap=-")
+
+
+def test_a_record_without_tests_becomes_every_format(report: Report) -> None:
+    Path("empty.jsonl").write_text(text(status=5))
+    status, _, err = report("empty.jsonl", "--html=a.html", "--junit=a.xml", "--ktap=a.ktap", "--kcidb=a.json")
+    assert (status, err) == (0, "")
+    assert Path("a.ktap").read_text().endswith(f"ok 1 {OLD.label} # SKIP no test of it ran\n")
+
+
+def test_files_are_utf_8_and_standard_output_is_what_the_terminal_takes(report: Report) -> None:
+    Path("more.jsonl").write_text(text(line("test_a", "failed", "a page … was lost")))
+    command = [sys.executable, "-m", "harness.commands.cli", "report", "more.jsonl", "--ktap=-", "--html=a.html"]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert b"a page \\u2026 was lost" in done.stdout
+    assert "a page … was lost" in Path("a.html").read_bytes().decode()

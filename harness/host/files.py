@@ -52,11 +52,11 @@ def write(path: Path, text: str) -> None:
 
 def _write(path: Path, text: str) -> None:
     if path.exists() and not path.is_file():
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         return
     new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        new.write_text(text)
+        new.write_text(text, encoding="utf-8")
         new.rename(path)
     finally:
         new.unlink(missing_ok=True)

@@ -76,7 +76,7 @@ class Gate:
         """Say why the exit status is what it is."""
         for each in self._said:
             terminalreporter.write_line(f"harness: {each}", red=True)
-        if not self._said and terminalreporter.stats.get("failed"):
+        if not self._said and any(terminalreporter.stats.get(each) for each in ("failed", "error")):
             terminalreporter.write_line("harness: tests failed, and nothing has regressed: the exit status is 0")
 
 

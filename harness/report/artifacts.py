@@ -92,7 +92,7 @@ class Artifacts:
         directory = self.path / place(item)
         directory.mkdir(parents=True, exist_ok=True)
         for name, text in contents(item).items():
-            (directory / name).write_text(text)
+            (directory / name).write_text(text, encoding="utf-8")
         for picture in _PICTURE.findall("\n".join(text for _, text in item.sections))[-1:]:
             _copy_picture(Path(picture), directory / "memory.html")
 

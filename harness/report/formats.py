@@ -63,7 +63,8 @@ class Outputs:
         for name, file in self._wanted.items():
             text = texts[name]
             if file == STDOUT:
-                sys.stdout.write(text)
+                encoding = sys.stdout.encoding or "utf-8"
+                sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
                 sys.stdout.flush()
             else:
                 files.write(Path(file), text)
