@@ -29,7 +29,14 @@ GUEST_TESTS = PROJECT / "guest_tests"
 TABLE = GUEST_TESTS / "TESTS.md"
 
 #: modules that test the library and the checks themselves; they belong to no row
-OWN = ("test_checks.py", "test_example.py", "test_library.py", "test_library_system.py", "test_probes.py")
+OWN = (
+    "test_checks.py",
+    "test_example.py",
+    "test_explorer.py",
+    "test_library.py",
+    "test_library_system.py",
+    "test_probes.py",
+)
 
 #: headings, by the first row below each
 SECTIONS = {

@@ -19,6 +19,10 @@ MESSAGES: list[protocol.Message] = [
     protocol.Run("a::b", "", "m1"),
     protocol.Report({"outcome": "passed", "nested": [1, {"two": None}]}),
     protocol.Finished("a::b", 512),
+    protocol.Call("guest_tests.explorer.serve:main", {}),
+    protocol.Tell({"programs": []}),
+    protocol.Say({"at": 1}),
+    protocol.Returned(""),
     protocol.Shell("ssh-ed25519 AAAA"),
     protocol.ShellReady(),
 ]

@@ -14,7 +14,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 MAGIC = b"mrh1"
 HEADER = struct.Struct(">4sII")
@@ -123,6 +123,42 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class Call:
+    """Host: call a function of the tests, which exchanges messages with the host until it returns."""
+
+    kind: ClassVar[str] = "call"
+    #: module and name, as in ``guest_tests.explorer.serve:main``
+    function: str
+    #: its argument
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Host: a message to the function that was called."""
+
+    kind: ClassVar[str] = "tell"
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Say:
+    """Agent: a message of the function that was called."""
+
+    kind: ClassVar[str] = "say"
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Returned:
+    """Agent: the function that was called has returned, or failed."""
+
+    kind: ClassVar[str] = "returned"
+    #: the traceback if it failed; empty if it did not
+    error: str
+
+
+@dataclass(frozen=True)
 class Shell:
     """Host: start an SSH server on the shell port."""
 
@@ -138,10 +174,24 @@ class ShellReady:
     kind: ClassVar[str] = "shell-ready"
 
 
-Message = Hello | Ready | Collect | Collected | Run | Report | Audit | Audited | Finished | Shell | ShellReady
-_TYPES: dict[str, Any] = {
-    m.kind: m for m in (Hello, Ready, Collect, Collected, Run, Report, Audit, Audited, Finished, Shell, ShellReady)
-}
+Message = (
+    Hello
+    | Ready
+    | Collect
+    | Collected
+    | Run
+    | Report
+    | Audit
+    | Audited
+    | Finished
+    | Call
+    | Tell
+    | Say
+    | Returned
+    | Shell
+    | ShellReady
+)
+_TYPES: dict[str, Any] = {message.kind: message for message in get_args(Message)}
 # The annotations are strings. These are all types that JSON values of messages have.
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     "str": lambda v: isinstance(v, str),

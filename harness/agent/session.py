@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,24 @@ from harness.agent.channel import Channel
 
 #: Asks the host to audit this guest's memory; for guest tests.
 AUDIT = pytest.StashKey[Callable[[dict[str, Any]], dict[str, Any]]]()
+
+
+class Exchange:
+    """What a function that the host called talks to the host with."""
+
+    def __init__(self, link: Channel) -> None:
+        self._link = link
+
+    def say(self, data: dict[str, Any]) -> None:
+        """Send a message. A forked process may do this as well, while this one waits for it."""
+        self._link.send(protocol.Say(data))
+
+    def hear(self) -> dict[str, Any]:
+        """Wait for the next message of the host."""
+        message = self._link.receive()
+        if not isinstance(message, protocol.Tell):
+            raise protocol.BadFrame(f"{message.kind} comes in the middle of a call")
+        return message.data
 
 
 class HostDriven:
@@ -66,6 +86,8 @@ class HostDriven:
                 return True
             if isinstance(message, protocol.Run):
                 self._run(items[message.nodeid], items.get(message.next_nodeid), message.marker)
+            elif isinstance(message, protocol.Call):
+                self._link.send(protocol.Returned(call(self._link, message)))
             else:
                 self._link.send(self._handlers[message.kind](message))
 
@@ -79,6 +101,16 @@ class HostDriven:
         runtestprotocol(item, nextitem=next_item)
         mark(f"end {marker}")
         self._link.send(protocol.Finished(item.nodeid, int(Path("/proc/sys/kernel/tainted").read_text())))
+
+
+def call(link: Channel, wanted: protocol.Call) -> str:
+    """Call a function for the host; returns the traceback if it fails."""
+    module, _, name = wanted.function.partition(":")
+    try:
+        getattr(importlib.import_module(module), name)(Exchange(link), wanted.data)
+    except Exception:
+        return traceback.format_exc()
+    return ""
 
 
 def _json_safe(data: Any) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 """The ``harness`` command.
 
 Exit status: 0 all is well, 1 it is not, 2 the command line makes no sense. ``harness shell`` passes on the status of
-the command it ran, ``harness test`` that of pytest. ``harness matrix`` has pytest's statuses: 2 if it was interrupted,
-4 if the command line makes no sense.
+the command it ran, ``harness test`` that of pytest. ``harness explore`` and ``harness matrix`` say in their help what
+theirs mean.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from harness import __version__
-    from harness.commands import audit, matrix, report, userland
+    from harness.commands import audit, explore, matrix, report, userland
 
     parser = argparse.ArgumentParser(
         prog="harness",
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     checks.add_argument("--json", action="store_true", help="print it as JSON")
     commands.add_parser("test", help="run pytest with all that follows; with --kernel=SPEC it runs guest tests")
     audit.add_to(commands)
+    explore.add_to(commands)
     matrix.add_to(commands)
     report.add_to(commands)
     userland.add_to(commands)
@@ -106,6 +107,12 @@ def _audit(chosen: argparse.Namespace) -> int:
     return audit.run(chosen, _progress())
 
 
+def _explore(chosen: argparse.Namespace) -> int:
+    from harness.commands import explore
+
+    return explore.run(chosen, _progress())
+
+
 def _matrix(chosen: argparse.Namespace) -> int:
     from harness.commands import matrix
 
@@ -133,6 +140,7 @@ def _progress() -> ProgressLine:
 _COMMANDS = {
     "audit": _audit,
     "doctor": _doctor,
+    "explore": _explore,
     "matrix": _matrix,
     "report": _report,
     "shell": _shell,

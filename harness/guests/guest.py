@@ -181,6 +181,31 @@ class Guest:
             raise GuestLost(LostCondition.TEST_TIMEOUT, "the test did not end in time") from None
         raise ProtocolError(f"the agent sent more than {_MOST_REPORTS - 1} reports of one test")
 
+    def call(self, function: str, data: dict[str, Any], deadline: Deadline) -> None:
+        """Start a function of the tests in the guest; :meth:`tell` and :meth:`hear` exchange messages with it.
+
+        :param function: module and name, as in ``guest_tests.explorer.serve:main``.
+        """
+        self._send(protocol.Call(function, data), deadline)
+
+    def tell(self, data: dict[str, Any], deadline: Deadline) -> None:
+        """Send a message to the function that was called."""
+        self._send(protocol.Tell(data), deadline)
+
+    def hear(self, deadline: Deadline) -> dict[str, Any]:
+        """Wait for a message of the function that was called.
+
+        :raises GuestLost: if the guest dies or hangs, or the function says nothing before the deadline.
+        :raises ProtocolError: if the function has returned or failed.
+        """
+        try:
+            message = self._next(deadline)
+        except DeadlineExceeded:
+            raise GuestLost(LostCondition.TEST_TIMEOUT, "the function in the guest says nothing") from None
+        if isinstance(message, protocol.Returned):
+            raise ProtocolError(f"the function in the guest has ended: {safe_text.escape(message.error)}".rstrip())
+        return _checked(message, protocol.Say).data
+
     def ask_for_traceback(self) -> None:
         """Make the agent print its Python traceback to the console. The agent ends afterwards."""
         deadline = Deadline.after(self.patience.silence)

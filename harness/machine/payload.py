@@ -30,8 +30,9 @@ def _agent_files() -> Iterator[tuple[str, bytes]]:
     """Names and contents of the files that must be on PYTHONPATH in a guest: the agent and pytest."""
     package = Path(harness.__file__).parent
     yield "harness/__init__.py", (package / "__init__.py").read_bytes()
-    for path in sorted((package / "agent").glob("*.py")):
-        yield f"harness/agent/{path.name}", path.read_bytes()
+    for room in ("agent", "programs"):
+        for path in sorted((package / room).glob("*.py")):
+            yield f"harness/{room}/{path.name}", path.read_bytes()
     for name in SHARED_DISTRIBUTIONS:
         for file in metadata.files(name) or ():
             wanted = file.suffix == ".py" or file.name in ("METADATA", "entry_points.txt")

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Does one step of a program, in the process that calls."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from guest_tests.explorer.arena import BASE, PAGE, Arena
+from guest_tests.mm import ksm, memcg, syscalls
+from guest_tests.support.holds import Spliced
+from harness.programs.language import KINDS, Kind
+from harness.programs.model import Step
+
+_FIXED: Final = syscalls.MREMAP_MAYMOVE | syscalls.MREMAP_FIXED
+_MOVES: Final = {
+    Kind.MOVE: _FIXED,
+    Kind.MOVE_GROW: _FIXED,
+    Kind.MOVE_SHRINK: _FIXED,
+    Kind.MOVE_DONTUNMAP: _FIXED | syscalls.MREMAP_DONTUNMAP,
+    Kind.MOVE_RELOCATE: _FIXED | syscalls.MREMAP_RELOCATE_ANON,
+    Kind.MOVE_MUST_RELOCATE: _FIXED | syscalls.MREMAP_MUST_RELOCATE_ANON,
+    Kind.GROW: 0,
+    Kind.SHRINK: 0,
+}
+_ADVICE: Final = {
+    Kind.MERGEABLE: syscalls.MADV_MERGEABLE,
+    Kind.UNMERGEABLE: syscalls.MADV_UNMERGEABLE,
+    Kind.DONTNEED: syscalls.MADV_DONTNEED,
+    Kind.FREE: syscalls.MADV_FREE,
+    Kind.HUGEPAGE: syscalls.MADV_HUGEPAGE,
+    Kind.NOHUGEPAGE: syscalls.MADV_NOHUGEPAGE,
+    Kind.PAGEOUT: syscalls.MADV_PAGEOUT,
+    Kind.COLD: syscalls.MADV_COLD,
+    Kind.DONTFORK: syscalls.MADV_DONTFORK,
+    Kind.DOFORK: syscalls.MADV_DOFORK,
+    Kind.WIPEONFORK: syscalls.MADV_WIPEONFORK,
+    Kind.KEEPONFORK: syscalls.MADV_KEEPONFORK,
+    Kind.GUARD: syscalls.MADV_GUARD_INSTALL,
+    Kind.UNGUARD: syscalls.MADV_GUARD_REMOVE,
+    Kind.POPULATE: syscalls.MADV_POPULATE_WRITE,
+}
+_PROTECTIONS: Final = {
+    Kind.PROTECT_NONE: syscalls.PROT_NONE,
+    Kind.PROTECT_READ: syscalls.PROT_READ,
+    Kind.PROTECT_WRITE: syscalls.PROT_RW,
+}
+_SHARINGS: Final = {Kind.MAP: syscalls.MAP_PRIVATE, Kind.MAP_SHARED: syscalls.MAP_SHARED}
+#: how long ksmd may take for the scans of one operation, in seconds; the arena is small
+_SCAN_SECONDS: Final = 10.0
+
+Action = Callable[[Step, bytes], int]
+
+
+class Actions:
+    """What each kind of operation does to the arena of the calling process. Each action returns 0 or an errno."""
+
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        self._held: list[Spliced] = []
+        table: dict[Kind, Action] = {
+            Kind.WRITE: self._write,
+            Kind.WRITE_SAME: self._write,
+            Kind.READ: self._read,
+            Kind.UNMAP: self._on_range("munmap"),
+            Kind.LOCK: self._on_range("mlock"),
+            Kind.UNLOCK: self._on_range("munlock"),
+            Kind.SCAN: self._scan,
+            Kind.UNMERGE_ALL: self._unmerge_all,
+            Kind.HOLD: self._hold,
+            Kind.RELEASE: self._release,
+            Kind.RECLAIM: self._reclaim,
+        }
+        table |= {kind: self._mapping(sharing) for kind, sharing in _SHARINGS.items()}
+        table |= {kind: self._moving(flags) for kind, flags in _MOVES.items()}
+        table |= {kind: self._on_range("madvise", advice) for kind, advice in _ADVICE.items()}
+        table |= {kind: self._on_range("mprotect", protection) for kind, protection in _PROTECTIONS.items()}
+        #: by number of the kind; forks and exits are not among them
+        self.table: dict[int, Action] = {KINDS.index(kind): action for kind, action in table.items()}
+
+    def forget(self) -> None:
+        """Drop what the program left behind besides its memory."""
+        while self._held:
+            self._held.pop().close()
+
+    # --- system calls on a range ---------------------------------------------------------------------------------
+
+    def _on_range(self, name: str, third: int = 0) -> Action:
+        call, number = self._arena.call_three, syscalls.number(name)
+        return lambda step, _: call(number, BASE + step.start * PAGE, step.pages * PAGE, third)
+
+    def _mapping(self, sharing: int) -> Action:
+        call, number = self._arena.call, syscalls.number("mmap")
+        flags = sharing | syscalls.MAP_ANONYMOUS | syscalls.MAP_FIXED
+        nowhere = (1 << 64) - 1  # the descriptor of anonymous memory
+        return lambda step, _: call(
+            number, BASE + step.dst * PAGE, step.new * PAGE, syscalls.PROT_RW, flags, nowhere, 0
+        )
+
+    def _moving(self, flags: int) -> Action:
+        call, number, unmap = self._arena.call, syscalls.number("mremap"), syscalls.number("munmap")
+
+        def move(step: Step, _: bytes) -> int:
+            place = BASE + step.dst * PAGE if flags else 0
+            error = call(number, BASE + step.start * PAGE, step.pages * PAGE, step.new * PAGE, flags, place)
+            if error and flags:
+                # A refused call may have unmapped its destination already: mremap_to() does that before it looks at the
+                # source (mm/mremap.c). The model counts on it.
+                call(unmap, place, step.new * PAGE)
+            return error
+
+        return move
+
+    # --- access ----------------------------------------------------------------------------------------------------
+
+    def _write(self, step: Step, tags: bytes) -> int:
+        self._arena.fill(step.start, step.start + step.pages, tags)
+        return 0
+
+    def _read(self, step: Step, _: bytes) -> int:
+        self._arena.tags(step.start, step.start + step.pages)
+        return 0
+
+    # --- the system --------------------------------------------------------------------------------------------------
+
+    def _scan(self, _step: Step, _tags: bytes) -> int:
+        # Three scans merge whatever can be merged: see guest_tests.mm.ksm.Ksm.scan().
+        goal = ksm.read("full_scans") + 3
+        limit = time.monotonic() + _SCAN_SECONDS
+        ksm.write("run", 1)
+        while ksm.read("full_scans") < goal and time.monotonic() < limit:
+            time.sleep(0.0005)
+        ksm.write("run", 0)
+        return 0
+
+    def _unmerge_all(self, _step: Step, _tags: bytes) -> int:
+        try:
+            ksm.write("run", 2)
+        except OSError as error:
+            return error.errno or 0
+        ksm.write("run", 0)
+        return 0
+
+    def _hold(self, step: Step, _: bytes) -> int:
+        try:
+            self._held.append(Spliced(BASE + step.start * PAGE, step.pages * PAGE))
+        except OSError as error:
+            return error.errno or 0
+        return 0
+
+    def _release(self, _step: Step, _tags: bytes) -> int:
+        self.forget()
+        return 0
+
+    def _reclaim(self, _step: Step, _tags: bytes) -> int:
+        group = memcg.current()
+        try:
+            fd = os.open(group / "memory.reclaim", os.O_WRONLY)
+        except OSError as error:
+            return error.errno or 0
+        try:
+            os.write(fd, Path(group / "memory.current").read_bytes())
+        except OSError:
+            pass  # EAGAIN: it reclaimed what it could
+        finally:
+            os.close(fd)
+        return 0

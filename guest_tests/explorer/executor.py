@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Runs one program from beginning to end, and checks what it left."""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from guest_tests.explorer import oracles
+from guest_tests.explorer.actions import Actions
+from guest_tests.explorer.arena import Arena
+from guest_tests.explorer.children import Child, ChildDied, fork
+from guest_tests.explorer.oracles import Failure, Memory
+from guest_tests.explorer.walks import Walker
+from guest_tests.mm import syscalls
+from harness.programs import model
+from harness.programs.language import KINDS, PROCESSES, Kind, Wire
+from harness.programs.model import MERGED, Machine, Step
+
+_FORK, _EXIT, _SCAN, _WRITE, _WRITE_SAME = (
+    KINDS.index(each) for each in (Kind.FORK, Kind.EXIT, Kind.SCAN, Kind.WRITE, Kind.WRITE_SAME)
+)
+_MOVES: Final = frozenset(
+    KINDS.index(each) for each in Kind if each in (Kind.GROW, Kind.SHRINK) or each.startswith("move")
+)
+#: Errors that say why a call is refused. Any other is a failure.
+_REFUSALS: Final = frozenset(
+    {errno.EINVAL, errno.EFAULT, errno.ENOMEM, errno.EAGAIN, errno.EBUSY, errno.EPERM, errno.ENOENT, errno.EOPNOTSUPP}
+)
+#: pagemap's soft-dirty bit, which a refused call may set
+_SOFT_DIRTY: Final = 1 << 55
+
+
+@dataclass
+class Outcome:
+    """What became of one program."""
+
+    #: how each operation ended: 0, an errno, or -1 if it was skipped
+    errors: list[int] = field(default_factory=list)
+    failure: Failure | None = None
+
+
+class Executor:
+    """Runs programs in the calling process, one after the other."""
+
+    def __init__(self) -> None:
+        self.arena = Arena()
+        self.actions = Actions(self.arena)
+        self.walker = Walker(self.arena)
+        self._children: list[Child | None] = [None] * PROCESSES
+        self.counts: Counter[tuple[int, int]] = Counter()
+
+    def run(self, program: Sequence[Wire], *, thorough: bool, layout: bool) -> Outcome:
+        """Run one program on an empty arena.
+
+        :param thorough: check every byte, the accounts, and the frames around each refused operation.
+        :param layout: check the layout.
+        """
+        machine = Machine()
+        outcome = Outcome()
+        try:
+            outcome.failure = self._operations(machine, program, outcome.errors, thorough=thorough)
+            if outcome.failure is None:
+                self.actions.forget()
+                outcome.failure = self._check(machine, thorough=thorough, layout=layout)
+        except ChildDied as died:
+            outcome.failure = Failure("bytes", 1, 0, str(died))
+        finally:
+            self.actions.forget()
+            for child in self._children:
+                if child is not None:
+                    child.end()
+            self._children = [None] * PROCESSES
+            self.arena.reset()
+        return outcome
+
+    def run_plan(self, data: Sequence[Any]) -> bool:
+        """Run a program that was worked out by the host, as :class:`harness.explore.plan.Plan` describes.
+
+        :returns: whether it came out as planned.
+        """
+        steps, wanted, first, end = data
+        table, arena = self.actions.table, self.arena
+        try:
+            for kind, start, pages, dst, new, tags in steps:
+                if table[kind](Step(kind, 0, start, pages, dst, new, ()), bytes.fromhex(tags)):
+                    return False
+            self.actions.forget()
+            expected = [(start, stop, bytes.fromhex(tags)) for start, stop, tags in wanted]
+            for start, stop, tags in expected:
+                if arena.tags(start, stop) != (tags, tags):
+                    return False
+            if not self.walker.check_plan(first, end):
+                return False
+            return all(arena.tags(start, stop) == (tags, tags) for start, stop, tags in expected)
+        finally:
+            self.actions.forget()
+            arena.reset()
+
+    # --- operations --------------------------------------------------------------------------------------------------
+
+    def _operations(
+        self, machine: Machine, program: Sequence[Wire], errors: list[int], *, thorough: bool
+    ) -> Failure | None:
+        table = self.actions.table
+        for wire in program:
+            step = model.resolve(machine, wire)
+            if step is None:
+                errors.append(-1)
+                continue
+            kind = step.kind
+            tags = model.new_tags(machine, step) if kind in (_WRITE, _WRITE_SAME) else b""
+            before = self.arena.entries(self._pid(step.process)) if thorough or kind in _MOVES else None
+            if kind == _FORK:
+                self._children[wire[-1]] = fork(self.arena, self.actions, [each for each in self._children if each])
+                error = 0
+            elif kind == _EXIT:
+                child = self._children[step.process]
+                assert child is not None
+                child.end()
+                self._children[step.process] = None
+                error = 0
+            elif step.process:
+                child = self._children[step.process]
+                assert child is not None
+                error = child.do(step, tags)
+            else:
+                error = table[kind](step, tags)
+            errors.append(error)
+            if not error:
+                model.apply(machine, step, tags)
+                if kind == _SCAN:
+                    failure = oracles.check_merged(machine, self._entries(machine), self.walker.zero)
+                    if failure is not None:
+                        return failure
+                continue
+            failure = self._refused(machine, step, error, before)
+            if failure is not None:
+                return failure
+        return None
+
+    def _refused(self, machine: Machine, step: Step, error: int, before: Sequence[int] | None) -> Failure | None:
+        """Account for a refused operation, and check that it changed nothing."""
+        pages = machine.processes[step.process]
+        assert pages is not None
+        name = errno.errorcode.get(error, str(error))
+        if error not in _REFUSALS:
+            text = f"{KINDS[step.kind]} fails with {name}, which says nothing about the call"
+            return Failure("refused", step.process, step.start, text)
+        fixed = step.kind in _MOVES and step.dst != step.start
+        if fixed:
+            # Actions unmaps the destination of a refused call: see there.
+            pages.clear(step.dst, step.dst + step.new)
+            if step.new < step.pages:
+                pages.clear(step.start + step.new, step.end)
+        # The un-merging of KSM pages comes before much that can refuse a move.
+        if before is None or any(more & MERGED for more in pages.more[step.start : step.end]):
+            return None
+        after = self.arena.entries(self._pid(step.process))
+        if after == before:
+            return None
+        for page, (old, new) in enumerate(zip(before, after, strict=True)):
+            if (old ^ new) & ~_SOFT_DIRTY and pages.attr[page]:
+                text = f"{KINDS[step.kind]} is refused with {name} and changes page {page}: {old:#x} becomes {new:#x}"
+                return Failure("refused", step.process, page, text)
+        return None
+
+    # --- checks ------------------------------------------------------------------------------------------------------
+
+    def _check(self, machine: Machine, *, thorough: bool, layout: bool) -> Failure | None:
+        there = [process for process, pages in enumerate(machine.processes) if pages is not None]
+        if layout or thorough:
+            for process in there:
+                failure = oracles.check_layout(machine, process, self._pid(process))
+                if failure is not None:
+                    return failure
+        self._make_readable(machine)
+        for process in there:
+            failure = oracles.check_bytes(machine, process, self._memory(process), all_bytes=thorough)
+            if failure is not None:
+                return failure
+        if thorough:
+            entries = self._entries(machine)
+            for process in there:
+                failure = oracles.check_accounts(
+                    machine, process, self._pid(process), entries[process], self.walker.zero
+                )
+                if failure is not None:
+                    return failure
+        failure = self.walker.check(machine, [self._pid(process) for process in range(PROCESSES)])
+        if failure is not None:
+            return failure
+        for process in there:
+            failure = oracles.check_bytes(machine, process, self._memory(process), all_bytes=thorough)
+            if failure is not None:
+                return failure
+        return None
+
+    def _make_readable(self, machine: Machine) -> None:
+        """Make what cannot be read readable, for the check of its bytes."""
+        number = KINDS.index(Kind.PROTECT_READ)
+        for process, pages in enumerate(machine.processes):
+            if pages is None:
+                continue
+            for start, end in model.runs(pages):
+                if pages.all_have(start, end, model.READ):
+                    continue
+                step = Step(number, process, start, end - start, start, end - start, ())
+                child = self._children[process]
+                if (child.do(step, b"") if child else self.actions.table[number](step, b"")) == 0:
+                    model.apply(machine, step)
+
+    def _memory(self, process: int) -> Memory:
+        return self._children[process] or self.arena
+
+    def _pid(self, process: int) -> int:
+        child = self._children[process]
+        return child.pid if child else 0
+
+    def _entries(self, machine: Machine) -> list[Sequence[int]]:
+        return [
+            self.arena.entries(self._pid(process)) if pages is not None else []
+            for process, pages in enumerate(machine.processes)
+        ]
+
+
+def supported() -> list[Kind]:
+    """The kinds of operations that this kernel has, found by trying those that are not everywhere."""
+    probe = Arena()
+    found = list(Kind)
+    for kind, name, last in (
+        (Kind.GUARD, "madvise", syscalls.MADV_GUARD_INSTALL),
+        (Kind.UNGUARD, "madvise", syscalls.MADV_GUARD_REMOVE),
+        (Kind.POPULATE, "madvise", syscalls.MADV_POPULATE_WRITE),
+        (Kind.PAGEOUT, "madvise", syscalls.MADV_PAGEOUT),
+        (Kind.COLD, "madvise", syscalls.MADV_COLD),
+        (Kind.MERGEABLE, "madvise", syscalls.MADV_MERGEABLE),
+        (Kind.HUGEPAGE, "madvise", syscalls.MADV_HUGEPAGE),
+    ):
+        # No bytes at no address: the advice alone is looked at (madvise_behavior_valid(), mm/madvise.c).
+        if probe.call(syscalls.number(name), 0, 0, last) == errno.EINVAL:
+            found.remove(kind)
+    return found

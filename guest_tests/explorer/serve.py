@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Runs programs for the host: a process of its own for each batch, so that a program can only harm its batch.
+
+The host sends ``{"programs": [...], "thorough": bool}``, or ``{"plans": [...]}`` for programs that it has worked out
+(:mod:`harness.explore.plan`). The answers are, in this order:
+
+- ``{"at": N}`` before the program with number N runs, so that a program that ends the guest is known
+- ``{"failed": {...}}`` if an oracle found something wrong; the batch ends with that
+- ``{"died": "signal 11"}`` in place of the next, if the process ended in the middle of a program
+- ``{"done": N, "counts": [...], "errors": [...], "untrue": [...], "walked": N}``: how many programs ran, what became of
+  the operations, and of each operation of the last program; the numbers of the plans that did not come true; how many
+  pages were seen to move
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Final
+
+from guest_tests.explorer.executor import Executor, supported
+from guest_tests.mm import ksm, memcg, system
+from harness.agent.session import Exchange
+from harness.programs import language
+from harness.programs.language import KINDS, Kind
+
+#: one program in so many has its layout checked, which takes as long as a program
+_LAYOUT_EVERY: Final = 16
+
+_RELOCATE = (Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE)
+_KSM = (Kind.MERGEABLE, Kind.UNMERGEABLE, Kind.SCAN, Kind.UNMERGE_ALL)
+
+
+def main(exchange: Exchange, _data: dict[str, Any]) -> None:
+    """Answer the host until it sends an empty order."""
+    with_ksm = ksm.available()
+    kinds = [
+        kind
+        for kind in supported()
+        if (kind not in _KSM or with_ksm)
+        and (kind not in _RELOCATE or system.supports_relocate())
+        and (kind is not Kind.RECLAIM or memcg.available())
+    ]
+    exchange.say({"kinds": list(kinds)})
+    if with_ksm:
+        with ksm.Ksm():
+            _serve(exchange)
+    else:
+        _serve(exchange)
+
+
+def _serve(exchange: Exchange) -> None:
+    while order := exchange.hear():
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _run_batch(exchange.say, order)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(pid, 0)
+        if status:
+            how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"status {os.WEXITSTATUS(status)}"
+            exchange.say({"died": how})
+
+
+def _run_batch(say: Callable[[dict[str, Any]], None], order: dict[str, Any]) -> None:
+    gc.disable()  # no program leaves cycles behind that matter to a batch
+    executor = Executor()
+    if memcg.available():
+        group = memcg.Memcg("explorer")
+        group.__enter__()
+        group.enter()
+    if "plans" in order:
+        done = _run_plans(say, executor, order["plans"])
+    else:
+        done = _run_programs(say, executor, order["programs"], thorough=order["thorough"] is True)
+    say({**done, "walked": executor.walker.moved})
+
+
+def _run_plans(say: Callable[[dict[str, Any]], None], executor: Executor, plans: list[Any]) -> dict[str, Any]:
+    untrue = []
+    for number, data in enumerate(plans):
+        say({"at": number})
+        if not executor.run_plan(data):
+            untrue.append(number)
+    return {"done": len(plans), "counts": [], "errors": [], "untrue": untrue}
+
+
+def _run_programs(
+    say: Callable[[dict[str, Any]], None], executor: Executor, programs: list[Any], *, thorough: bool
+) -> dict[str, Any]:
+    counts: Counter[tuple[int, int]] = Counter()
+    errors: list[int] = []
+    done = 0
+    for number, data in enumerate(programs):
+        program = language.from_wire(data)
+        say({"at": number})
+        outcome = executor.run(program, thorough=thorough, layout=number % _LAYOUT_EVERY == 0)
+        errors = outcome.errors
+        counts.update((wire[0], error) for wire, error in zip(program, errors, strict=False))
+        done += 1
+        if outcome.failure is not None:
+            say({"failed": asdict(outcome.failure)})
+            break
+    table = [[KINDS[kind], error, count] for (kind, error), count in counts.items()]
+    return {"done": done, "counts": table, "errors": errors, "untrue": []}

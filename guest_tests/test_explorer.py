@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The explorer's own checks: each one fails if what it checks is broken on purpose, and passes if it is not.
+
+Programs of the explorer are written out here. ``A`` and ``B`` are slots.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from guest_tests.explorer.arena import PAGE
+from guest_tests.explorer.executor import Executor, Outcome
+from guest_tests.mm import numa, system
+from guest_tests.mm.ksm import Ksm
+from harness.programs import language, model
+from harness.programs.language import KINDS, Kind, Operation, Part, Program, To
+from harness.programs.model import Step
+
+_MAP = Operation(Kind.MAP, near=2, arg=4)
+_WRITE = Operation(Kind.WRITE)
+_MOVE = Operation(Kind.MOVE, near=5)
+#: maps four pages, writes them and moves them
+_PLAIN: Program = (_MAP, _WRITE, _MOVE)
+#: where it moves them
+_AT = 6 * model.PLACE_PAGES
+
+
+@pytest.fixture
+def executor() -> Iterator[Executor]:
+    made = Executor()
+    yield made
+    made.arena.reset()
+
+
+def _run(executor: Executor, program: Program) -> Outcome:
+    return executor.run([tuple(each) for each in language.to_wire(program)], thorough=True, layout=True)
+
+
+def _also(executor: Executor, kind: Kind, then: Any) -> None:
+    """Have something else done after each operation of a kind, behind the model's back."""
+    number = KINDS.index(kind)
+    action = executor.actions.table[number]
+
+    def both(step: Step, tags: bytes) -> int:
+        error = action(step, tags)
+        then(step)
+        return error
+
+    executor.actions.table[number] = both
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        _PLAIN,
+        (
+            _MAP,
+            _WRITE,
+            Operation(Kind.MOVE, part=Part.FIRST_HALF, near=5, into=1),
+            Operation(Kind.MOVE, slot=1, to=To.HOME),
+        ),
+        (_MAP, _WRITE, Operation(Kind.FORK, arg=1), _MOVE, Operation(Kind.WRITE, process=1, part=Part.FIRST)),
+        (
+            _MAP,
+            Operation(Kind.WRITE_SAME),
+            Operation(Kind.MERGEABLE),
+            Operation(Kind.SCAN),
+            _MOVE,
+            Operation(Kind.SCAN),
+        ),
+        (_MAP, _WRITE, Operation(Kind.PAGEOUT), _MOVE),
+        (_MAP, _WRITE, Operation(Kind.LOCK), Operation(Kind.PROTECT_NONE, part=Part.LAST), _MOVE),
+    ],
+    ids=["moved", "home again", "forked", "merged", "swapped out", "locked"],
+)
+def test_an_innocent_program_passes(executor: Executor, ksm: Ksm, program: Program) -> None:
+    """No row: small programs of each kind run.
+
+    Every kernel: no check of the explorer complains.
+    """
+    outcome = _run(executor, program)
+    assert outcome.failure is None, outcome
+
+
+def test_a_page_written_behind_the_models_back_is_seen(executor: Executor) -> None:
+    """No row: one byte at the beginning of a page changes after a move.
+
+    Every kernel: the check of the bytes names the page.
+    """
+    _also(executor, Kind.MOVE, lambda step: executor.arena.fill(step.dst + 1, step.dst + 2, b"\xff"))
+    failure = _run(executor, _PLAIN).failure
+    assert failure is not None
+    assert (failure.oracle, failure.page) == ("bytes", _AT + 1), failure
+
+
+def test_a_byte_in_the_middle_of_a_page_is_seen(executor: Executor) -> None:
+    """No row: one byte in the middle of a page changes after a move.
+
+    Every kernel: the thorough check of the bytes names the page.
+    """
+
+    def write(step: Step) -> None:
+        executor.arena.bytes[step.dst * PAGE + PAGE // 2] = 1
+
+    _also(executor, Kind.MOVE, write)
+    failure = _run(executor, _PLAIN).failure
+    assert failure is not None
+    assert (failure.oracle, failure.page) == ("bytes", _AT), failure
+
+
+def test_a_model_that_lies_is_found_out(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No row: the model believes that pages hold other bytes than those that are written.
+
+    Every kernel: the check of the bytes complains.
+    """
+    monkeypatch.setattr(model, "new_tags", lambda _machine, step: bytes(step.pages))
+    _also(executor, Kind.WRITE, lambda step: executor.arena.fill(step.start, step.start + 1, b"\x09"))
+    failure = _run(executor, _PLAIN).failure
+    assert failure is not None
+    assert failure.oracle == "bytes", failure
+
+
+def test_a_walk_that_skips_a_page_is_found_out(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No row: one page of the program is left out of every forced walk.
+
+    Every kernel: the check of the walks names the page.
+    """
+    system.require_nodes(2)
+    migrate = executor.arena.migrate
+
+    def skip(pid: int, addresses: list[int], nodes: list[int]) -> None:
+        kept = [(each, node) for each, node in zip(addresses, nodes, strict=True) if each // PAGE % 16 != 2]
+        migrate(pid, [each for each, _ in kept], [node for _, node in kept])
+
+    monkeypatch.setattr(executor.arena, "migrate", skip)
+    failure = _run(executor, _PLAIN).failure
+    assert failure is not None
+    assert (failure.oracle, failure.page) == ("walk", _AT + 2), failure
+
+
+def test_a_walk_to_the_node_where_a_page_is_proves_nothing(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No row: every page is asked to move to the node where it is already, which succeeds without a walk.
+
+    Every kernel: no page counts as found, the control page included, so that no failure is told either.
+    """
+    system.require_nodes(2)
+    migrate = executor.arena.migrate
+    first, second = numa.nodes()
+    other = {first: second, second: first}
+    monkeypatch.setattr(
+        executor.arena, "migrate", lambda pid, pages, nodes: migrate(pid, pages, [other[node] for node in nodes])
+    )
+    outcome = _run(executor, _PLAIN)
+    assert outcome.failure is None, outcome
+    assert executor.walker.moved == 0
+
+
+def test_the_walk_moves_every_page(executor: Executor) -> None:
+    """No row: four pages are moved and walked.
+
+    Every kernel: four pages are seen on another node.
+    """
+    system.require_nodes(2)
+    assert _run(executor, _PLAIN).failure is None
+    assert executor.walker.moved == 4
+
+
+def test_memory_that_is_mapped_elsewhere_is_seen(executor: Executor) -> None:
+    """No row: a page is unmapped after a move, which the model does not know.
+
+    Every kernel: the check of the layout names the page.
+    """
+    unmap = executor.actions.table[KINDS.index(Kind.UNMAP)]
+    _also(executor, Kind.MOVE, lambda step: unmap(Step(0, 0, step.dst + 3, 1, 0, 0, ()), b""))
+    failure = _run(executor, _PLAIN).failure
+    assert failure is not None
+    assert (failure.oracle, failure.page) == ("layout", _AT + 3), failure
+
+
+def test_an_advice_that_is_lost_is_seen(executor: Executor, ksm: Ksm) -> None:
+    """No row: MADV_UNMERGEABLE is given behind the model's back.
+
+    Every kernel: the check of the accounts misses the flag.
+    """
+    unmergeable = executor.actions.table[KINDS.index(Kind.UNMERGEABLE)]
+    _also(executor, Kind.MOVE, lambda step: unmergeable(Step(0, 0, step.dst, step.new, 0, 0, ()), b""))
+    failure = _run(executor, (_MAP, _WRITE, Operation(Kind.MERGEABLE), _MOVE)).failure
+    assert failure is not None
+    assert failure.oracle == "accounts", failure
+
+
+def test_a_refused_call_that_changes_a_page_is_seen(executor: Executor) -> None:
+    """No row: an operation discards a page and then says that it was refused.
+
+    Every kernel: the check of refused operations names the page.
+    """
+    discard = executor.actions.table[KINDS.index(Kind.DONTNEED)]
+
+    def refuse(step: Step, _: bytes) -> int:
+        discard(Step(0, 0, step.start, 1, 0, 0, ()), b"")
+        return errno.EFAULT
+
+    executor.actions.table[KINDS.index(Kind.MOVE)] = refuse
+    failure = _run(executor, _PLAIN).failure
+    assert failure is not None
+    assert (failure.oracle, failure.page) == ("refused", 3 * model.PLACE_PAGES), failure
+
+
+def test_an_errno_that_makes_no_sense_is_seen(executor: Executor) -> None:
+    """No row: a move fails with EIO.
+
+    Every kernel: the check of refused operations complains.
+    """
+    executor.actions.table[KINDS.index(Kind.MOVE)] = lambda _step, _tags: errno.EIO
+    failure = _run(executor, _PLAIN).failure
+    assert failure is not None
+    assert failure.oracle == "refused", failure
+
+
+def test_equal_pages_that_stay_apart_are_seen(executor: Executor, ksm: Ksm) -> None:
+    """No row: ksmd is not started although the model believes in three scans.
+
+    Every kernel: the check of merging names a page.
+    """
+    executor.actions.table[KINDS.index(Kind.SCAN)] = lambda _step, _tags: 0
+    program = (_MAP, Operation(Kind.WRITE_SAME), Operation(Kind.MERGEABLE), Operation(Kind.SCAN))
+    failure = _run(executor, program).failure
+    assert failure is not None
+    assert failure.oracle == "merge", failure
+
+
+def test_a_plan_that_does_not_come_true_is_seen(executor: Executor) -> None:
+    """No row: a program that was worked out ahead of time runs, and once with a wrong byte in what it should leave.
+
+    Every kernel: the first comes out as planned, the second does not.
+    """
+    start = 3 * model.PLACE_PAGES
+    steps = [[KINDS.index(Kind.MAP), start, 0, start, 2, ""], [KINDS.index(Kind.WRITE), start, 2, start, 2, "0203"]]
+    assert executor.run_plan([steps, [[start, start + 2, "0203"]], start, start + 2])
+    assert not executor.run_plan([steps, [[start, start + 2, "0204"]], start, start + 2])

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0
+"""``harness explore``: makes programs that move memory, and looks for those that a kernel gets wrong."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+from pathlib import Path
+
+from harness import options as shared
+from harness.deadline import Deadline
+from harness.errors import UsageError
+from harness.explore import files
+from harness.explore.campaign import Campaign, Found, Progress
+from harness.explore.runner import Batch, Runner
+from harness.guests.fleet import Fleet
+from harness.host import safe_text
+from harness.host.terminal import ProgressLine
+from harness.kernels.kernel import BootSpec, Kernel, SshSpec
+from harness.machine import payload, provision
+from harness.markers import MARKERS
+from harness.options import MachineOptions
+from harness.programs.language import Kind, Program
+
+#: As pytest's plug-in gives them when nothing else is asked for, so that both share one template.
+PYTEST_ARGS = ("guest_tests", "--tb=auto")
+
+#: The exit statuses, which are pytest's.
+_NOTHING, _FAILURES, _INTERRUPTED = 0, 1, 2
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "explore",
+        help="make programs that move memory, run them on a kernel, and shrink those that it gets wrong",
+        description="Makes programs, runs them in a guest, checks the bytes and the reverse map of each page, and "
+        "shrinks what fails. docs/explore.md describes it.",
+        epilog="Exit status: 0 nothing was found, 1 failures were found, 2 interrupted.",
+    )
+    shared.KERNEL.declare(parser.add_argument, action="store", required=True)
+    shared.ARCH.declare(parser.add_argument, action="store", default=None)
+    parser.add_argument("--minutes", type=_minutes, default=1.0, metavar="N", help="how long (default: 1)")
+    parser.add_argument("--seed", type=int, default=None, metavar="N", help="make the programs of an earlier run again")
+    parser.add_argument(
+        "--save", type=Path, default=Path("explored"), metavar="DIR", help="where failures go (default: explored)"
+    )
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="run one saved program, and say what it shows")
+    for option in shared.MACHINE:
+        option.declare(parser.add_argument)
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 < minutes <= 24 * 60:
+        raise ValueError
+    return minutes
+
+
+def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
+    """Run the command; returns its exit status."""
+    from harness import arch
+    from harness.kernels import grammar
+
+    spec = grammar.parse(chosen.kernel, arch.find(chosen.arch) if chosen.arch else None)
+    if isinstance(spec, SshSpec):
+        raise UsageError(f"{spec} is no virtual machine: programs that damage a kernel are run in guests only")
+    program = files.read(chosen.replay) if chosen.replay else None
+    if program is None and not os.access(chosen.save.absolute().parent, os.W_OK):
+        raise UsageError(f"cannot write {chosen.save}: there is no such directory, or it is not yours to write")
+    return _on(spec, chosen, program, progress)
+
+
+def _on(spec: BootSpec, chosen: argparse.Namespace, program: Program | None, progress: ProgressLine) -> int:
+    kernel, machine = provision.provision(spec, MachineOptions.of(vars(chosen)), progress)
+    fleet = Fleet(machine, payload.tests_archive(payload.LIBRARY, MARKERS), list(PYTEST_ARGS), False, progress)
+    runner = Runner(fleet)
+    try:
+        runner.open()
+        progress.clear()
+        left_out = [kind for kind in Kind if kind not in runner.kinds]
+        print(f"Kernel {kernel.release} ({kernel.arch}, {machine.accelerator.name})")
+        if left_out:
+            print(f"Left out, because this kernel lacks it: {', '.join(left_out)}")
+        if program is not None:
+            return _replay(runner, program)
+        return _explore(runner, kernel, chosen, progress)
+    finally:
+        runner.close()
+        fleet.close()
+
+
+def _explore(runner: Runner, kernel: Kernel, chosen: argparse.Namespace, progress: ProgressLine) -> int:
+    seed = chosen.seed if chosen.seed is not None else secrets.randbelow(1 << 32)
+    print(f"Seed {seed}, {chosen.minutes:g} minutes", flush=True)
+
+    def tell(now: Progress) -> None:
+        progress(
+            f"{now.programs} programs, {now.rate:.0f} a minute; {now.walked} pages walked, "
+            f"{now.situations} situations, {len(now.found)} failures"
+        )
+
+    def found(one: Found) -> None:
+        progress.clear()
+        path = files.save(one, chosen.save, seed)
+        print(f"\nFAILURE after {one.after:.1f} s: {one.failure.text}")
+        print(_listing(one.program, one.errors))
+        print(f"saved as {path}", flush=True)
+
+    campaign = Campaign(runner, seed, safe_text.escape(kernel.release), tell, found)
+    interrupted = False
+    try:
+        campaign.run(Deadline.after(chosen.minutes * 60))
+    except KeyboardInterrupt:
+        interrupted = True
+    progress.clear()
+    print(_summary(campaign.progress))
+    return _INTERRUPTED if interrupted else _FAILURES if campaign.progress.found else _NOTHING
+
+
+def _summary(now: Progress) -> str:
+    lines = [
+        f"\n{now.programs} programs, {now.operations} operations in {now.seconds:.0f} s: {now.rate:.0f} programs a "
+        f"minute. {now.walked} pages were seen to follow a forced walk. {now.situations} situations."
+    ]
+    if now.unconfirmed:
+        lines.append(f"{now.unconfirmed} programs failed once and not again in a fresh guest.")
+    for one in now.found.values():
+        times = "once" if one.times == 1 else f"{one.times} times"
+        lines.append(f"  {times}: {' / '.join(one.shape)}")
+    if not now.found:
+        lines.append("No failure was found.")
+    return "\n".join(lines)
+
+
+def _replay(runner: Runner, program: Program) -> int:
+    batch: Batch = runner.run([program], thorough=True)
+    print(_listing(program, batch.errors))
+    if batch.failure is None:
+        print("It passes: the bytes, the walks, the layout and the accounts are as they should be.")
+        return _NOTHING
+    print(f"FAILURE ({batch.failure.oracle}): {batch.failure.text}")
+    if batch.failure.console:
+        print(batch.failure.console, file=sys.stderr)
+    return _FAILURES
+
+
+def _listing(program: Program, errors: list[int]) -> str:
+    """The operations of a program, and how each ended."""
+    shown = []
+    for number, each in enumerate(program):
+        error = errors[number] if number < len(errors) else None
+        how = "" if error == 0 else " (not reached)" if error is None else _refusal(error)
+        shown.append(f"  {number + 1:2} {each}{how}")
+    return "\n".join(shown)
+
+
+def _refusal(error: int) -> str:
+    return " (skipped)" if error == -1 else f" (refused: {os.strerror(error)})"

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Explores one kernel: makes programs, runs them, and confirms and shrinks those that fail."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final
+
+from harness.deadline import Deadline
+from harness.explore.generate import Generator, Made
+from harness.explore.plan import Plan, plan
+from harness.explore.runner import Batch, Failure, Runner
+from harness.explore.shrink import shrink
+from harness.programs.language import Kind, Program
+
+#: programs of one order; the guest forks a process for each order
+BATCH: Final = 250
+#: how many candidates of one step of shrinking are sent at once
+_CANDIDATES: Final = 40
+
+
+@dataclass
+class Found:
+    """A failure with the smallest program that shows it."""
+
+    program: Program
+    failure: Failure
+    #: how each operation of it ends
+    errors: list[int]
+    #: the kernel's release
+    release: str
+    #: how many programs failed in this way
+    times: int = 1
+    #: seconds from the beginning until it was met
+    after: float = 0.0
+
+    @property
+    def shape(self) -> tuple[str, ...]:
+        """The check that noticed and the kinds of the operations: the same for equal failures."""
+        return (self.failure.oracle, *(each.kind for each in self.program))
+
+
+@dataclass
+class Progress:
+    """How far a campaign is."""
+
+    programs: int = 0
+    operations: int = 0
+    #: pages seen to move in forced walks
+    walked: int = 0
+    situations: int = 0
+    #: programs that were run by their plans alone
+    planned: int = 0
+    #: programs that failed once, and not again
+    unconfirmed: int = 0
+    seconds: float = 0.0
+    found: dict[tuple[str, ...], Found] = field(default_factory=dict)
+    #: how often each kind ended with each errno, in the programs that were run with the model
+    counts: Counter[tuple[Kind, int]] = field(default_factory=Counter)
+
+    @property
+    def rate(self) -> float:
+        """Programs a minute."""
+        return self.programs / self.seconds * 60 if self.seconds else 0.0
+
+
+class Campaign:
+    """Explores the kernel of one runner.
+
+    :param seed: equal seeds make equal programs on kernels that have the same operations.
+    :param release: the kernel's release, for what is found.
+    :param tell: is told of the progress after each batch.
+    :param found: is told of each new failure.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        seed: int,
+        release: str,
+        tell: Callable[[Progress], None],
+        found: Callable[[Found], None],
+    ) -> None:
+        self._runner = runner
+        self._release = release
+        self._tell = tell
+        self._found = found
+        self._generator = Generator(seed, runner.kinds)
+        self._began = time.monotonic()
+        self.progress = Progress()
+
+    def run(self, deadline: Deadline, programs: int | None = None) -> None:
+        """Explore until the deadline, or until that many programs have run."""
+        with ThreadPoolExecutor(1, "generate") as pool:
+            ahead = pool.submit(self._make)
+            while not deadline.passed and (programs is None or self.progress.programs < programs):
+                made = ahead.result()
+                ahead = pool.submit(self._make)
+                self._batch(*made)
+                self.progress.seconds = time.monotonic() - self._began
+                self.progress.situations = len(self._generator.seen)
+                self._tell(self.progress)
+
+    def _make(self) -> tuple[list[tuple[Made, Plan]], list[Program]]:
+        """Programs with plans, and programs that have none."""
+        planned, others = [], []
+        for _ in range(BATCH):
+            made = self._generator.next()
+            worked_out = plan(made.program)
+            if worked_out is None:
+                others.append(made.program)
+            else:
+                planned.append((made, worked_out))
+        return planned, others
+
+    def _batch(self, planned: list[tuple[Made, Plan]], others: list[Program]) -> None:
+        again: list[Program] = []
+        rest = planned
+        while rest:
+            batch = self._runner.run_plans([each for _, each in rest])
+            self.progress.walked += batch.walked
+            again += [rest[number][0].program for number in batch.untrue]
+            if batch.failure is None:
+                break
+            # The guest or the process ended in the middle, so that nothing is known of the plans before.
+            again += [made.program for made, _ in rest[: batch.done]]
+            rest = rest[batch.done :]
+        self.progress.planned += len(planned) - len(again)
+        self._programs(others + again)
+        self.progress.programs += len(planned) + len(others)
+        self.progress.operations += sum(len(made.program) for made, _ in planned) + sum(map(len, others))
+
+    def _programs(self, programs: list[Program]) -> None:
+        """Run programs with the model, and look into each that fails."""
+        rest = programs
+        while rest:
+            batch = self._runner.run(rest)
+            self.progress.walked += batch.walked
+            self.progress.counts += batch.counts
+            if batch.failure is None:
+                return
+            if batch.failure.oracle == "console":
+                for each in rest[: batch.done]:
+                    self._look_into(each)
+            else:
+                self._look_into(rest[batch.done - 1])
+            rest = rest[batch.done :]
+
+    # --- failures ----------------------------------------------------------------------------------------------------
+
+    def _look_into(self, program: Program) -> None:
+        """Confirm a failure in a fresh guest, shrink it, and tell it if it is new."""
+        after = time.monotonic() - self._began
+        confirmed = self.confirm(program)
+        if confirmed is None:
+            self.progress.unconfirmed += 1
+            return
+        oracle = confirmed[0].oracle
+
+        def first_failing(candidates: Sequence[Program]) -> int | None:
+            return self._first_failing(candidates, oracle)
+
+        small = shrink(program, first_failing)
+        # Without the operations that are skipped, if it fails all the same.
+        failure, batch = self.confirm(small) or confirmed
+        done = tuple(each for each, error in zip(small, batch.errors, strict=False) if error != -1)
+        if len(done) < len(small) and len(batch.errors) == len(small):
+            without = self.confirm(done)
+            if without is not None:
+                small, (failure, batch) = done, without
+        found = Found(small, failure, batch.errors, self._release, after=after)
+        known = self.progress.found.get(found.shape)
+        if known is not None:
+            known.times += 1
+            return
+        self.progress.found[found.shape] = found
+        self._found(found)
+
+    def confirm(self, program: Program) -> tuple[Failure, Batch] | None:
+        """Run one program thoroughly in a fresh guest."""
+        self._runner.renew()
+        batch = self._runner.run([program], thorough=True)
+        return None if batch.failure is None else (batch.failure, batch)
+
+    def _first_failing(self, candidates: Sequence[Program], oracle: str) -> int | None:
+        """The first program that fails with the same oracle."""
+        passed = 0
+        while passed < len(candidates):
+            batch = self._runner.run(candidates[passed : passed + _CANDIDATES], thorough=True)
+            if batch.failure is None:
+                passed += min(_CANDIDATES, len(candidates) - passed)
+                continue
+            passed += batch.done
+            if batch.failure.oracle == oracle:
+                return passed - 1
+        return None

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The explorer on the host: its language, the model of memory, generation, plans and shrinking."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UsageError
+from harness.explore import files
+from harness.explore.generate import LENGTH, Generator
+from harness.explore.plan import plan
+from harness.explore.shrink import shrink
+from harness.programs import language, model
+from harness.programs.language import BadProgram, Kind, Operation, Part, Program, To
+from harness.programs.model import MAPPED, PLACE_PAGES, READ, WRITE, Machine
+
+MAP = Operation(Kind.MAP, to=To.PLACE, near=2, into=0, arg=4)
+WRITE_A = Operation(Kind.WRITE)
+MOVE_A = Operation(Kind.MOVE, to=To.PLACE, near=5)
+
+
+def _after(*program: Operation) -> Machine:
+    """The model after operations that all succeed."""
+    machine = Machine()
+    for wire in language.to_wire(program):
+        step = model.resolve(machine, tuple(wire))
+        if step is not None:
+            tags = model.new_tags(machine, step) if step.kind in (3, 4) else b""
+            model.apply(machine, step, tags)
+    return machine
+
+
+def _at(place: int) -> int:
+    return (place + 1) * PLACE_PAGES
+
+
+# --- language ----------------------------------------------------------------------------------------------------
+
+
+def test_a_program_survives_its_file_and_the_wire() -> None:
+    program = Generator(7, list(Kind)).next().program
+    assert language.from_json(language.to_json(program)) == program
+    assert tuple(language.decoded(each) for each in language.from_wire(language.to_wire(program))) == program
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "not a program"),
+        ('{"mremap-program": 99, "operations": []}', "format version 99"),
+        ('{"mremap-program": 1, "operations": [{"kind": "explode"}]}', "kind is 'explode'"),
+        ('{"mremap-program": 1, "operations": [{"kind": "map", "slot": 99}]}', "slot is not a number from 0 to 7"),
+        ('{"mremap-program": 1, "operations": [{"kind": "map", "slot": true}]}', "slot is not a number"),
+        ('{"mremap-program": 1, "operations": [{"slot": 1}]}', "operation 1"),
+        (json.dumps({"mremap-program": 1, "operations": [{"kind": "map"}] * 65}), "at most 64"),
+        ("[" * 100_000, "at most 65536"),
+        ("[" * 60_000, "not JSON"),
+    ],
+)
+def test_a_foreign_or_corrupt_file_is_refused_in_one_line(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "program.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=says) as caught:
+        files.read(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [None, [1], [[0] * 7], [[0] * 7 + [99]], [[0] * 7 + [True]], [[0] * 8] * 65])
+def test_numbers_out_of_range_are_no_program(data: object) -> None:
+    with pytest.raises(BadProgram):
+        language.from_wire(data)
+
+
+# --- model -------------------------------------------------------------------------------------------------------
+
+
+def test_a_moved_page_takes_its_contents_along_and_leaves_nothing() -> None:
+    machine = _after(MAP, WRITE_A, MOVE_A)
+    (pages,) = (each for each in machine.processes if each)
+    assert model.runs(pages) == [(_at(5), _at(5) + 4)]
+    assert machine.contents(pages, _at(5), _at(5) + 4) == bytes([2, 3, 4, 5])
+
+
+def test_touched_memory_remembers_its_home_and_untouched_memory_does_not() -> None:
+    home = replace(MOVE_A, to=To.HOME)
+    touched, untouched = _after(MAP, WRITE_A, MOVE_A, home), _after(MAP, MOVE_A, home)
+    places = [[model.runs(each) for each in machine.processes if each] for machine in (touched, untouched)]
+    assert places == [[[(_at(2), _at(2) + 4)]], [[(_at(5), _at(5) + 4)]]]
+
+
+def test_dontunmap_leaves_empty_memory_behind() -> None:
+    machine = _after(MAP, WRITE_A, replace(MOVE_A, kind=Kind.MOVE_DONTUNMAP, into=1))
+    pages = machine.processes[0]
+    assert pages is not None
+    assert model.runs(pages) == [(_at(2), _at(2) + 4), (_at(5), _at(5) + 4)]
+    assert machine.contents(pages, _at(2), _at(2) + 4) == bytes(4)
+
+
+def test_a_move_over_others_replaces_them() -> None:
+    other = replace(MAP, near=5, into=1)
+    machine = _after(
+        MAP, WRITE_A, other, replace(WRITE_A, slot=1), replace(MOVE_A, part=Part.FIRST, to=To.ONTO, near=1)
+    )
+    pages = machine.processes[0]
+    assert pages is not None
+    assert machine.contents(pages, _at(5), _at(5) + 4) == bytes([2, 7, 8, 9])
+
+
+def test_a_child_has_a_copy_without_what_is_not_forked() -> None:
+    machine = _after(
+        MAP,
+        WRITE_A,
+        Operation(Kind.DONTFORK, part=Part.FIRST),
+        Operation(Kind.WIPEONFORK, part=Part.LAST),
+        Operation(Kind.FORK, arg=1),
+        WRITE_A,
+    )
+    parent, child, _ = machine.processes
+    assert parent is not None
+    assert child is not None
+    assert machine.contents(parent, _at(2), _at(2) + 4) == bytes([6, 7, 8, 9])
+    assert model.runs(child) == [(_at(2) + 1, _at(2) + 4)]
+    assert machine.contents(child, _at(2) + 1, _at(2) + 4) == bytes([3, 4, 0])
+
+
+def test_shared_memory_has_one_content_in_all_processes() -> None:
+    machine = _after(replace(MAP, kind=Kind.MAP_SHARED), Operation(Kind.FORK, arg=1), replace(WRITE_A, process=1))
+    parent = machine.processes[0]
+    assert parent is not None
+    assert machine.contents(parent, _at(2), _at(2) + 4) == bytes([2, 3, 4, 5])
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        MOVE_A,  # nothing is mapped
+        Operation(Kind.WRITE, slot=3),
+        Operation(Kind.WRITE, process=1),
+        Operation(Kind.EXIT, process=1),
+        Operation(Kind.MOVE, to=To.AFTER, near=3),
+        Operation(Kind.SCAN),
+    ],
+    ids=str,
+)
+def test_an_operation_that_makes_no_sense_is_skipped(operation: Operation) -> None:
+    (wire,) = language.to_wire((operation,))
+    assert model.resolve(Machine(), tuple(wire)) is None
+
+
+def test_what_may_not_be_written_is_not_written() -> None:
+    machine = _after(MAP, Operation(Kind.PROTECT_READ))
+    pages = machine.processes[0]
+    assert pages is not None
+    assert pages.attr[_at(2)] & (MAPPED | READ | WRITE) == MAPPED | READ
+    (wire,) = language.to_wire((WRITE_A,))
+    assert model.resolve(machine, tuple(wire)) is None
+
+
+# --- generation --------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_makes_the_same_programs_again() -> None:
+    first, second = (Generator(3, list(Kind)) for _ in range(2))
+    assert [first.next().program for _ in range(50)] == [second.next().program for _ in range(50)]
+    assert Generator(4, list(Kind)).next().program != Generator(3, list(Kind)).next().program
+
+
+def test_programs_have_only_operations_that_the_kernel_has() -> None:
+    kinds = set(Kind) - {Kind.MOVE_RELOCATE, Kind.SCAN, Kind.GUARD}
+    generator = Generator(1, kinds)
+    assert {each.kind for _ in range(300) for each in generator.next().program} <= kinds
+
+
+def test_operations_find_memory_to_work_on() -> None:
+    generator = Generator(1, list(Kind))
+    made = [generator.next().program for _ in range(100)]
+    assert sum(map(len, made)) > 95 * LENGTH
+    for program in made:
+        machine = Machine()
+        for wire in language.to_wire(program):
+            step = model.resolve(machine, tuple(wire))
+            assert step is not None
+            model.apply(machine, step, model.new_tags(machine, step) if step.kind in (3, 4) else b"")
+
+
+def test_steering_meets_more_situations_than_chance() -> None:
+    def situations(steered: bool) -> int:
+        generator = Generator(1, list(Kind))
+        met = set()
+        for _ in range(400):
+            met |= set(generator.next().situations)
+            if not steered:
+                generator.seen.clear()
+        return len(met)
+
+    assert situations(steered=True) > 1.05 * situations(steered=False)
+
+
+# --- plans -------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_has_the_steps_and_the_bytes() -> None:
+    made = plan((MAP, WRITE_A, MOVE_A))
+    assert made is not None
+    assert [step[0] for step in made.steps] == [0, 3, 9]
+    assert made.bytes == [(_at(5), _at(5) + 4, "02030405")]
+    assert (made.first, made.end) == (_at(5), _at(5) + 4)
+
+
+@pytest.mark.parametrize("kind", [Kind.FORK, Kind.FREE])
+def test_a_program_whose_end_is_open_has_no_plan(kind: Kind) -> None:
+    assert plan((MAP, WRITE_A, Operation(kind))) is None
+
+
+# --- shrinking ---------------------------------------------------------------------------------------------------
+
+
+def test_a_program_shrinks_to_what_fails() -> None:
+    tried = 0
+
+    def first_failing(candidates: Sequence[Program]) -> int | None:
+        nonlocal tried
+        for number, each in enumerate(candidates):
+            tried += 1
+            kinds = [one.kind for one in each]
+            if Kind.MAP in kinds and Kind.MOVE_DONTUNMAP in kinds[kinds.index(Kind.MAP) :]:
+                return number
+        return None
+
+    generator = Generator(5, list(Kind))
+    program = next(made for made in (generator.next().program for _ in range(500)) if first_failing([made]) is not None)
+    tried = 0
+    small = shrink(program, first_failing)
+    assert [each.kind for each in small] == [Kind.MAP, Kind.MOVE_DONTUNMAP]
+    assert small[0] == Operation(Kind.MAP, near=small[0].near, arg=1)
+    assert tried < 400
+
+
+def test_slots_are_named_in_order() -> None:
+    program = (replace(MAP, into=6), replace(WRITE_A, slot=6), replace(MOVE_A, slot=6, into=3))
+
+    def first_failing(candidates: Sequence[Program]) -> int | None:
+        wanted = [each.kind for each in program]
+        return next((number for number, each in enumerate(candidates) if [one.kind for one in each] == wanted), None)
+
+    small = shrink(program, first_failing)
+    assert [(each.slot, each.into) for each in small] == [(0, 0), (0, 0), (0, 1)]
