@@ -16,9 +16,9 @@ from guest_tests.explorer.arena import PAGE
 from guest_tests.explorer.executor import Executor, Outcome
 from guest_tests.mm import numa, system
 from guest_tests.mm.ksm import Ksm
-from harness.programs import language, model
+from harness.programs import effects, language, memory
 from harness.programs.language import KINDS, Kind, Operation, Part, Program, To
-from harness.programs.model import Step
+from harness.programs.memory import Step
 
 _MAP = Operation(Kind.MAP, near=2, arg=4)
 _WRITE = Operation(Kind.WRITE)
@@ -26,7 +26,7 @@ _MOVE = Operation(Kind.MOVE, near=5)
 #: maps four pages, writes them and moves them
 _PLAIN: Program = (_MAP, _WRITE, _MOVE)
 #: where it moves them
-_AT = 6 * model.PLACE_PAGES
+_AT = 6 * memory.PLACE_PAGES
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_a_model_that_lies_is_found_out(executor: Executor, monkeypatch: pytest.
 
     Every kernel: the check of the bytes complains.
     """
-    monkeypatch.setattr(model, "new_tags", lambda _machine, step: bytes(step.pages))
+    monkeypatch.setattr(effects, "new_tags", lambda _machine, step: bytes(step.pages))
     _also(executor, Kind.WRITE, lambda step: executor.arena.fill(step.start, step.start + 1, b"\x09"))
     failure = _run(executor, _PLAIN).failure
     assert failure is not None
@@ -207,7 +207,7 @@ def test_a_refused_call_that_changes_a_page_is_seen(executor: Executor) -> None:
     executor.actions.table[KINDS.index(Kind.MOVE)] = refuse
     failure = _run(executor, _PLAIN).failure
     assert failure is not None
-    assert (failure.oracle, failure.page) == ("refused", 3 * model.PLACE_PAGES), failure
+    assert (failure.oracle, failure.page) == ("refused", 3 * memory.PLACE_PAGES), failure
 
 
 def test_an_errno_that_makes_no_sense_is_seen(executor: Executor) -> None:
@@ -238,7 +238,7 @@ def test_a_plan_that_does_not_come_true_is_seen(executor: Executor) -> None:
 
     Every kernel: the first comes out as planned, the second does not.
     """
-    start = 3 * model.PLACE_PAGES
+    start = 3 * memory.PLACE_PAGES
     steps = [[KINDS.index(Kind.MAP), start, 0, start, 2, ""], [KINDS.index(Kind.WRITE), start, 2, start, 2, "0203"]]
     assert executor.run_plan([steps, [[start, start + 2, "0203"]], start, start + 2])
     assert not executor.run_plan([steps, [[start, start + 2, "0204"]], start, start + 2])

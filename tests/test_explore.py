@@ -15,9 +15,9 @@ from harness.explore import files
 from harness.explore.generate import LENGTH, Generator
 from harness.explore.plan import plan
 from harness.explore.shrink import shrink
-from harness.programs import language, model
+from harness.programs import effects, language, memory, operands
 from harness.programs.language import BadProgram, Kind, Operation, Part, Program, To
-from harness.programs.model import MAPPED, PLACE_PAGES, READ, WRITE, Machine
+from harness.programs.memory import MAPPED, PLACE_PAGES, READ, WRITE, Machine
 
 MAP = Operation(Kind.MAP, to=To.PLACE, near=2, into=0, arg=4)
 WRITE_A = Operation(Kind.WRITE)
@@ -28,10 +28,10 @@ def _after(*program: Operation) -> Machine:
     """The model after operations that all succeed."""
     machine = Machine()
     for wire in language.to_wire(program):
-        step = model.resolve(machine, tuple(wire))
+        step = operands.resolve(machine, tuple(wire))
         if step is not None:
-            tags = model.new_tags(machine, step) if step.kind in (3, 4) else b""
-            model.apply(machine, step, tags)
+            tags = effects.new_tags(machine, step) if step.kind in (3, 4) else b""
+            effects.apply(machine, step, tags)
     return machine
 
 
@@ -83,14 +83,14 @@ def test_numbers_out_of_range_are_no_program(data: object) -> None:
 def test_a_moved_page_takes_its_contents_along_and_leaves_nothing() -> None:
     machine = _after(MAP, WRITE_A, MOVE_A)
     (pages,) = (each for each in machine.processes if each)
-    assert model.runs(pages) == [(_at(5), _at(5) + 4)]
+    assert memory.runs(pages) == [(_at(5), _at(5) + 4)]
     assert machine.contents(pages, _at(5), _at(5) + 4) == bytes([2, 3, 4, 5])
 
 
 def test_touched_memory_remembers_its_home_and_untouched_memory_does_not() -> None:
     home = replace(MOVE_A, to=To.HOME)
     touched, untouched = _after(MAP, WRITE_A, MOVE_A, home), _after(MAP, MOVE_A, home)
-    places = [[model.runs(each) for each in machine.processes if each] for machine in (touched, untouched)]
+    places = [[memory.runs(each) for each in machine.processes if each] for machine in (touched, untouched)]
     assert places == [[[(_at(2), _at(2) + 4)]], [[(_at(5), _at(5) + 4)]]]
 
 
@@ -98,7 +98,7 @@ def test_dontunmap_leaves_empty_memory_behind() -> None:
     machine = _after(MAP, WRITE_A, replace(MOVE_A, kind=Kind.MOVE_DONTUNMAP, into=1))
     pages = machine.processes[0]
     assert pages is not None
-    assert model.runs(pages) == [(_at(2), _at(2) + 4), (_at(5), _at(5) + 4)]
+    assert memory.runs(pages) == [(_at(2), _at(2) + 4), (_at(5), _at(5) + 4)]
     assert machine.contents(pages, _at(2), _at(2) + 4) == bytes(4)
 
 
@@ -125,7 +125,7 @@ def test_a_child_has_a_copy_without_what_is_not_forked() -> None:
     assert parent is not None
     assert child is not None
     assert machine.contents(parent, _at(2), _at(2) + 4) == bytes([6, 7, 8, 9])
-    assert model.runs(child) == [(_at(2) + 1, _at(2) + 4)]
+    assert memory.runs(child) == [(_at(2) + 1, _at(2) + 4)]
     assert machine.contents(child, _at(2) + 1, _at(2) + 4) == bytes([3, 4, 0])
 
 
@@ -150,7 +150,7 @@ def test_shared_memory_has_one_content_in_all_processes() -> None:
 )
 def test_an_operation_that_makes_no_sense_is_skipped(operation: Operation) -> None:
     (wire,) = language.to_wire((operation,))
-    assert model.resolve(Machine(), tuple(wire)) is None
+    assert operands.resolve(Machine(), tuple(wire)) is None
 
 
 def test_what_may_not_be_written_is_not_written() -> None:
@@ -159,7 +159,7 @@ def test_what_may_not_be_written_is_not_written() -> None:
     assert pages is not None
     assert pages.attr[_at(2)] & (MAPPED | READ | WRITE) == MAPPED | READ
     (wire,) = language.to_wire((WRITE_A,))
-    assert model.resolve(machine, tuple(wire)) is None
+    assert operands.resolve(machine, tuple(wire)) is None
 
 
 # --- generation --------------------------------------------------------------------------------------------------
@@ -184,9 +184,9 @@ def test_operations_find_memory_to_work_on() -> None:
     for program in made:
         machine = Machine()
         for wire in language.to_wire(program):
-            step = model.resolve(machine, tuple(wire))
+            step = operands.resolve(machine, tuple(wire))
             assert step is not None
-            model.apply(machine, step, model.new_tags(machine, step) if step.kind in (3, 4) else b"")
+            effects.apply(machine, step, effects.new_tags(machine, step) if step.kind in (3, 4) else b"")
 
 
 def test_steering_meets_more_situations_than_chance() -> None:

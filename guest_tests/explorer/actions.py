@@ -13,7 +13,7 @@ from guest_tests.explorer.arena import BASE, PAGE, Arena
 from guest_tests.mm import ksm, memcg, syscalls
 from guest_tests.support.holds import Spliced
 from harness.programs.language import KINDS, Kind
-from harness.programs.model import Step
+from harness.programs.memory import Step
 
 _FIXED: Final = syscalls.MREMAP_MAYMOVE | syscalls.MREMAP_FIXED
 _MOVES: Final = {

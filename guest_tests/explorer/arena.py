@@ -14,7 +14,7 @@ import os
 from typing import Any, Final
 
 from guest_tests.mm import numa, syscalls
-from harness.programs.model import ARENA_PAGES
+from harness.programs.memory import ARENA_PAGES
 
 PAGE: Final = mmap.PAGESIZE
 #: Far below the addresses that the kernel chooses for mappings (mmap_base()), and far above the program.

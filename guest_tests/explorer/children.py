@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from guest_tests.explorer.actions import Actions
 from guest_tests.explorer.arena import Arena
-from harness.programs.model import Step
+from harness.programs.memory import Step
 
 #: kind, first page, pages, first page of the place, pages afterwards, and how many bytes of data follow
 _ORDER = struct.Struct("=6i")

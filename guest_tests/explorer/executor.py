@@ -16,9 +16,9 @@ from guest_tests.explorer.children import Child, ChildDied, fork
 from guest_tests.explorer.oracles import Failure, Memory
 from guest_tests.explorer.walks import Walker
 from guest_tests.mm import syscalls
-from harness.programs import model
+from harness.programs import effects, memory, operands
 from harness.programs.language import KINDS, PROCESSES, Kind, Wire
-from harness.programs.model import MERGED, Machine, Step
+from harness.programs.memory import MERGED, Machine, Step
 
 _FORK, _EXIT, _SCAN, _WRITE, _WRITE_SAME = (
     KINDS.index(each) for each in (Kind.FORK, Kind.EXIT, Kind.SCAN, Kind.WRITE, Kind.WRITE_SAME)
@@ -107,12 +107,12 @@ class Executor:
     ) -> Failure | None:
         table = self.actions.table
         for wire in program:
-            step = model.resolve(machine, wire)
+            step = operands.resolve(machine, wire)
             if step is None:
                 errors.append(-1)
                 continue
             kind = step.kind
-            tags = model.new_tags(machine, step) if kind in (_WRITE, _WRITE_SAME) else b""
+            tags = effects.new_tags(machine, step) if kind in (_WRITE, _WRITE_SAME) else b""
             before = self.arena.entries(self._pid(step.process)) if thorough or kind in _MOVES else None
             if kind == _FORK:
                 self._children[wire[-1]] = fork(self.arena, self.actions, [each for each in self._children if each])
@@ -131,7 +131,7 @@ class Executor:
                 error = table[kind](step, tags)
             errors.append(error)
             if not error:
-                model.apply(machine, step, tags)
+                effects.apply(machine, step, tags)
                 if kind == _SCAN:
                     failure = oracles.check_merged(machine, self._entries(machine), self.walker.zero)
                     if failure is not None:
@@ -205,13 +205,13 @@ class Executor:
         for process, pages in enumerate(machine.processes):
             if pages is None:
                 continue
-            for start, end in model.runs(pages):
-                if pages.all_have(start, end, model.READ):
+            for start, end in memory.runs(pages):
+                if pages.all_have(start, end, memory.READ):
                     continue
                 step = Step(number, process, start, end - start, start, end - start, ())
                 child = self._children[process]
                 if (child.do(step, b"") if child else self.actions.table[number](step, b"")) == 0:
-                    model.apply(machine, step)
+                    effects.apply(machine, step)
 
     def _memory(self, process: int) -> Memory:
         return self._children[process] or self.arena

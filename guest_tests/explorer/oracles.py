@@ -13,8 +13,21 @@ from typing import Final, Protocol
 
 from guest_tests.explorer.arena import BASE, LENGTH, PAGE, frame
 from guest_tests.mm import maps
-from harness.programs import model
-from harness.programs.model import GUARD, HELD, LAZY, LOCKED, MAPPED, MERGEABLE, READ, SHARED, WRITE, Machine, Pages
+from harness.programs.memory import (
+    ARENA_PAGES,
+    GUARD,
+    HELD,
+    LAZY,
+    LOCKED,
+    MAPPED,
+    MERGEABLE,
+    READ,
+    SHARED,
+    WRITE,
+    Machine,
+    Pages,
+    runs,
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,7 @@ def _readable(pages: Pages) -> list[tuple[int, int]]:
     """The ranges that may be read. Guard markers and protections interrupt them."""
     return [
         part
-        for start, end in model.runs(pages, MAPPED | READ)
+        for start, end in runs(pages, MAPPED | READ)
         for part in ([(start, end)] if pages.none_has(start, end, GUARD) else _between_guards(pages, start, end))
     ]
 
@@ -94,7 +107,7 @@ def check_layout(machine: Machine, process: int, pid: int) -> Failure | None:
     """Compare what is mapped, and with which permissions, with the model."""
     pages = machine.processes[process]
     assert pages is not None
-    seen = bytearray(model.ARENA_PAGES)
+    seen = bytearray(ARENA_PAGES)
     for vma in maps.vmas_between(BASE, BASE + LENGTH, pid or "self"):
         bits = MAPPED | _permissions(vma.perms)
         begin, end = (vma.start - BASE) // PAGE, (vma.end - BASE) // PAGE
@@ -158,7 +171,7 @@ def check_merged(machine: Machine, entries: Sequence[Sequence[int]], zero: int) 
     for process, pages in enumerate(machine.processes):
         if pages is None:
             continue
-        for start, end in model.runs(pages, MAPPED | MERGEABLE):
+        for start, end in runs(pages, MAPPED | MERGEABLE):
             for page in range(start, end):
                 number = frame(entries[process][page])
                 if not number or number == zero or pages.more[page] & HELD or pages.attr[page] & LAZY:

@@ -15,8 +15,8 @@ from typing import Final
 from guest_tests.explorer.arena import PAGE, Arena, address, frame
 from guest_tests.explorer.oracles import Failure
 from guest_tests.mm import numa, syscalls
-from harness.programs import model
-from harness.programs.model import ARENA_PAGES, HELD, Machine, Pages
+from harness.programs import memory
+from harness.programs.memory import ARENA_PAGES, HELD, Machine, Pages
 
 #: how often a page is asked to move before it is called lost
 _TRIES: Final = 4
@@ -51,7 +51,12 @@ class Walker:
         if not self.possible:
             return True
         before = self._arena.entries()
-        present = [page for page in range(first, end) if before[page] >> 63 and frame(before[page]) != self.zero]
+        return self._at_once(
+            [page for page in range(first, end) if before[page] >> 63 and frame(before[page]) != self.zero], before
+        )
+
+    def _at_once(self, present: list[int], before: array[int]) -> bool:
+        """Move pages of the calling process with the control page; returns whether all moved."""
         present.append(CONTROL)
         self._ask(0, present, before)
         after = self._arena.entries()
@@ -74,6 +79,8 @@ class Walker:
             if pages is not None
         }
         total = sum(map(len, waiting.values()))
+        if len(waiting) == 1 and self._at_once([*waiting[0]], self._arena.entries()):
+            return None
         for attempt in range(_TRIES):
             time.sleep(_PAUSE * attempt)
             control = frame(self._arena.entries()[CONTROL])
@@ -101,7 +108,7 @@ class Walker:
         entries = self._arena.entries(pid)
         return {
             page: number
-            for start, end in model.runs(pages)
+            for start, end in memory.runs(pages)
             for page in range(start, end)
             if (number := frame(entries[page])) and number != self.zero and not pages.more[page] & HELD
         }

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from harness.programs import language, model
+from harness.programs import effects, language, memory, operands
 from harness.programs.language import KINDS, Kind, Program
-from harness.programs.model import GUARD, LAZY, MAPPED, READ, Machine
+from harness.programs.memory import GUARD, LAZY, MAPPED, READ, Machine
 
 _WRITES: Final = frozenset({KINDS.index(Kind.WRITE), KINDS.index(Kind.WRITE_SAME)})
 _PROTECT_READ: Final = KINDS.index(Kind.PROTECT_READ)
@@ -46,19 +46,19 @@ def plan(program: Program) -> Plan | None:
     assert pages is not None
     steps: list[PlannedStep] = []
     for wire in language.to_wire(program):
-        step = model.resolve(machine, tuple(wire))
+        step = operands.resolve(machine, tuple(wire))
         if step is None:
             continue
         if step.kind in _NOT_PLANNED:
             return None
-        tags = model.new_tags(machine, step) if step.kind in _WRITES else b""
+        tags = effects.new_tags(machine, step) if step.kind in _WRITES else b""
         steps.append((step.kind, step.start, step.pages, step.dst, step.new, tags.hex()))
-        model.apply(machine, step, tags)
-    runs = model.runs(pages)
-    if not runs or not pages.none_has(0, model.ARENA_PAGES, LAZY | GUARD):
+        effects.apply(machine, step, tags)
+    runs = memory.runs(pages)
+    if not runs or not pages.none_has(0, memory.ARENA_PAGES, LAZY | GUARD):
         return None
     for start, end in runs:
         if not pages.all_have(start, end, READ):
             steps.append((_PROTECT_READ, start, end - start, start, end - start, ""))
-    wanted = [(start, end, machine.contents(pages, start, end).hex()) for start, end in model.runs(pages, MAPPED)]
+    wanted = [(start, end, machine.contents(pages, start, end).hex()) for start, end in memory.runs(pages, MAPPED)]
     return Plan(steps, wanted, runs[0][0], runs[-1][1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from harness.programs.language import KINDS, SLOTLESS, Kind
-from harness.programs.model import (
+from harness.programs.memory import (
     ARENA_PAGES,
     DONTFORK,
     FORKED,

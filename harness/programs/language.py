@@ -128,6 +128,17 @@ KINDS: Final = tuple(Kind)
 PARTS: Final = tuple(Part)
 TOS: Final = tuple(To)
 
+
+def number(kind: Kind) -> int:
+    """The number of a kind on the wire."""
+    return KINDS.index(kind)
+
+
+def numbers(*kinds: Kind) -> frozenset[int]:
+    """The numbers of kinds on the wire."""
+    return frozenset(map(number, kinds))
+
+
 #: operations that make or move memory to a place
 PLACED: Final = frozenset(
     {
@@ -196,7 +207,7 @@ def to_wire(program: Program) -> list[list[int]]:
     """The program as lists of numbers, one for each operation, in the order of the fields."""
     return [
         [
-            KINDS.index(each.kind),
+            number(each.kind),
             each.process,
             each.slot,
             PARTS.index(each.part),
@@ -217,9 +228,9 @@ def from_wire(data: Any) -> list[Wire]:
     if not isinstance(data, list) or len(data) > MOST_OPERATIONS:
         raise BadProgram(f"a program is a list of at most {MOST_OPERATIONS} operations")
     for each in data:
-        if not isinstance(each, list) or len(each) != len(_LIMITS) or any(type(number) is not int for number in each):
+        if not isinstance(each, list) or len(each) != len(_LIMITS) or any(type(value) is not int for value in each):
             raise BadProgram(f"an operation is a list of {len(_LIMITS)} numbers")
-        if any(not 0 <= number < limit for number, limit in zip(each, _LIMITS, strict=True)):
+        if any(not 0 <= value < limit for value, limit in zip(each, _LIMITS, strict=True)):
             raise BadProgram(f"a number of operation {each} is out of range")
     return [tuple(each) for each in data]
 
@@ -270,23 +281,23 @@ def from_json(text: str) -> Program:
     operations = data.get("operations")
     if not isinstance(operations, list) or len(operations) > MOST_OPERATIONS:
         raise BadProgram(f'"operations" is not a list of at most {MOST_OPERATIONS} operations')
-    return tuple(_operation(number, each) for number, each in enumerate(operations, 1))
+    return tuple(_operation(count, each) for count, each in enumerate(operations, 1))
 
 
-def _operation(number: int, data: Any) -> Operation:
+def _operation(count: int, data: Any) -> Operation:
     known = [field.name for field in fields(Operation)]
     if not isinstance(data, dict) or "kind" not in data or not data.keys() <= set(known):
-        raise BadProgram(f"operation {number} is not an object with a kind and no other fields than {', '.join(known)}")
+        raise BadProgram(f"operation {count} is not an object with a kind and no other fields than {', '.join(known)}")
     values: dict[str, Any] = {}
     for name, value in data.items():
         words = _WORDS.get(name)
         if words is None:
             limit = _LIMITS[known.index(name)]
             if type(value) is not int or not 0 <= value < limit:
-                raise BadProgram(f"operation {number}: {name} is not a number from 0 to {limit - 1}")
+                raise BadProgram(f"operation {count}: {name} is not a number from 0 to {limit - 1}")
             values[name] = value
         elif value in list(words):
             values[name] = words(value)
         else:
-            raise BadProgram(f"operation {number}: {name} is {str(value)[:40]!r}, known are {', '.join(words)}")
+            raise BadProgram(f"operation {count}: {name} is {str(value)[:40]!r}, known are {', '.join(words)}")
     return Operation(**values)

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What operations that succeeded change in the model's memory.
+
+The model follows what the kernel did. It does not say which operations must succeed.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Final
+
+from harness.programs.language import Kind, number
+from harness.programs.memory import (
+    DONTFORK,
+    FORKED,
+    GUARD,
+    HELD,
+    LAZY,
+    LOCKED,
+    MAPPED,
+    MERGEABLE,
+    MERGED,
+    READ,
+    SAME,
+    SHARED,
+    SWAPPED,
+    TOUCHED,
+    WIPEONFORK,
+    WRITE,
+    Machine,
+    Pages,
+    Step,
+    plus,
+    where,
+    without,
+)
+from harness.programs.operands import MAPS, MOVES, RELOCATES
+
+#: kinds that only set or clear bits: the change of attr, and of more
+_CHANGES: Final[dict[int, tuple[bytes | None, bytes | None]]] = {
+    number(kind): change
+    for kind, change in {
+        Kind.PROTECT_NONE: (without(READ | WRITE), None),
+        Kind.PROTECT_READ: (bytes(value & ~WRITE | READ for value in range(256)), None),
+        Kind.PROTECT_WRITE: (plus(READ | WRITE), None),
+        # ksm_madvise() ignores shared memory and says nothing (mm/ksm.c).
+        Kind.MERGEABLE: (bytes(value if value & SHARED else value | MERGEABLE for value in range(256)), None),
+        Kind.UNMERGEABLE: (without(MERGEABLE), without(MERGED)),
+        Kind.FREE: (plus(LAZY), None),
+        Kind.PAGEOUT: (None, where(TOUCHED, plus(SWAPPED))),
+        Kind.DONTFORK: (None, plus(DONTFORK)),
+        Kind.DOFORK: (None, without(DONTFORK)),
+        Kind.WIPEONFORK: (None, plus(WIPEONFORK)),
+        Kind.KEEPONFORK: (None, without(WIPEONFORK)),
+        Kind.UNGUARD: (without(GUARD), None),
+        Kind.LOCK: (plus(LOCKED), None),
+        Kind.UNLOCK: (without(LOCKED), None),
+        Kind.HOLD: (None, plus(HELD)),
+        Kind.POPULATE: (None, plus(TOUCHED)),
+    }.items()
+}
+(
+    _FORK,
+    _EXIT,
+    _UNMAP,
+    _MAP_SHARED,
+    _WRITE,
+    _WRITE_SAME,
+    _READ,
+    _LOCK,
+    _DONTNEED,
+    _GUARD,
+    _SCAN,
+    _UNMERGE,
+    _RELEASE,
+    _RECLAIM,
+    _DONTUNMAP,
+) = (
+    number(each)
+    for each in (
+        Kind.FORK,
+        Kind.EXIT,
+        Kind.UNMAP,
+        Kind.MAP_SHARED,
+        Kind.WRITE,
+        Kind.WRITE_SAME,
+        Kind.READ,
+        Kind.LOCK,
+        Kind.DONTNEED,
+        Kind.GUARD,
+        Kind.SCAN,
+        Kind.UNMERGE_ALL,
+        Kind.RELEASE,
+        Kind.RECLAIM,
+        Kind.MOVE_DONTUNMAP,
+    )
+)
+_NOT_LAZY = without(LAZY)
+_EMPTY = without(TOUCHED | MERGED | SWAPPED | FORKED | HELD)
+_WRITTEN = bytes(value & ~(MERGED | SWAPPED | FORKED) | TOUCHED for value in range(256))
+_READ_BACK = without(SWAPPED)
+_FORKS = where(TOUCHED, plus(FORKED))
+
+
+def new_tags(machine: Machine, step: Step) -> bytes:
+    """The bytes that a write puts into its pages."""
+    if step.kind == _WRITE_SAME:
+        return bytes((SAME,)) * step.pages
+    first = machine.next_tag
+    # Large enough for the pages of a program, so that no two pages hold the same by accident.
+    tags = bytes((first + index) % (256 - SAME - 1) + SAME + 1 for index in range(step.pages))
+    machine.next_tag = (first + step.pages) % (256 - SAME - 1)
+    return tags
+
+
+def apply(machine: Machine, step: Step, tags: bytes = b"") -> None:
+    """Change the model as an operation did that succeeded.
+
+    :param tags: what a write wrote, from :func:`new_tags`.
+    """
+    kind, start, end = step.kind, step.start, step.end
+    pages = machine.processes[step.process]
+    assert pages is not None
+    change = _CHANGES.get(kind)
+    if change is not None:
+        _change(pages, start, end, *change)
+    if kind in MOVES:
+        _move(pages, step)
+    elif kind in (_WRITE, _WRITE_SAME):
+        _write(machine, pages, step, tags)
+    elif kind == _READ:
+        pages.more[start:end] = pages.more[start:end].translate(_READ_BACK)
+    elif kind in MAPS:
+        _map(machine, pages, step)
+    elif kind == _UNMAP:
+        pages.clear(start, end)
+    elif kind in (_DONTNEED, _GUARD):
+        _discard(pages, start, end, guard=kind == _GUARD)
+    elif kind == _LOCK:
+        _populate(pages, start, end)
+    elif kind == _FORK:
+        machine.processes[step.wire[-1]] = _forked(pages)
+    elif kind == _EXIT:
+        machine.processes[step.process] = None
+    elif kind in _EVERYWHERE:
+        for each in machine.processes:
+            if each is not None:
+                each.more[:] = each.more.translate(_EVERYWHERE[kind])
+
+
+_EVERYWHERE: Final[dict[int, bytes]] = {
+    _UNMERGE: without(MERGED),
+    _RELEASE: without(HELD),
+    _RECLAIM: where(TOUCHED, plus(SWAPPED)),
+    _SCAN: where(TOUCHED, plus(MERGED)),
+}
+
+
+def _change(pages: Pages, start: int, end: int, attr: bytes | None, more: bytes | None) -> None:
+    if attr is not None:
+        pages.attr[start:end] = pages.attr[start:end].translate(attr)
+    if more is not None:
+        pages.more[start:end] = pages.more[start:end].translate(more)
+
+
+def _map(machine: Machine, pages: Pages, step: Step) -> None:
+    start, end, count = step.dst, step.dst + step.new, step.new
+    pages.clear(start, end)
+    shared = step.kind == _MAP_SHARED
+    pages.attr[start:end] = bytes((MAPPED | READ | WRITE | (SHARED if shared else 0),)) * count
+    pages.home[start:end] = array("h", range(start, end))
+    if shared:
+        pages.tags[start:end] = bytes(range(machine.next_cell, machine.next_cell + count))
+        machine.next_cell += count
+    pages.slots[step.wire[6]] = (start, count)
+
+
+def _write(machine: Machine, pages: Pages, step: Step, tags: bytes) -> None:
+    start, end = step.start, step.end
+    for index, tag in enumerate(tags, start):
+        if pages.attr[index] & SHARED:
+            machine.cells[pages.tags[index]] = tag
+        else:
+            pages.tags[index] = tag
+    pages.attr[start:end] = pages.attr[start:end].translate(_NOT_LAZY)
+    pages.more[start:end] = pages.more[start:end].translate(_WRITTEN)
+
+
+def _discard(pages: Pages, start: int, end: int, *, guard: bool) -> None:
+    for index in range(start, end):
+        attr = pages.attr[index] & ~LAZY
+        pages.attr[index] = attr | GUARD if guard else attr
+        # Shared memory keeps its contents in its file.
+        if not attr & SHARED:
+            pages.tags[index] = 0
+    pages.more[start:end] = pages.more[start:end].translate(_EMPTY)
+
+
+def _populate(pages: Pages, start: int, end: int) -> None:
+    """mlock() faults pages in, for writing where that is allowed."""
+    for index in range(start, end):
+        if pages.attr[index] & WRITE:
+            pages.more[index] |= TOUCHED
+
+
+def _move(pages: Pages, step: Step) -> None:
+    start, end, dst, new = step.start, step.end, step.dst, step.new
+    kept = min(step.pages, new)
+    natural = step.kind in RELOCATES or not any(each & TOUCHED for each in pages.more[start:end])
+    parts = (pages.attr[start : start + kept], pages.more[start : start + kept], pages.tags[start : start + kept])
+    home = pages.home[start]
+    last_attr, last_more = pages.attr[end - 1], pages.more[end - 1]
+    if dst != start:
+        if step.kind == _DONTUNMAP:
+            _leave_empty(pages, start, end)
+        else:
+            pages.clear(start, end)
+    elif new < step.pages:
+        pages.clear(start + new, end)
+    pages.attr[dst : dst + kept], pages.more[dst : dst + kept], pages.tags[dst : dst + kept] = parts
+    if new > kept:
+        grown = new - kept
+        pages.attr[dst + kept : dst + new] = bytes((last_attr & ~(GUARD | LAZY),)) * grown
+        pages.more[dst + kept : dst + new] = bytes((last_more & (DONTFORK | WIPEONFORK),)) * grown
+        pages.tags[dst + kept : dst + new] = bytes(grown)
+        if last_attr & LOCKED:
+            _populate(pages, dst + kept, dst + new)
+    if dst != start and natural:
+        home = dst
+    pages.home[dst : dst + new] = array("h", range(home, home + new))
+    pages.slots[step.wire[2] if dst == start else step.wire[6]] = (dst, new)
+
+
+def _leave_empty(pages: Pages, start: int, end: int) -> None:
+    # dontunmap_complete() clears VM_LOCKED of the mapping that stays behind (mm/mremap.c).
+    pages.attr[start:end] = pages.attr[start:end].translate(_LEFT)
+    pages.more[start:end] = pages.more[start:end].translate(_EMPTY)
+    for index in range(start, end):
+        if not pages.attr[index] & SHARED:
+            pages.tags[index] = 0
+
+
+_LEFT = without(LOCKED | GUARD | LAZY)
+_NOT_LOCKED = without(LOCKED)
+
+
+def _forked(pages: Pages) -> Pages:
+    """The child's pages."""
+    pages.more[:] = pages.more.translate(_FORKS)
+    child = pages.copy()
+    child.attr[:] = child.attr.translate(_NOT_LOCKED)
+    for index, more in enumerate(child.more):
+        if more & DONTFORK:
+            child.clear(index, index + 1)
+        elif more & WIPEONFORK:
+            # The child's page tables are not filled at all, so that guard markers go as well (dup_mmap()).
+            child.attr[index] &= ~(GUARD | LAZY)
+            child.tags[index] = 0
+            child.more[index] = more & WIPEONFORK
+    return child

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Which pages an operation is about, and whether it makes sense at all."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from harness.programs.language import PARTS, PROCESSES, SLOTS, TOS, Kind, Part, To, Wire, number, numbers
+from harness.programs.memory import (
+    ARENA_PAGES,
+    GUARD,
+    LOCKED,
+    MAPPED,
+    MERGEABLE,
+    PLACE_PAGES,
+    READ,
+    SHARED,
+    WRITE,
+    Machine,
+    Pages,
+    Step,
+)
+
+
+def _part(part: int, start: int, pages: int) -> tuple[int, int]:
+    if part == _ALL or pages == 1:
+        return start, pages
+    half = pages // 2
+    if part == _FIRST_HALF:
+        return start, half
+    if part == _SECOND_HALF:
+        return start + half, pages - half
+    if part == _FIRST:
+        return start, 1
+    if part == _LAST:
+        return start + pages - 1, 1
+    return (start + 1, pages - 2) if pages > 2 else (start, pages)
+
+
+_ALL, _FIRST_HALF, _SECOND_HALF, _FIRST, _LAST = (
+    PARTS.index(each) for each in (Part.ALL, Part.FIRST_HALF, Part.SECOND_HALF, Part.FIRST, Part.LAST)
+)
+_PLACE, _HOME, _AFTER, _BEFORE, _ONTO, _GAP = (
+    TOS.index(each) for each in (To.PLACE, To.HOME, To.AFTER, To.BEFORE, To.ONTO, To.GAP)
+)
+
+
+def _place(pages: Pages, to: int, near: int, source: int, new: int) -> int | None:
+    """The first page of the place that ``to`` and ``near`` mean for ``new`` pages; None if there is none.
+
+    :param source: the first page that moves; negative for a new mapping, which has no home.
+    """
+    if to == _PLACE:
+        return (near + 1) * PLACE_PAGES
+    if to == _HOME:
+        return pages.home[source] if source >= 0 else None
+    slot = pages.slots[near] if near < SLOTS else None
+    if slot is None:
+        return None
+    begin, length = slot
+    if to == _AFTER:
+        return begin + length
+    if to == _BEFORE:
+        return begin - new
+    if to == _ONTO:
+        return begin
+    if to == _GAP:
+        return begin + length + 1
+    return begin + pages.home[source] - pages.home[begin] if source >= 0 else None
+
+
+def resolve(machine: Machine, wire: Wire) -> Step | None:
+    """The pages that an operation is about; None if it makes no sense now.
+
+    An operation makes sense if the memory that it is about is mapped, may be accessed as it says, and if its place lies
+    within the arena and does not overlap its own memory.
+    """
+    kind, process, slot, part, to, near, _into, arg = wire
+    pages = machine.processes[process]
+    if pages is None:
+        return None
+    if kind in _SLOTLESS:
+        if kind == _FORK:
+            possible = process == 0 and 0 < arg < PROCESSES and machine.processes[arg] is None
+        elif kind == _EXIT:
+            possible = process > 0
+        elif kind == _SCAN:
+            # ksmd sleeps, and completes no scan, while no memory is mergeable.
+            possible = process == 0 and any(
+                each is not None and not each.none_has(0, ARENA_PAGES, MERGEABLE) for each in machine.processes
+            )
+        else:
+            possible = process == 0
+        return Step(kind, process, 0, 0, 0, 0, wire) if possible else None
+    if kind in MAPS:
+        dst = _place(pages, to, near, -1, arg)
+        if dst is None or arg == 0 or dst < 0 or dst + arg > ARENA_PAGES:
+            return None
+        if kind == _MAP_SHARED and machine.next_cell + arg > 256:
+            return None
+        return Step(kind, process, dst, 0, dst, arg, wire)
+    where = pages.slots[slot]
+    if where is None:
+        return None
+    start, length = _part(_ALL if kind in _WHOLE else part, *where)
+    end = start + length
+    # Unmapping alone makes sense where nothing is mapped.
+    if kind != _UNMAP and not pages.all_have(start, end, MAPPED):
+        return None
+    needs, forbids = _ACCESS.get(kind, (0, 0))
+    if (needs or forbids) and not (pages.all_have(start, end, needs) and pages.none_has(start, end, forbids)):
+        return None
+    if kind in _ADVICES and not pages.alike(start, end, LOCKED | SHARED):
+        return None
+    if kind in MOVES:
+        new = length
+        if kind in _RESIZES:
+            new = length + arg if kind in _GROWS else length // 2
+            # A refused call may already have unmapped the tail: it must not be refused for crossing mappings.
+            if new == 0 or not pages.uniform(start, end) or not pages.none_has(start, end, SHARED):
+                return None
+        if kind in _IN_PLACE:
+            return Step(kind, process, start, length, start, new, wire) if start + new <= ARENA_PAGES else None
+        place = _place(pages, to, near, start, new)
+        if place is None or place < 0 or place + new > ARENA_PAGES or (place < end and start < place + new):
+            return None
+        return Step(kind, process, start, length, place, new, wire)
+    return Step(kind, process, start, length, start, length, wire)
+
+
+def likely_refused(machine: Machine, step: Step) -> bool:
+    """Whether the kernel will probably refuse a step: a move of several mappings, or advice for such memory."""
+    pages = machine.processes[step.process]
+    assert pages is not None
+    if step.kind == _GROW:
+        return any(pages.attr[step.end : step.start + step.new])
+    if step.kind in MOVES:
+        return not pages.uniform(step.start, step.end)
+    return step.kind in _PRIVATE and not pages.none_has(step.start, step.end, LOCKED | SHARED)
+
+
+_FORK, _EXIT, _UNMAP, _MAP_SHARED, _GROW, _SCAN = map(
+    number, (Kind.FORK, Kind.EXIT, Kind.UNMAP, Kind.MAP_SHARED, Kind.GROW, Kind.SCAN)
+)
+_SLOTLESS = numbers(Kind.FORK, Kind.EXIT, Kind.SCAN, Kind.UNMERGE_ALL, Kind.RELEASE, Kind.RECLAIM)
+#: all forms of mmap()
+MAPS = numbers(Kind.MAP, Kind.MAP_SHARED)
+_WHOLE = numbers(Kind.GROW, Kind.SHRINK)
+_GROWS = numbers(Kind.GROW, Kind.MOVE_GROW)
+_IN_PLACE = numbers(Kind.GROW, Kind.SHRINK)
+_RESIZES = numbers(Kind.GROW, Kind.SHRINK, Kind.MOVE_GROW, Kind.MOVE_SHRINK)
+#: advice that is refused for locked or for shared memory
+_PRIVATE = numbers(Kind.DONTNEED, Kind.FREE, Kind.PAGEOUT, Kind.COLD, Kind.GUARD, Kind.WIPEONFORK, Kind.KEEPONFORK)
+#: moves that give the memory the page offset of its new place
+RELOCATES = numbers(Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE)
+#: all forms of mremap()
+MOVES = _RESIZES | RELOCATES | numbers(Kind.MOVE, Kind.MOVE_DONTUNMAP)
+#: Advice is given mapping by mapping (madvise_walk_vmas(), mm/madvise.c), and some is refused for locked or for shared
+#: memory: a call that is refused in the middle has changed the mappings before.
+_ADVICES = numbers(
+    Kind.MERGEABLE,
+    Kind.UNMERGEABLE,
+    Kind.DONTNEED,
+    Kind.FREE,
+    Kind.HUGEPAGE,
+    Kind.NOHUGEPAGE,
+    Kind.PAGEOUT,
+    Kind.COLD,
+    Kind.DONTFORK,
+    Kind.DOFORK,
+    Kind.WIPEONFORK,
+    Kind.KEEPONFORK,
+    Kind.GUARD,
+    Kind.UNGUARD,
+    Kind.POPULATE,
+)
+#: what each page must have, and must not have, for an operation to make sense
+_ACCESS: Final[dict[int, tuple[int, int]]] = {
+    number(kind): bits
+    for kind, bits in {
+        Kind.WRITE: (WRITE, GUARD),
+        Kind.WRITE_SAME: (WRITE, GUARD),
+        Kind.READ: (READ, GUARD),
+        Kind.POPULATE: (WRITE, GUARD),
+        # mlock() fails where it cannot fault pages in, but locks the mapping all the same (mm/mlock.c).
+        Kind.LOCK: (READ, GUARD),
+        Kind.HOLD: (READ, GUARD | SHARED),
+    }.items()
+}
