@@ -251,3 +251,7 @@ def test_slots_are_named_in_order() -> None:
 
     small = shrink(program, first_failing)
     assert [(each.slot, each.into) for each in small] == [(0, 0), (0, 0), (0, 1)]
+
+
+def test_a_program_that_is_not_a_failure_any_more_is_left_alone() -> None:
+    assert shrink((MAP, WRITE_A), lambda _: None) == (MAP, WRITE_A)

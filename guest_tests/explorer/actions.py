@@ -110,6 +110,8 @@ class Actions:
                 # A refused call may have unmapped its destination already: mremap_to() does that before it looks at the
                 # source (mm/mremap.c). The model counts on it.
                 call(unmap, place, step.new * PAGE)
+                if step.new < step.pages:
+                    call(unmap, BASE + (step.start + step.new) * PAGE, (step.pages - step.new) * PAGE)
             return error
 
         return move

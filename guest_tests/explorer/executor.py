@@ -152,7 +152,7 @@ class Executor:
             return Failure("refused", step.process, step.start, text)
         fixed = step.kind in _MOVES and step.dst != step.start
         if fixed:
-            # Actions unmaps the destination of a refused call: see there.
+            # Actions unmaps the destination of a refused call, and the tail of one that shrinks: see there.
             pages.clear(step.dst, step.dst + step.new)
             if step.new < step.pages:
                 pages.clear(step.start + step.new, step.end)

@@ -104,10 +104,10 @@ def _explore(runner: Runner, kernel: Kernel, chosen: argparse.Namespace, progres
 
     def found(one: Found) -> None:
         progress.clear()
-        path = files.save(one, chosen.save, seed)
+        saved = files.save(one, chosen.save, seed)
         print(f"\nFAILURE after {one.after:.1f} s: {one.failure.text}")
         print(_listing(one.program, one.errors))
-        print(f"saved as {path}", flush=True)
+        print(f"saved as {', '.join(map(str, saved))}", flush=True)
 
     campaign = Campaign(runner, seed, safe_text.escape(kernel.release), tell, found)
     interrupted = False

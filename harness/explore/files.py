@@ -8,6 +8,9 @@ from pathlib import Path
 
 from harness.errors import UsageError
 from harness.explore.campaign import Found
+from harness.explore.story import story
+from harness.explore.write_c import write_c
+from harness.explore.write_test import write_test
 from harness.programs.language import MOST_BYTES, BadProgram, Program, from_json, to_json
 
 
@@ -28,16 +31,22 @@ def read(path: Path) -> Program:
         raise UsageError(f"{path} is no program that can be run: {error}") from None
 
 
-def save(found: Found, directory: Path, seed: int) -> Path:
-    """Save a program that was found; returns its file.
+def save(found: Found, directory: Path, seed: int) -> list[Path]:
+    """Save a program that was found: as a program file, as a guest test, and in C. Returns the files.
 
     :param seed: of the exploration that found it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    text = to_json(found.program, fails=found.failure.text, release=found.release, seed=str(seed))
-    path = directory / f"{name(found)}.json"
-    path.write_text(text)
-    return path
+    failure, release, called = found.failure.text, found.release, name(found)
+    told = story(found.program, found.errors)
+    texts = {
+        f"{called}.json": to_json(found.program, fails=failure, release=release, seed=str(seed)),
+        f"test_{called.replace('-', '_')}.py": write_test(told, failure, release, called.replace("-", "_")),
+        f"{called}.c": write_c(told, failure, release, called),
+    }
+    for file, text in texts.items():
+        (directory / file).write_text(text)
+    return [directory / file for file in texts]
 
 
 def name(found: Found) -> str:

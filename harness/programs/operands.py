@@ -107,6 +107,8 @@ def resolve(machine: Machine, wire: Wire) -> Step | None:
     # Unmapping alone makes sense where nothing is mapped.
     if kind != _UNMAP and not pages.all_have(start, end, MAPPED):
         return None
+    if kind == _HOLD and process:
+        return None
     needs, forbids = _ACCESS.get(kind, (0, 0))
     if (needs or forbids) and not (pages.all_have(start, end, needs) and pages.none_has(start, end, forbids)):
         return None
@@ -139,8 +141,8 @@ def likely_refused(machine: Machine, step: Step) -> bool:
     return step.kind in _PRIVATE and not pages.none_has(step.start, step.end, LOCKED | SHARED)
 
 
-_FORK, _EXIT, _UNMAP, _MAP_SHARED, _GROW, _SCAN = map(
-    number, (Kind.FORK, Kind.EXIT, Kind.UNMAP, Kind.MAP_SHARED, Kind.GROW, Kind.SCAN)
+_FORK, _EXIT, _UNMAP, _MAP_SHARED, _GROW, _SCAN, _HOLD = map(
+    number, (Kind.FORK, Kind.EXIT, Kind.UNMAP, Kind.MAP_SHARED, Kind.GROW, Kind.SCAN, Kind.HOLD)
 )
 _SLOTLESS = numbers(Kind.FORK, Kind.EXIT, Kind.SCAN, Kind.UNMERGE_ALL, Kind.RELEASE, Kind.RECLAIM)
 #: all forms of mmap()

@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The functions that C programs of the explorer are made of. A program has those that it calls, in this order."""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: always there
+HEAD: Final = r"""#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+"""
+
+#: includes of programs that fork
+FORK_HEAD: Final = r"""#include <sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+"""
+
+#: name, and the text of the function; those further down may call those above
+FUNCTIONS: Final[dict[str, str]] = {
+    "page": r"""
+enum { OK = 0, BAD = 1, CANNOT_TELL = 4 };
+
+static long page_size;
+
+/* Page n of the memory that the program works on, at a place where the kernel maps nothing by itself. */
+static unsigned char *page(int n)
+{
+	return (unsigned char *)(1UL << 44) + n * page_size;
+}
+""",
+    "must": r"""
+/* A call that does not end as it did when this program was found makes the rest pointless. */
+static void must(const char *what, int error, int wanted)
+{
+	if (error == wanted)
+		return;
+	printf("%s: %s", what, error ? strerror(error) : "no error");
+	printf(", expected: %s\n", wanted ? strerror(wanted) : "no error");
+	exit(CANNOT_TELL);
+}
+""",
+    "map": r"""
+static int map(int at, int pages, int sharing)
+{
+	void *got = mmap(page(at), pages * page_size, PROT_READ | PROT_WRITE, sharing | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+
+	return got == MAP_FAILED ? errno : 0;
+}
+""",
+    "unmap": r"""
+static int unmap(int at, int pages)
+{
+	return munmap(page(at), pages * page_size) ? errno : 0;
+}
+""",
+    "move": r"""
+/* The C library's mremap() does not pass on flags that it does not know. */
+static int move(int from, int pages, int to, int new_pages, int flags)
+{
+	long got = syscall(SYS_mremap, page(from), pages * page_size, new_pages * page_size, flags, page(to));
+
+	return got == -1 ? errno : 0;
+}
+""",
+    "advise": r"""
+static int advise(int at, int pages, int advice)
+{
+	return madvise(page(at), pages * page_size, advice) ? errno : 0;
+}
+""",
+    "protect": r"""
+static int protect(int at, int pages, int prot)
+{
+	return mprotect(page(at), pages * page_size, prot) ? errno : 0;
+}
+""",
+    "lock": r"""
+static int lock(int at, int pages)
+{
+	return mlock(page(at), pages * page_size) ? errno : 0;
+}
+""",
+    "unlock": r"""
+static int unlock(int at, int pages)
+{
+	return munlock(page(at), pages * page_size) ? errno : 0;
+}
+""",
+    "fill": r"""
+/* Write the first and the last byte of each page. */
+static int fill(int at, int pages, const char *bytes)
+{
+	for (int n = 0; n < pages; n++)
+		page(at + n)[0] = page(at + n)[page_size - 1] = bytes[n];
+	return 0;
+}
+""",
+    "look": r"""
+static int look(int at, int pages)
+{
+	for (int n = 0; n < pages; n++)
+		(void)*(volatile unsigned char *)page(at + n);
+	return 0;
+}
+""",
+    "put": r"""
+static int put(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	ssize_t done = fd < 0 ? -1 : write(fd, text, strlen(text));
+	int error = done < 0 ? errno : 0;
+
+	if (fd >= 0)
+		close(fd);
+	return error;
+}
+""",
+    "ksm": r"""
+#define KSM "/sys/kernel/mm/ksm/"
+
+/* Let ksmd scan everything at once. These settings stay. */
+static void ksm_begin(void)
+{
+	if (put(KSM "run", "0")) {
+		printf("needs CONFIG_KSM and root\n");
+		exit(CANNOT_TELL);
+	}
+	put(KSM "advisor_mode", "none");
+	put(KSM "smart_scan", "0");
+	put(KSM "pages_to_scan", "16777216");
+	put(KSM "sleep_millisecs", "0");
+}
+
+""",
+    "scan": r"""
+static long full_scans(void)
+{
+	char text[32] = "";
+	int fd = open(KSM "full_scans", O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0 || read(fd, text, sizeof(text) - 1) < 0)
+		exit(CANNOT_TELL);
+	close(fd);
+	return atol(text);
+}
+
+/* Three full scans merge whatever can be merged. */
+static int scan(void)
+{
+	long goal = full_scans() + 3;
+	int error = put(KSM "run", "1");
+
+	for (int tries = 0; full_scans() < goal && tries < 10000; tries++)
+		usleep(1000);
+	return error ? error : put(KSM "run", "0");
+}
+""",
+    "unmerge_all": r"""
+static int unmerge_all(void)
+{
+	int error = put(KSM "run", "2");
+
+	put(KSM "run", "0");
+	return error;
+}
+""",
+    "release": r"""
+static int held[128], n_held;
+
+static int release(void)
+{
+	while (n_held)
+		close(held[--n_held]);
+	return 0;
+}
+""",
+    "hold": r"""
+/* Keep a reference to each page. */
+static int hold(int at, int pages)
+{
+	struct iovec vector = { page(at), pages * page_size };
+	int ends[2];
+
+	if (pipe(ends))
+		return errno;
+	fcntl(ends[1], F_SETPIPE_SZ, pages * page_size);
+	held[n_held++] = ends[0];
+	held[n_held++] = ends[1];
+	return vmsplice(ends[1], &vector, 1, 0) < 0 ? errno : 0;
+}
+""",
+    "reclaim": r"""
+#define GROUP "/sys/fs/cgroup/mremap-program"
+
+static void reclaim_begin(void)
+{
+	put("/sys/fs/cgroup/cgroup.subtree_control", "+memory");
+	mkdir(GROUP, 0755);
+	if (put(GROUP "/cgroup.procs", "0")) {
+		printf("needs cgroup version 2 with the memory controller, and root\n");
+		exit(CANNOT_TELL);
+	}
+}
+
+/* EAGAIN says that less could be reclaimed than was asked for, which is everything. */
+static int reclaim(void)
+{
+	put(GROUP "/memory.reclaim", "64M");
+	return 0;
+}
+""",
+    "turns": r"""
+/* Every process goes through the same lines. Each does its own steps, and waits for its turn. */
+static struct { volatile int step, bad; } *shared;
+static int me, children;
+
+static void turn(int step)
+{
+	while (shared->step != step)
+		sched_yield();
+}
+
+static int become(int child, int step)
+{
+	if (fork()) {
+		shared->step++;
+		return 0;
+	}
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	turn(step + 1);
+	me = child;
+	return 0;
+}
+
+#define STEP(number, process, what, call, wanted)               \
+	do {                                                   \
+		if (me == (process)) {                         \
+			turn(number);                          \
+			must(what, call, wanted);              \
+			shared->step++;                        \
+		}                                              \
+	} while (0)
+""",
+    "bad": r"""
+static int bad;
+
+static void wrong(int n, const char *what)
+{
+	printf("page %d %s\n", n, what);
+	bad = 1;
+}
+""",
+    "check": r"""
+static void check(int at, int pages, const char *bytes)
+{
+	for (int n = 0; n < pages; n++) {
+		unsigned char first = page(at + n)[0], last = page(at + n)[page_size - 1];
+
+		if (first != (unsigned char)bytes[n] || last != (unsigned char)bytes[n]) {
+			printf("page %d holds %d and %d, %d was written\n", at + n, first, last, (unsigned char)bytes[n]);
+			bad = 1;
+		}
+	}
+}
+""",
+    "walk": r"""
+/* Ask for a page to move to a node where it is not, so that the kernel must find every mapping of it. */
+static int walk_to(void *where)
+{
+	int status = -1, node, tries;
+
+	for (tries = 0; tries < 5; tries++) {
+		if (syscall(SYS_move_pages, 0, 1L, &where, NULL, &status, 0) || status < 0)
+			return 1; /* nothing is there, or the zero page */
+		node = status == 0;
+		if (syscall(SYS_move_pages, 0, 1L, &where, &node, &status, 4 /* MPOL_MF_MOVE_ALL */) < 0) {
+			printf("move_pages: %s: this needs two NUMA nodes (numa=fake=2) and root\n", strerror(errno));
+			exit(CANNOT_TELL);
+		}
+		syscall(SYS_move_pages, 0, 1L, &where, NULL, &status, 0);
+		if (status == node)
+			return 1;
+		usleep(1000 << tries);
+	}
+	return 0;
+}
+
+static void walk(int at, int pages)
+{
+	static unsigned char *control;
+
+	if (!control) {
+		control = mmap(NULL, page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		*control = 1;
+	}
+	for (int n = 0; n < pages; n++) {
+		if (walk_to(page(at + n)))
+			continue;
+		if (!walk_to(control)) {
+			printf("no page can be moved to another node now\n");
+			exit(CANNOT_TELL);
+		}
+		wrong(at + n, "is lost: it does not move to another node, and another page does");
+	}
+}
+""",
+}

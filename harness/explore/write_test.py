@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Writes a program as a guest test."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Final
+
+from harness.explore.picture import LEGEND, picture
+from harness.explore.story import Event, Story
+from harness.programs.language import Kind
+
+_ADVICE: Final = {
+    Kind.MERGEABLE: "MADV_MERGEABLE",
+    Kind.UNMERGEABLE: "MADV_UNMERGEABLE",
+    Kind.DONTNEED: "MADV_DONTNEED",
+    Kind.FREE: "MADV_FREE",
+    Kind.HUGEPAGE: "MADV_HUGEPAGE",
+    Kind.NOHUGEPAGE: "MADV_NOHUGEPAGE",
+    Kind.PAGEOUT: "MADV_PAGEOUT",
+    Kind.COLD: "MADV_COLD",
+    Kind.DONTFORK: "MADV_DONTFORK",
+    Kind.DOFORK: "MADV_DOFORK",
+    Kind.WIPEONFORK: "MADV_WIPEONFORK",
+    Kind.KEEPONFORK: "MADV_KEEPONFORK",
+    Kind.GUARD: "MADV_GUARD_INSTALL",
+    Kind.UNGUARD: "MADV_GUARD_REMOVE",
+    Kind.POPULATE: "MADV_POPULATE_WRITE",
+}
+_MOVES: Final = {
+    Kind.MOVE: "",
+    Kind.MOVE_GROW: "",
+    Kind.MOVE_SHRINK: "",
+    Kind.MOVE_DONTUNMAP: "syscalls.MREMAP_DONTUNMAP",
+    Kind.MOVE_RELOCATE: "syscalls.MREMAP_RELOCATE_ANON",
+    Kind.MOVE_MUST_RELOCATE: "syscalls.MREMAP_MUST_RELOCATE_ANON",
+}
+_PROTECTIONS: Final = {Kind.PROTECT_NONE: "PROT_NONE", Kind.PROTECT_READ: "PROT_READ", Kind.PROTECT_WRITE: "PROT_RW"}
+_LOCKS: Final = {Kind.LOCK: "syscalls.mlock", Kind.UNLOCK: "syscalls.munlock"}
+_HEAD: Final = (
+    "# SPDX-License-Identifier: GPL-2.0",
+    '"""A program of the explorer."""',
+    "",
+    "from __future__ import annotations",
+    "",
+)
+_KSM: Final = frozenset({Kind.SCAN, Kind.UNMERGE_ALL})
+#: operations that are about the whole system
+_EVERYWHERE: Final = {Kind.SCAN: "ksm.scan()", Kind.UNMERGE_ALL: "ksm.unmerge_all()"}
+#: how a process of a program is called in the test
+_CHILDREN: Final = ("", "first", "second")
+
+
+def write_test(story: Story, failure: str, release: str, name: str) -> str:
+    """The text of a test file.
+
+    :param failure: what an oracle of the explorer said, in one sentence.
+    :param release: the kernel that it was seen on.
+    :param name: of the test, in words joined by underscores.
+    """
+    body = [line for event in story.events for line in _lines(event)]
+    body += _checks(story)
+    text = "\n".join(body)
+    fixtures = [f"{each}: {kind}" for each, kind in _fixtures(story)]
+    test = [
+        f"def test_{name}({', '.join(fixtures)}) -> None:",
+        *textwrap.indent(_docstring(story, failure, release), "    ").splitlines(),
+        *([f"    with carve_out({story.pages}) as area{', ExitStack() as stack' if story.forks else ''}:"]),
+        # A reservation would refuse what free memory allows, such as growing in place.
+        f"        area.hole(0, {story.pages})",
+        *(f"        {line}" for line in body),
+    ]
+    return "\n".join([*_imports(story, text), "", "", *test, ""])
+
+
+def _fixtures(story: Story) -> list[tuple[str, str]]:
+    found = [("ksm", "Ksm")] if story.kinds & _KSM else []
+    return [*found, ("own_group", "Memcg")] if Kind.RECLAIM in story.kinds else found
+
+
+def _imports(story: Story, text: str) -> list[str]:
+    lines = [*_HEAD]
+    if story.forks:
+        lines += ["from contextlib import ExitStack", ""]
+    if "pytest." in text:
+        lines += ["import pytest", ""]
+    if "syscalls." in text:
+        lines.append("from guest_tests.mm import syscalls")
+    if story.kinds & _KSM:
+        lines.append("from guest_tests.mm.ksm import Ksm")
+    lines.append(f"from guest_tests.mm.mapping import {', '.join(_used(text, ('carve_out', 'map_anonymous', 'move')))}")
+    if Kind.RECLAIM in story.kinds:
+        lines.append("from guest_tests.mm.memcg import Memcg")
+    if story.forks:
+        lines.append("from guest_tests.mm.proctree import Child")
+    if "assert_found" in text:
+        lines.append("from guest_tests.support.found import assert_found")
+    if "Spliced" in text:
+        lines.append("from guest_tests.support.holds import Spliced")
+    lines.append(f"from guest_tests.support.programs import {', '.join(_used(text, ('check', 'pages', 'write')))}")
+    return lines
+
+
+def _used(text: str, names: tuple[str, ...]) -> list[str]:
+    return [name for name in names if name == "carve_out" or f"{name}(" in text or f"({name}," in text]
+
+
+def _docstring(story: Story, failure: str, release: str) -> str:
+    told = textwrap.fill(f"The explorer saw this on {release}: {failure}.", 112)
+    drawn = "\n".join(f"    {line}" for line in picture(story))
+    lines = [
+        f'"""No row: {", then ".join(each.kind for each in story.events)[:90]}.',
+        "",
+        told,
+        "",
+        "::",
+        "",
+        drawn,
+        "",
+        textwrap.fill(LEGEND, 112),
+        "",
+        "Every kernel: each page holds its data, and the reverse walk finds it.",
+        '"""',
+    ]
+    return "\n".join(lines)
+
+
+def _lines(event: Event) -> list[str]:
+    """The statements that do one step."""
+    kind = event.kind
+    if kind is Kind.FORK:
+        return [f"{_CHILDREN[event.operation.arg]} = stack.enter_context(Child())"]
+    if kind is Kind.EXIT:
+        return [f"{_CHILDREN[event.process]}.close()"]
+    if kind in _EVERYWHERE:
+        return [_EVERYWHERE[kind]]
+    if kind is Kind.RECLAIM:
+        return ["own_group.reclaim(own_group.current)"]
+    what, arguments = _function(event)
+    if event.process:
+        line = f"{_CHILDREN[event.process]}.call({', '.join([what, *arguments])})"
+    else:
+        line = f"{what}({', '.join(arguments)})"
+    if event.error:
+        return ["with pytest.raises(OSError):", f"    {line}"]
+    return [line]
+
+
+def _function(event: Event) -> tuple[str, list[str]]:
+    kind = event.kind
+    where = f"pages(area, {event.start}, {event.pages})"
+    if kind in (Kind.MAP, Kind.MAP_SHARED):
+        shared = ["shared=True"] if kind is Kind.MAP_SHARED else []
+        return "map_anonymous", [str(event.new), f"area.page({event.dst})", *shared]
+    if kind in (Kind.WRITE, Kind.WRITE_SAME):
+        return "write", ["area", str(event.start), _bytes(event.tags)]
+    if kind in _MOVES:
+        flags = [_MOVES[kind]] if _MOVES[kind] else []
+        length = [f"pages={event.new}"] if event.new != event.pages else []
+        return "move", [where, f"area.page({event.dst})", *flags, *length]
+    if kind in (Kind.GROW, Kind.SHRINK):
+        # In place: neither flag that move() gives.
+        grown = f"{event.new} * {where}.length // {event.pages}"
+        return "syscalls.mremap", [f"area.page({event.start})", f"{where}.length", grown, "0"]
+    if kind in _ADVICE:
+        return f"{where}.madvise", [f"syscalls.{_ADVICE[kind]}"]
+    if kind in _PROTECTIONS:
+        return f"{where}.mprotect", [f"syscalls.{_PROTECTIONS[kind]}"]
+    if kind is Kind.HOLD:
+        return "hold = Spliced", [f"area.page({event.start})", f"{where}.length"]
+    if kind is Kind.RELEASE:
+        return "hold.close", []
+    if kind in _LOCKS:
+        return _LOCKS[kind], [f"area.page({event.start})", f"{where}.length"]
+    return f"{where}.{'unmap' if kind is Kind.UNMAP else 'touch_read'}", []
+
+
+def _bytes(tags: bytes) -> str:
+    return 'b"' + "".join(f"\\x{tag:02x}" for tag in tags) + '"'
+
+
+def _checks(story: Story) -> list[str]:
+    lines = []
+    for each in story.expected:
+        if each.process:
+            lines.append(f"{_CHILDREN[each.process]}.call(check, area, {each.start}, {_bytes(each.tags)})")
+        else:
+            lines.append(f"check(area, {each.start}, {_bytes(each.tags)})")
+    for each in story.expected:
+        # Only what was written has a page of its own.
+        if any(each.tags):
+            found = f"pages(area, {each.start}, {len(each.tags)}), pageout=False"
+            line = "assert_found({})" if not each.process else f"{_CHILDREN[each.process]}.call(assert_found, {{}})"
+            lines.append(line.format(found))
+    return lines
