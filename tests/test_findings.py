@@ -146,3 +146,10 @@ def test_every_command_of_a_finding_names_a_file_that_is_there() -> None:
     for finding in findings.known().values():
         assert (paths.PROJECT / finding.command.split()[0]).is_file(), finding.name
         assert finding.summary.endswith("."), finding.name
+
+
+def test_a_program_is_recognized_by_its_operations_in_order() -> None:
+    shape = findings.Shape("walk", ("mergeable", "scan", "move"))
+    assert shape.covers("walk", ["map", "mergeable", "write", "scan", "move", "read"])
+    assert not shape.covers("bytes", ["map", "mergeable", "write", "scan", "move", "read"])
+    assert not shape.covers("walk", ["map", "mergeable", "move", "scan"])

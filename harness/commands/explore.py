@@ -38,7 +38,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="make programs that move memory, run them on a kernel, and shrink those that it gets wrong",
         description="Makes programs, runs them in a guest, checks the bytes and the reverse map of each page, and "
         "shrinks what fails. docs/explore.md describes it.",
-        epilog="Exit status: 0 nothing was found, 1 failures were found, 2 interrupted.",
+        epilog="Exit status: 0 nothing new was found, 1 failures were found, 2 interrupted.",
     )
     shared.KERNEL.declare(parser.add_argument, action="store", required=True)
     shared.ARCH.declare(parser.add_argument, action="store", default=None)
@@ -99,17 +99,18 @@ def _explore(runner: Runner, kernel: Kernel, chosen: argparse.Namespace, progres
     def tell(now: Progress) -> None:
         progress(
             f"{now.programs} programs, {now.rate:.0f} a minute; {now.walked} pages walked, "
-            f"{now.situations} situations, {len(now.found)} failures"
+            f"{now.situations} situations, {len(now.new)} failures"
         )
 
     def found(one: Found) -> None:
         progress.clear()
         saved = files.save(one, chosen.save, seed)
-        print(f"\nFAILURE after {one.after:.1f} s: {one.failure.text}")
+        what = f"Known finding {one.known}" if one.known else "FAILURE"
+        print(f"\n{what} after {one.after:.1f} s: {one.failure.text}")
         print(_listing(one.program, one.errors))
         print(f"saved as {', '.join(map(str, saved))}", flush=True)
 
-    campaign = Campaign(runner, seed, safe_text.escape(kernel.release), tell, found)
+    campaign = Campaign(runner, seed, safe_text.escape(kernel.release), str(kernel.arch), tell, found)
     interrupted = False
     try:
         campaign.run(Deadline.after(chosen.minutes * 60))
@@ -117,7 +118,7 @@ def _explore(runner: Runner, kernel: Kernel, chosen: argparse.Namespace, progres
         interrupted = True
     progress.clear()
     print(_summary(campaign.progress))
-    return _INTERRUPTED if interrupted else _FAILURES if campaign.progress.found else _NOTHING
+    return _INTERRUPTED if interrupted else _FAILURES if campaign.progress.new else _NOTHING
 
 
 def _summary(now: Progress) -> str:
@@ -129,9 +130,10 @@ def _summary(now: Progress) -> str:
         lines.append(f"{now.unconfirmed} programs failed once and not again in a fresh guest.")
     for one in now.found.values():
         times = "once" if one.times == 1 else f"{one.times} times"
-        lines.append(f"  {times}: {' / '.join(one.shape)}")
-    if not now.found:
-        lines.append("No failure was found.")
+        name = f"finding {one.known}, " if one.known else ""
+        lines.append(f"  {name}{times}: {' / '.join(one.shape)}")
+    if not now.new:
+        lines.append("Nothing new was found." if now.found else "No failure was found.")
     return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ from harness.explore.generate import Generator, Made
 from harness.explore.plan import Plan, plan
 from harness.explore.runner import Batch, Failure, Runner
 from harness.explore.shrink import shrink
+from harness.judging import findings
 from harness.programs.language import Kind, Program
 
 #: programs of one order; the guest forks a process for each order
@@ -37,6 +38,8 @@ class Found:
     times: int = 1
     #: seconds from the beginning until it was met
     after: float = 0.0
+    #: the name of the known finding that it shows; empty if it is new
+    known: str = ""
 
     @property
     def shape(self) -> tuple[str, ...]:
@@ -63,6 +66,11 @@ class Progress:
     counts: Counter[tuple[Kind, int]] = field(default_factory=Counter)
 
     @property
+    def new(self) -> list[Found]:
+        """What shows no known finding."""
+        return [each for each in self.found.values() if not each.known]
+
+    @property
     def rate(self) -> float:
         """Programs a minute."""
         return self.programs / self.seconds * 60 if self.seconds else 0.0
@@ -73,6 +81,7 @@ class Campaign:
 
     :param seed: equal seeds make equal programs on kernels that have the same operations.
     :param release: the kernel's release, for what is found.
+    :param arch: its architecture.
     :param tell: is told of the progress after each batch.
     :param found: is told of each new failure.
     """
@@ -82,11 +91,12 @@ class Campaign:
         runner: Runner,
         seed: int,
         release: str,
+        arch: str,
         tell: Callable[[Progress], None],
         found: Callable[[Found], None],
     ) -> None:
         self._runner = runner
-        self._release = release
+        self._release, self._arch = release, arch
         self._tell = tell
         self._found = found
         self._generator = Generator(seed, runner.kinds)
@@ -173,6 +183,8 @@ class Campaign:
             if without is not None:
                 small, (failure, batch) = done, without
         found = Found(small, failure, batch.errors, self._release, after=after)
+        finding = findings.shown_by(oracle, found.shape[1:], self._release, self._arch)
+        found.known = finding.name if finding else ""
         known = self.progress.found.get(found.shape)
         if known is not None:
             known.times += 1

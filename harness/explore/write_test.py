@@ -36,6 +36,7 @@ _MOVES: Final = {
     Kind.MOVE_MUST_RELOCATE: "syscalls.MREMAP_MUST_RELOCATE_ANON",
 }
 _PROTECTIONS: Final = {Kind.PROTECT_NONE: "PROT_NONE", Kind.PROTECT_READ: "PROT_READ", Kind.PROTECT_WRITE: "PROT_RW"}
+_HOLDS: Final = frozenset({Kind.HOLD, Kind.RELEASE})
 _LOCKS: Final = {Kind.LOCK: "syscalls.mlock", Kind.UNLOCK: "syscalls.munlock"}
 _HEAD: Final = (
     "# SPDX-License-Identifier: GPL-2.0",
@@ -65,7 +66,7 @@ def write_test(story: Story, failure: str, release: str, name: str) -> str:
     test = [
         f"def test_{name}({', '.join(fixtures)}) -> None:",
         *textwrap.indent(_docstring(story, failure, release), "    ").splitlines(),
-        *([f"    with carve_out({story.pages}) as area{', ExitStack() as stack' if story.forks else ''}:"]),
+        f"    with {', '.join([f'carve_out({story.pages}) as area', *_stacks(story)])}:",
         # A reservation would refuse what free memory allows, such as growing in place.
         f"        area.hole(0, {story.pages})",
         *(f"        {line}" for line in body),
@@ -78,9 +79,15 @@ def _fixtures(story: Story) -> list[tuple[str, str]]:
     return [*found, ("own_group", "Memcg")] if Kind.RECLAIM in story.kinds else found
 
 
+def _stacks(story: Story) -> list[str]:
+    """What a test needs for processes, and for references to pages."""
+    processes = ["ExitStack() as stack"] if story.forks else []
+    return [*processes, "ExitStack() as held"] if story.kinds & _HOLDS else processes
+
+
 def _imports(story: Story, text: str) -> list[str]:
     lines = [*_HEAD]
-    if story.forks:
+    if _stacks(story):
         lines += ["from contextlib import ExitStack", ""]
     if "pytest." in text:
         lines += ["import pytest", ""]
@@ -167,9 +174,9 @@ def _function(event: Event) -> tuple[str, list[str]]:
     if kind in _PROTECTIONS:
         return f"{where}.mprotect", [f"syscalls.{_PROTECTIONS[kind]}"]
     if kind is Kind.HOLD:
-        return "hold = Spliced", [f"area.page({event.start})", f"{where}.length"]
+        return "held.enter_context", [f"Spliced(area.page({event.start}), {where}.length)"]
     if kind is Kind.RELEASE:
-        return "hold.close", []
+        return "held.close", []
     if kind in _LOCKS:
         return _LOCKS[kind], [f"area.page({event.start})", f"{where}.length"]
     return f"{where}.{'unmap' if kind is Kind.UNMAP else 'touch_read'}", []
@@ -180,7 +187,7 @@ def _bytes(tags: bytes) -> str:
 
 
 def _checks(story: Story) -> list[str]:
-    lines = []
+    lines = ["held.close()"] if story.kinds & _HOLDS else []
     for each in story.expected:
         if each.process:
             lines.append(f"{_CHILDREN[each.process]}.call(check, area, {each.start}, {_bytes(each.tags)})")

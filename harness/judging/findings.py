@@ -40,6 +40,21 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """Programs of the explorer that show a bug, by what all of them have in common."""
+
+    #: the check that notices
+    check: str
+    #: operations that they have in this order; others may stand between them
+    operations: tuple[str, ...]
+
+    def covers(self, check: str, operations: Sequence[str]) -> bool:
+        """Whether a program that a check complains about is one of them."""
+        rest = iter(operations)
+        return check == self.check and all(each in rest for each in self.operations)
+
+
+@dataclass(frozen=True)
 class Finding:
     """A kernel bug."""
 
@@ -53,6 +68,7 @@ class Finding:
     #: the arguments of pytest that show it
     command: str
     ranges: tuple[Range, ...]
+    shapes: tuple[Shape, ...] = ()
 
     def expected(self, version: str, arch: str) -> bool:
         """Whether a kernel is known to have it."""
@@ -71,9 +87,22 @@ def known() -> Mapping[str, Finding]:
             effect=_one_line(each["effect"]),
             command=each["command"],
             ranges=tuple(Range(tuple(one["arch"]), one["first"], tuple(one["fixed"])) for one in each["range"]),
+            shapes=tuple(Shape(one["check"], tuple(one["operations"])) for one in each.get("program", ())),
         )
         for name, each in data.items()
     }
+
+
+def shown_by(check: str, operations: Sequence[str], version: str, arch: str) -> Finding | None:
+    """The finding that a program of the explorer shows on a kernel that is known to have it; None if it is new."""
+    return next(
+        (
+            each
+            for each in known().values()
+            if each.expected(version, arch) and any(one.covers(check, operations) for one in each.shapes)
+        ),
+        None,
+    )
 
 
 def of(item: pytest.Item) -> Finding | None:

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: GPL-2.0
+"""How the explorer deals with guests, and what it makes of failures, without a guest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import pytest
+
+from harness.agent import protocol
+from harness.deadline import Deadline
+from harness.errors import GuestLost, LostCondition, ProtocolError
+from harness.explore.campaign import Campaign, Found, Progress
+from harness.explore.plan import Plan
+from harness.explore.runner import Batch, Failure, Runner
+from harness.guests.guest import Guest, Patience
+from harness.guests.source import GuestSource
+from harness.judging import findings
+from harness.programs.language import Kind, Operation, Program
+
+PROGRAMS: list[Program] = [(Operation(Kind.MAP),)] * 5
+DONE: dict[str, Any] = {"done": 5, "counts": [["map", 0, 5]], "errors": [0], "untrue": [], "walked": 7}
+
+
+class FakeGuest:
+    """Says what a test wants it to say."""
+
+    def __init__(self, said: Sequence[dict[str, Any] | Exception], console: bytes) -> None:
+        self._said = iter([{"kinds": ["map", "no-such-kind"]}, *said])
+        self._console = console
+        self._asked = 0
+
+    def call(self, *_: object) -> None:
+        pass
+
+    tell = call
+
+    def hear(self, _: Deadline) -> dict[str, Any]:
+        said = next(self._said)
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    def console_bytes(self) -> bytes:
+        self._asked += 1
+        return b"" if self._asked == 1 else self._console
+
+    def close(self) -> None:
+        pass
+
+
+class FakeSource:
+    """Gives out such guests."""
+
+    patience = Patience.scaled(1)
+
+    def __init__(self, *said: dict[str, Any] | Exception, console: bytes = b"") -> None:
+        self._said, self._console = said, console
+        self.given = 0
+
+    def fresh(self) -> tuple[Guest, protocol.Collected]:
+        self.given += 1
+        return cast(Guest, FakeGuest(self._said, self._console)), protocol.Collected([], [])
+
+
+def _run(*said: dict[str, Any] | Exception, console: bytes = b"") -> Batch:
+    return Runner(cast(GuestSource, FakeSource(*said, console=console))).run(PROGRAMS)
+
+
+# --- what a guest says -------------------------------------------------------------------------------------------
+
+
+def test_programs_that_pass_are_counted() -> None:
+    batch = _run({"at": 0}, {"at": 4}, DONE)
+    assert (batch.done, batch.failure, batch.walked) == (5, None, 7)
+    assert batch.counts[Kind.MAP, 0] == 5
+
+
+def test_kinds_that_nobody_knows_are_ignored() -> None:
+    runner = Runner(cast(GuestSource, FakeSource()))
+    runner.open()
+    assert runner.kinds == (Kind.MAP,)
+
+
+def test_a_failure_is_told_with_its_program() -> None:
+    failed = {"oracle": "walk", "process": 1, "page": 48, "text": "page 48 \x1b[2J is lost"}
+    batch = _run({"at": 2}, {"failed": failed}, {**DONE, "done": 3})
+    assert batch.done == 3
+    assert batch.failure == Failure("walk", 1, 48, "page 48 \\x1b[2J is lost")
+
+
+@pytest.mark.parametrize("condition", [LostCondition.PANIC, LostCondition.HANG, LostCondition.TEST_TIMEOUT])
+def test_a_guest_that_dies_names_the_program_that_was_announced(condition: LostCondition) -> None:
+    batch = _run({"at": 0}, {"at": 3}, GuestLost(condition, "the kernel panicked"), console=b"Kernel panic\n")
+    assert batch.done == 4
+    assert batch.failure is not None
+    assert (batch.failure.oracle, batch.failure.console) == ("lost", "Kernel panic\n")
+
+
+def test_a_guest_that_was_lost_is_replaced() -> None:
+    source = FakeSource({"at": 0}, GuestLost(LostCondition.PANIC, "the kernel panicked"))
+    runner = Runner(cast(GuestSource, source))
+    runner.run(PROGRAMS)
+    runner.run(PROGRAMS)
+    assert source.given == 2
+
+
+def test_the_death_of_qemu_is_no_failure_of_the_kernel() -> None:
+    with pytest.raises(GuestLost):
+        _run({"at": 0}, GuestLost(LostCondition.QEMU_DIED, "QEMU was killed"))
+
+
+def test_a_program_that_ends_its_process_is_told() -> None:
+    batch = _run({"at": 1}, {"died": "signal 11"})
+    assert batch.done == 2
+    assert batch.failure is not None
+    assert (batch.failure.oracle, "signal 11" in batch.failure.text) == ("signal", True)
+
+
+def test_a_complaint_on_the_console_is_a_failure() -> None:
+    bug = (
+        b"[   10.000000] ------------[ cut here ]------------\n"
+        b"[   10.000001] WARNING: CPU: 0 PID: 77 at mm/rmap.c:444 unlink_anon_vmas+0x1b0/0x1d0\n"
+        b"[   10.000002] ---[ end trace 0000000000000000 ]---\n"
+    )
+    batch = _run({"at": 4}, DONE, console=bug)
+    assert batch.failure is not None
+    assert batch.failure.oracle == "console"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"at": 5},
+        {"at": -1},
+        {"at": True},
+        {"at": "1"},
+        {"failed": None},
+        {"failed": {"oracle": "walk", "process": 0, "page": -1, "text": ""}},
+        {**DONE, "counts": [["map", 0]]},
+        {**DONE, "counts": [["explode", 0, 1]]},
+        {**DONE, "errors": 7},
+        {**DONE, "untrue": [9]},
+        {},
+    ],
+)
+def test_nonsense_of_a_guest_is_refused(said: dict[str, Any]) -> None:
+    batch = _run(said)
+    assert batch.failure is not None
+    assert batch.failure.oracle == "lost"
+    assert "the guest" in batch.failure.text
+
+
+# --- what is made of failures -------------------------------------------------------------------------------------
+
+
+class FakeRunner:
+    """Runs programs by a function that says what is wrong with them."""
+
+    kinds = tuple(Kind)
+
+    def __init__(self, wrong: Callable[[Program], str]) -> None:
+        self._wrong = wrong
+        self.renewed = 0
+
+    def renew(self) -> None:
+        self.renewed += 1
+
+    def run_plans(self, plans: Sequence[Plan]) -> Batch:
+        return Batch(done=len(plans), untrue=list(range(len(plans))))
+
+    def run(self, programs: Sequence[Program], *, thorough: bool = False) -> Batch:
+        for number, each in enumerate(programs):
+            oracle = self._wrong(each)
+            if oracle and (not oracle.startswith("once") or not thorough):
+                return Batch(number + 1, Failure(oracle, 0, 1, "wrong"), errors=[0] * len(each))
+        return Batch(len(programs))
+
+
+def _explore(wrong: Callable[[Program], str], release: str = "7.3.4") -> tuple[Progress, list[Found]]:
+    found: list[Found] = []
+    runner = cast(Runner, FakeRunner(wrong))
+    campaign = Campaign(runner, 1, release, "x86_64", lambda _: None, found.append)
+    campaign.run(Deadline.after(60), programs=500)
+    return campaign.progress, found
+
+
+def _grows(program: Program) -> str:
+    kinds = [each.kind for each in program]
+    return "bytes" if Kind.GROW in kinds and Kind.SHRINK in kinds[kinds.index(Kind.GROW) :] else ""
+
+
+def test_equal_failures_are_told_once_and_counted() -> None:
+    progress, found = _explore(_grows)
+    (only,) = found
+    assert [each.kind for each in only.program] == ["grow", "shrink"]
+    assert only.times > 3
+    assert progress.programs == 500
+
+
+def test_different_failures_are_told_apart() -> None:
+    _, found = _explore(lambda program: _grows(program) or ("walk" if Kind.LOCK in [x.kind for x in program] else ""))
+    assert {each.shape for each in found} == {("bytes", "grow", "shrink"), ("walk", "lock")}
+
+
+def test_a_failure_that_does_not_come_again_is_counted_and_not_told() -> None:
+    progress, found = _explore(lambda program: "once" if _grows(program) else "")
+    assert not found
+    assert progress.unconfirmed > 3
+
+
+@pytest.fixture
+def bug(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    shapes = (findings.Shape("bytes", ("grow", "shrink")),)
+    ranges = (findings.Range(("x86_64",), "", ("7.3",)),)
+    made = findings.Finding("a-bug", "", "", "", "", ranges, shapes)
+    monkeypatch.setattr(findings, "known", lambda: {"a-bug": made})
+    return
+
+
+@pytest.mark.usefixtures("bug")
+def test_a_known_finding_is_told_by_its_name_and_is_not_new() -> None:
+    progress, (only,) = _explore(_grows, "7.2.12")
+    assert only.known == "a-bug"
+    assert not progress.new
+
+
+@pytest.mark.usefixtures("bug")
+def test_a_kernel_that_should_not_have_a_finding_is_not_excused() -> None:
+    progress, (only,) = _explore(_grows, "7.3.1")
+    assert only.known == ""
+    assert progress.new == [only]
+
+
+def test_an_answer_that_is_no_answer_is_a_protocol_error() -> None:
+    runner = Runner(cast(GuestSource, FakeSource()))
+    runner.open()
+    with pytest.raises(ProtocolError):
+        Runner(cast(GuestSource, _Silent())).open()
+
+
+class _Silent(FakeSource):
+    def fresh(self) -> tuple[Guest, protocol.Collected]:
+        guest = FakeGuest([], b"")
+        guest._said = iter([{"kinds": 7}])
+        return cast(Guest, guest), protocol.Collected([], [])
