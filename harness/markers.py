@@ -7,6 +7,7 @@ MARKERS = (
     "shared_guest: this test leaves nothing behind, so that its guest may run the next such test",
     "guest_timeout(seconds): how long the test may take with hardware virtualisation; scaled for emulation",
     "icount: counts instructions, and is left out without --icount",
+    "explore: runs programs of the explorer, and is left out without --explore",
     "question: part of the answer that --answer gives",
     "finding(name, match): shows a kernel bug that harness/judging/findings.toml describes, by failing with a message "
     "that contains match",

@@ -126,6 +126,16 @@ FAIL_ON = Option(
     help="what makes the exit status 1: a test that failed (default), or one that regressed against the first kernel "
     "of its architecture",
 )
+EXPLORE = Option(
+    name="--explore",
+    metavar="N",
+    type=int,
+    default=0,
+    help="also run N programs of the explorer as tests; docs/explore.md describes them",
+)
+EXPLORE_SEED = Option(
+    name="--explore-seed", metavar="N", type=int, default=1, help="what these programs are made from (default: 1)"
+)
 DEBIAN_MIRROR = Option(
     name="--debian-mirror",
     metavar="URI",
@@ -160,6 +170,8 @@ OPTIONS = (
     HTML,
     ARTIFACTS,
     FAIL_ON,
+    EXPLORE,
+    EXPLORE_SEED,
     DEBIAN_MIRROR,
     USERLAND,
 )

@@ -32,6 +32,7 @@ TABLE = GUEST_TESTS / "TESTS.md"
 OWN = (
     "test_checks.py",
     "test_example.py",
+    "test_explored.py",
     "test_explorer.py",
     "test_library.py",
     "test_library_system.py",

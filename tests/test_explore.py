@@ -12,10 +12,10 @@ import pytest
 
 from harness.errors import UsageError
 from harness.explore import files
-from harness.explore.generate import LENGTH, Generator
 from harness.explore.plan import plan
 from harness.explore.shrink import shrink
 from harness.programs import effects, language, memory, operands
+from harness.programs.generate import LENGTH, Generator
 from harness.programs.language import BadProgram, Kind, Operation, Part, Program, To
 from harness.programs.memory import MAPPED, PLACE_PAGES, READ, WRITE, Machine
 

@@ -13,12 +13,12 @@ import pytest
 
 from harness.explore import files
 from harness.explore.campaign import Found
-from harness.explore.generate import Generator
 from harness.explore.picture import picture
 from harness.explore.runner import Failure
 from harness.explore.story import Story, story
 from harness.explore.write_c import write_c
 from harness.explore.write_test import write_test
+from harness.programs.generate import Generator
 from harness.programs.language import Kind, Operation, Part, Program, To
 
 MAP = Operation(Kind.MAP, near=2, arg=2)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -51,6 +52,9 @@ _PROTECTIONS: Final = {
 _SHARINGS: Final = {Kind.MAP: syscalls.MAP_PRIVATE, Kind.MAP_SHARED: syscalls.MAP_SHARED}
 #: how long ksmd may take for the scans of one operation, in seconds; the arena is small
 _SCAN_SECONDS: Final = 10.0
+
+#: how often the control group is reclaimed; pages that were used lately survive the first time
+_RECLAIMS: Final = 3
 
 Action = Callable[[Step, bytes], int]
 
@@ -163,10 +167,9 @@ class Actions:
             fd = os.open(group / "memory.reclaim", os.O_WRONLY)
         except OSError as error:
             return error.errno or 0
-        try:
-            os.write(fd, Path(group / "memory.current").read_bytes())
-        except OSError:
-            pass  # EAGAIN: it reclaimed what it could
-        finally:
-            os.close(fd)
+        for _ in range(_RECLAIMS):
+            # EAGAIN says that it reclaimed what it could.
+            with contextlib.suppress(BlockingIOError):
+                os.write(fd, Path(group / "memory.current").read_bytes())
+        os.close(fd)
         return 0

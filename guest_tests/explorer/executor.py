@@ -15,7 +15,6 @@ from guest_tests.explorer.arena import Arena
 from guest_tests.explorer.children import Child, ChildDied, fork
 from guest_tests.explorer.oracles import Failure, Memory
 from guest_tests.explorer.walks import Walker
-from guest_tests.mm import syscalls
 from harness.programs import effects, memory, operands
 from harness.programs.language import KINDS, PROCESSES, Kind, Wire
 from harness.programs.memory import MERGED, Machine, Step
@@ -23,6 +22,8 @@ from harness.programs.memory import MERGED, Machine, Step
 _FORK, _EXIT, _SCAN, _WRITE, _WRITE_SAME = (
     KINDS.index(each) for each in (Kind.FORK, Kind.EXIT, Kind.SCAN, Kind.WRITE, Kind.WRITE_SAME)
 )
+#: what forgetting does to the model
+_RELEASED: Final = Step(KINDS.index(Kind.RELEASE), 0, 0, 0, 0, 0, ())
 _MOVES: Final = frozenset(
     KINDS.index(each) for each in Kind if each in (Kind.GROW, Kind.SHRINK) or each.startswith("move")
 )
@@ -65,6 +66,7 @@ class Executor:
             outcome.failure = self._operations(machine, program, outcome.errors, thorough=thorough)
             if outcome.failure is None:
                 self.actions.forget()
+                effects.apply(machine, _RELEASED)
                 outcome.failure = self._check(machine, thorough=thorough, layout=layout)
         except ChildDied as died:
             outcome.failure = Failure("bytes", 1, 0, str(died))
@@ -225,22 +227,3 @@ class Executor:
             self.arena.entries(self._pid(process)) if pages is not None else []
             for process, pages in enumerate(machine.processes)
         ]
-
-
-def supported() -> list[Kind]:
-    """The kinds of operations that this kernel has, found by trying those that are not everywhere."""
-    probe = Arena()
-    found = list(Kind)
-    for kind, name, last in (
-        (Kind.GUARD, "madvise", syscalls.MADV_GUARD_INSTALL),
-        (Kind.UNGUARD, "madvise", syscalls.MADV_GUARD_REMOVE),
-        (Kind.POPULATE, "madvise", syscalls.MADV_POPULATE_WRITE),
-        (Kind.PAGEOUT, "madvise", syscalls.MADV_PAGEOUT),
-        (Kind.COLD, "madvise", syscalls.MADV_COLD),
-        (Kind.MERGEABLE, "madvise", syscalls.MADV_MERGEABLE),
-        (Kind.HUGEPAGE, "madvise", syscalls.MADV_HUGEPAGE),
-    ):
-        # No bytes at no address: the advice alone is looked at (madvise_behavior_valid(), mm/madvise.c).
-        if probe.call(syscalls.number(name), 0, 0, last) == errno.EINVAL:
-            found.remove(kind)
-    return found

@@ -21,31 +21,21 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Final
 
-from guest_tests.explorer.executor import Executor, supported
-from guest_tests.mm import ksm, memcg, system
+from guest_tests.explorer.executor import Executor
+from guest_tests.explorer.kinds import kinds
+from guest_tests.mm import ksm, memcg
 from harness.agent.session import Exchange
 from harness.programs import language
-from harness.programs.language import KINDS, Kind
+from harness.programs.language import KINDS
 
 #: one program in so many has its layout checked, which takes as long as a program
 _LAYOUT_EVERY: Final = 16
 
-_RELOCATE = (Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE)
-_KSM = (Kind.MERGEABLE, Kind.UNMERGEABLE, Kind.SCAN, Kind.UNMERGE_ALL)
-
 
 def main(exchange: Exchange, _data: dict[str, Any]) -> None:
     """Answer the host until it sends an empty order."""
-    with_ksm = ksm.available()
-    kinds = [
-        kind
-        for kind in supported()
-        if (kind not in _KSM or with_ksm)
-        and (kind not in _RELOCATE or system.supports_relocate())
-        and (kind is not Kind.RECLAIM or memcg.available())
-    ]
-    exchange.say({"kinds": list(kinds)})
-    if with_ksm:
+    exchange.say({"kinds": kinds()})
+    if ksm.available():
         with ksm.Ksm():
             _serve(exchange)
     else:

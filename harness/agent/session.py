@@ -66,6 +66,8 @@ class HostDriven:
         """Take over the host's options that tests here must know."""
         parser.addoption("--audit", choices=("off", "end", "each-move"), default="off")
         parser.addoption("--icount", action="store_true")
+        parser.addoption("--explore", type=int, default=0)
+        parser.addoption("--explore-seed", type=int, default=1)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Keep what went wrong for the host."""

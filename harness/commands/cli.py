@@ -110,7 +110,10 @@ def _audit(chosen: argparse.Namespace) -> int:
 def _explore(chosen: argparse.Namespace) -> int:
     from harness.commands import explore
 
-    return explore.run(chosen, _progress())
+    # Its progress is for somebody who watches: what it finds goes to stdout.
+    progress = ProgressLine.on(sys.stderr, only_terminal=True)
+    atexit.register(progress.clear)
+    return explore.run(chosen, progress)
 
 
 def _matrix(chosen: argparse.Namespace) -> int:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from harness.deadline import Deadline
-from harness.explore.generate import Generator, Made
 from harness.explore.plan import Plan, plan
 from harness.explore.runner import Batch, Failure, Runner
 from harness.explore.shrink import shrink
 from harness.judging import findings
+from harness.programs.generate import Generator, Made
 from harness.programs.language import Kind, Program
 
 #: programs of one order; the guest forks a process for each order

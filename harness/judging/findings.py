@@ -49,9 +49,14 @@ class Shape:
     operations: tuple[str, ...]
 
     def covers(self, check: str, operations: Sequence[str]) -> bool:
-        """Whether a program that a check complains about is one of them."""
+        """Whether a program that a check complains about is one of them.
+
+        All forms of an operation count as that operation: ``move`` stands for ``move-grow`` as well.
+        """
         rest = iter(operations)
-        return check == self.check and all(each in rest for each in self.operations)
+        return check == self.check and all(
+            any(one == each or one.startswith(f"{each}-") for one in rest) for each in self.operations
+        )
 
 
 @dataclass(frozen=True)

@@ -58,12 +58,12 @@ def guest_tests(config: pytest.Config) -> Path:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip guest tests without ``--kernel``: they must not touch the host's memory. Leave out what needs --icount."""
-    if not config.getoption("icount"):
-        counting = [item for item in items if item.get_closest_marker("icount")]
-        if counting:
-            config.hook.pytest_deselected(items=counting)
-            items[:] = [item for item in items if not item.get_closest_marker("icount")]
+    """Skip guest tests without ``--kernel``: they must not touch the host's memory. Leave out what nobody asked for."""
+    for marker in ("icount", "explore"):
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        if marked and not config.getoption(marker):
+            config.hook.pytest_deselected(items=marked)
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
     if not config.getoption("kernel"):
         directory = guest_tests(config)
         for item in items:

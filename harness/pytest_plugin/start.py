@@ -137,4 +137,6 @@ def _guest_args(config: pytest.Config, tests: Path) -> list[str]:
         args.append(f"--audit={config.getoption('audit')}")
     if config.getoption("icount"):
         args.append("--icount")
+    if config.getoption("explore"):
+        args += [f"--explore={config.getoption('explore')}", f"--explore-seed={config.getoption('explore_seed')}"]
     return args + ["-v"] * max(0, config.getoption("verbose"))

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, Generic, TypeVar
 
-from harness.explore.situations import Situation, situation
 from harness.programs import effects, operands
 from harness.programs.language import (
     COUNTED,
@@ -35,6 +34,7 @@ from harness.programs.language import (
     decoded,
 )
 from harness.programs.memory import Machine, Step
+from harness.programs.situations import Situation, situation
 
 #: operations of a program
 LENGTH: Final = 10
@@ -107,11 +107,12 @@ _SWAPPING: Final[dict[Kind, float]] = {Kind.PAGEOUT: 8, Kind.RECLAIM: 2, Kind.HO
 
 #: Forks, scans and swap take as long as several whole programs under emulation, so that few programs have them.
 THEMES: Final = (
-    Theme("moves", 84, {}),
+    Theme("moves", 82, {}),
     Theme("forks", 4, _FORKING),
     Theme("merges", 4, _MERGING),
     Theme("swap", 4, _SWAPPING),
-    Theme("everything", 4, {**_FORKING, **_MERGING, **_SWAPPING}),
+    Theme("merged swap", 3, {**_MERGING, **_SWAPPING, Kind.RECLAIM: 9, Kind.HOLD: 9}),
+    Theme("everything", 3, {**_FORKING, **_MERGING, **_SWAPPING}),
 )
 
 #: Parts and places, by weight. Uniform choices hardly ever meet memory that borders on other memory, or fits it.

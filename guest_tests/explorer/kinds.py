@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Which operations the kernel has."""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from guest_tests.explorer.arena import Arena
+from guest_tests.mm import ksm, memcg, syscalls, system
+from harness.programs.language import Kind
+
+#: advice that not every kernel knows
+_ADVICE: Final = {
+    Kind.GUARD: syscalls.MADV_GUARD_INSTALL,
+    Kind.UNGUARD: syscalls.MADV_GUARD_REMOVE,
+    Kind.POPULATE: syscalls.MADV_POPULATE_WRITE,
+    Kind.PAGEOUT: syscalls.MADV_PAGEOUT,
+    Kind.COLD: syscalls.MADV_COLD,
+    Kind.HUGEPAGE: syscalls.MADV_HUGEPAGE,
+    Kind.NOHUGEPAGE: syscalls.MADV_NOHUGEPAGE,
+}
+_KSM: Final = frozenset({Kind.MERGEABLE, Kind.UNMERGEABLE, Kind.SCAN, Kind.UNMERGE_ALL})
+_RELOCATE: Final = frozenset({Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE})
+
+
+def kinds() -> list[Kind]:
+    """The kinds of operations that this kernel has, found by trying those that are not everywhere."""
+    missing = {kind for kind, advice in _ADVICE.items() if not _knows(advice)}
+    if not ksm.available():
+        missing |= _KSM
+    if not system.supports_relocate():
+        missing |= _RELOCATE
+    if not memcg.available():
+        missing.add(Kind.RECLAIM)
+    return [kind for kind in Kind if kind not in missing]
+
+
+def _knows(advice: int) -> bool:
+    # No bytes at no address: the advice alone is looked at (madvise_behavior_valid(), mm/madvise.c).
+    return Arena().call(syscalls.number("madvise"), 0, 0, advice) != errno.EINVAL

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The programs in ``programs/``: the smallest one for each bug that the explorer shows.
+
+``harness explore --replay guest_tests/programs/FILE`` runs one of them by itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from guest_tests.explorer.executor import Executor
+from guest_tests.mm import memcg, system
+from harness.programs import language
+
+_DIRECTORY: Final = Path(__file__).parent / "programs"
+#: what all of these programs fail with
+_LOST: Final = "does not move to another node"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("ksm-swapcache-move", marks=pytest.mark.finding("ksm-swapcache-move", match=_LOST)),
+        pytest.param("ksm-swapcache-unmergeable", marks=pytest.mark.finding("ksm-swapcache-unmergeable", match=_LOST)),
+        pytest.param("merged-with-untouched", marks=pytest.mark.finding("merged-with-untouched", match=_LOST)),
+    ],
+)
+@pytest.mark.usefixtures("own_group", "ksm")
+def test_a_program_that_showed_a_bug(name: str) -> None:
+    """No row: a program that the explorer found, or that was written in its language, for each bug that it can show.
+
+    Every kernel: the bytes, the walks, the layout and the accounts are right. Programs fail on the kernels that have
+    their finding.
+    """
+    system.require_nodes(2)
+    memcg.require_memcg()
+    program = language.from_json((_DIRECTORY / f"{name}.json").read_text())
+    outcome = Executor().run([tuple(each) for each in language.to_wire(program)], thorough=True, layout=True)
+    assert outcome.failure is None, f"{outcome.failure.text} ({outcome.errors})"
