@@ -2,7 +2,9 @@
 """The guest's side of the explorer: runs programs and checks what they left.
 
 =====================  ==============================================================================
-:mod:`.arena`          the arena: where programs have their memory, and the system calls prepared for it
+:mod:`.arena`          the arena: where programs have their memory
+:mod:`.calls`          rows of system calls by machine code
+:mod:`.kinds`          which operations the kernel has
 :mod:`.actions`        does one step of a program, in the process that calls
 :mod:`.children`       the processes that a program forks
 :mod:`.walks`          forced walks of the reverse map after a program

@@ -6,11 +6,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from guest_tests.explorer.arena import BASE, PAGE, Arena
+from guest_tests.explorer.calls import STORE
 from guest_tests.mm import ksm, memcg, syscalls
 from guest_tests.support.holds import Spliced
 from harness.programs.language import KINDS, Kind
@@ -57,6 +58,55 @@ _SCAN_SECONDS: Final = 10.0
 _RECLAIMS: Final = 3
 
 Action = Callable[[Step, bytes], int]
+#: a system call of a step as a record of :mod:`.calls`: from its first page, pages, first page of the place, new pages
+Record = Callable[[int, int, int, int], list[int]]
+
+
+def _records() -> dict[Kind, Record]:
+    """The operations that are one system call."""
+    table = {
+        Kind.UNMAP: _on_range("munmap"),
+        Kind.LOCK: _on_range("mlock"),
+        Kind.UNLOCK: _on_range("munlock"),
+    }
+    table |= {kind: _mapping(sharing) for kind, sharing in _SHARINGS.items()}
+    table |= {kind: _moving(flags) for kind, flags in _MOVES.items()}
+    table |= {kind: _on_range("madvise", advice) for kind, advice in _ADVICE.items()}
+    return table | {kind: _on_range("mprotect", protection) for kind, protection in _PROTECTIONS.items()}
+
+
+def _on_range(name: str, third: int = 0) -> Record:
+    number = syscalls.number(name)
+    return lambda start, pages, _dst, _new: [number, BASE + start * PAGE, pages * PAGE, third, 0, 0, 0, 0]
+
+
+def _mapping(sharing: int) -> Record:
+    number, flags = syscalls.number("mmap"), sharing | syscalls.MAP_ANONYMOUS | syscalls.MAP_FIXED
+    nowhere = -1  # the descriptor of anonymous memory
+    return lambda _start, _pages, dst, new: [
+        number,
+        BASE + dst * PAGE,
+        new * PAGE,
+        syscalls.PROT_RW,
+        flags,
+        nowhere,
+        0,
+        0,
+    ]
+
+
+def _moving(flags: int) -> Record:
+    number = syscalls.number("mremap")
+    return lambda start, pages, dst, new: [
+        number,
+        BASE + start * PAGE,
+        pages * PAGE,
+        new * PAGE,
+        flags,
+        BASE + dst * PAGE if flags else 0,
+        0,
+        0,
+    ]
 
 
 class Actions:
@@ -65,55 +115,61 @@ class Actions:
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
         self._held: list[Spliced] = []
+        records = _records()
         table: dict[Kind, Action] = {
             Kind.WRITE: self._write,
             Kind.WRITE_SAME: self._write,
             Kind.READ: self._read,
-            Kind.UNMAP: self._on_range("munmap"),
-            Kind.LOCK: self._on_range("mlock"),
-            Kind.UNLOCK: self._on_range("munlock"),
             Kind.SCAN: self._scan,
             Kind.UNMERGE_ALL: self._unmerge_all,
             Kind.HOLD: self._hold,
             Kind.RELEASE: self._release,
             Kind.RECLAIM: self._reclaim,
         }
-        table |= {kind: self._mapping(sharing) for kind, sharing in _SHARINGS.items()}
-        table |= {kind: self._moving(flags) for kind, flags in _MOVES.items()}
-        table |= {kind: self._on_range("madvise", advice) for kind, advice in _ADVICE.items()}
-        table |= {kind: self._on_range("mprotect", protection) for kind, protection in _PROTECTIONS.items()}
+        table |= {kind: self._calling(record) for kind, record in records.items()}
+        table |= {kind: self._moving(records[kind]) for kind, flags in _MOVES.items() if flags}
         #: by number of the kind; forks and exits are not among them
         self.table: dict[int, Action] = {KINDS.index(kind): action for kind, action in table.items()}
+        self._records = {KINDS.index(kind): record for kind, record in records.items()}
+
+    def all(self, steps: Iterable[Sequence[Any]]) -> bool:
+        """Do the steps of a plan, many at once; returns whether all succeeded."""
+        row: list[int] = []
+        run, records = self._arena.calls.run, self._records
+        for kind, start, pages, dst, new, tags in steps:
+            record = records.get(kind)
+            if record is not None:
+                row += record(start, pages, dst, new)
+            elif tags:
+                for index, tag in enumerate(bytes.fromhex(tags)):
+                    where = BASE + (start + index) * PAGE
+                    row += (STORE, where, tag, 0, 0, 0, 0, 0, STORE, where + PAGE - 1, tag, 0, 0, 0, 0, 0)
+            else:
+                if run(row) or self.table[kind](Step(kind, 0, start, pages, dst, new, ()), b""):
+                    return False
+                row = []
+        return not run(row)
 
     def forget(self) -> None:
         """Drop what the program left behind besides its memory."""
         while self._held:
             self._held.pop().close()
 
-    # --- system calls on a range ---------------------------------------------------------------------------------
+    # --- system calls ----------------------------------------------------------------------------------------------
 
-    def _on_range(self, name: str, third: int = 0) -> Action:
-        call, number = self._arena.call_three, syscalls.number(name)
-        return lambda step, _: call(number, BASE + step.start * PAGE, step.pages * PAGE, third)
+    def _calling(self, record: Record) -> Action:
+        run = self._arena.calls.run
+        return lambda step, _: run(record(step.start, step.pages, step.dst, step.new))
 
-    def _mapping(self, sharing: int) -> Action:
-        call, number = self._arena.call, syscalls.number("mmap")
-        flags = sharing | syscalls.MAP_ANONYMOUS | syscalls.MAP_FIXED
-        nowhere = (1 << 64) - 1  # the descriptor of anonymous memory
-        return lambda step, _: call(
-            number, BASE + step.dst * PAGE, step.new * PAGE, syscalls.PROT_RW, flags, nowhere, 0
-        )
-
-    def _moving(self, flags: int) -> Action:
-        call, number, unmap = self._arena.call, syscalls.number("mremap"), syscalls.number("munmap")
+    def _moving(self, record: Record) -> Action:
+        run, call, unmap = self._arena.calls.run, self._arena.call, syscalls.number("munmap")
 
         def move(step: Step, _: bytes) -> int:
-            place = BASE + step.dst * PAGE if flags else 0
-            error = call(number, BASE + step.start * PAGE, step.pages * PAGE, step.new * PAGE, flags, place)
-            if error and flags:
+            error = run(record(step.start, step.pages, step.dst, step.new))
+            if error:
                 # A refused call may have unmapped its destination already: mremap_to() does that before it looks at the
                 # source (mm/mremap.c). The model counts on it.
-                call(unmap, place, step.new * PAGE)
+                call(unmap, BASE + step.dst * PAGE, step.new * PAGE)
                 if step.new < step.pages:
                     call(unmap, BASE + (step.start + step.new) * PAGE, (step.pages - step.new) * PAGE)
             return error

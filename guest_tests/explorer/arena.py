@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The arena: a range of addresses where programs have their memory, and the system calls prepared for it.
+"""The arena: a range of addresses where programs have their memory.
 
 All of this is called thousands of times a second under emulation, so that numbers are looked up once and arrays are
 allocated once.
@@ -11,8 +11,10 @@ import array
 import ctypes
 import mmap
 import os
-from typing import Any, Final
+import struct
+from typing import Final
 
+from guest_tests.explorer.calls import Calls
 from guest_tests.mm import numa, syscalls
 from harness.programs.memory import ARENA_PAGES
 
@@ -29,10 +31,9 @@ class Arena:
     """The arena of the calling process. A forked process has its own at the same addresses."""
 
     def __init__(self) -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        self._call: Any = libc.syscall
-        self._call.argtypes = [ctypes.c_long] + [ctypes.c_ulong] * 6
-        self._call.restype = ctypes.c_long
+        self.calls = Calls()
+        #: makes one system call, and returns 0 or the errno that it failed with
+        self.call = self.calls.call
         #: every byte of it and of the control page; reading where nothing is mapped is a segmentation fault
         self.bytes = memoryview((ctypes.c_char * (LENGTH + PAGE)).from_address(BASE)).cast("B")
         self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
@@ -40,23 +41,12 @@ class Arena:
         self._munmap = syscalls.number("munmap")
         # One more than the arena has, for the control page.
         count = ARENA_PAGES + 1
-        self._addresses: Any = (ctypes.c_ulong * count)()
-        self._nodes: Any = (ctypes.c_int * count)()
-        self._status = (ctypes.c_int * count)()
-        self._arrays = [ctypes.addressof(each) for each in (self._addresses, self._nodes, self._status)]
-
-    def call(self, number: int, *args: int) -> int:
-        """Make a system call; returns 0, or the errno that it failed with."""
-        padded = (*args, 0, 0, 0, 0, 0, 0)[:6]
-        return ctypes.get_errno() if self._call(number, *padded) == -1 else 0
-
-    def call_three(self, number: int, first: int, second: int, third: int) -> int:
-        """As :meth:`call`, for a call of three arguments."""
-        return ctypes.get_errno() if self._call(number, first, second, third, 0, 0, 0) == -1 else 0
+        self._arrays = [bytearray(size * count) for size in (8, 4, 4)]
+        self._pointers = [ctypes.addressof(ctypes.c_char.from_buffer(each)) for each in self._arrays]
 
     def reset(self) -> None:
         """Unmap everything."""
-        self._call(self._munmap, BASE, LENGTH, 0, 0, 0, 0)
+        self.call(self._munmap, BASE, LENGTH)
 
     def tags(self, start: int, end: int) -> tuple[bytes, bytes]:
         """The first and the last byte of each page of a range."""
@@ -96,9 +86,9 @@ class Arena:
         :param pid: 0 for the caller.
         """
         count = len(addresses)
-        self._addresses[:count] = addresses
-        self._nodes[:count] = nodes
-        self._call(self._move_pages, pid, count, *self._arrays, numa.MPOL_MF_MOVE_ALL)
+        struct.pack_into(f"={count}Q", self._arrays[0], 0, *addresses)
+        struct.pack_into(f"={count}i", self._arrays[1], 0, *nodes)
+        self.call(self._move_pages, pid, count, *self._pointers, numa.MPOL_MF_MOVE_ALL)
 
 
 def frame(entry: int) -> int:

@@ -85,11 +85,10 @@ class Executor:
         :returns: whether it came out as planned.
         """
         steps, wanted, first, end = data
-        table, arena = self.actions.table, self.arena
+        arena = self.arena
         try:
-            for kind, start, pages, dst, new, tags in steps:
-                if table[kind](Step(kind, 0, start, pages, dst, new, ()), bytes.fromhex(tags)):
-                    return False
+            if not self.actions.all(steps):
+                return False
             self.actions.forget()
             expected = [(start, stop, bytes.fromhex(tags)) for start, stop, tags in wanted]
             for start, stop, tags in expected:

@@ -26,7 +26,9 @@ _RELOCATE: Final = frozenset({Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE})
 
 def kinds() -> list[Kind]:
     """The kinds of operations that this kernel has, found by trying those that are not everywhere."""
-    missing = {kind for kind, advice in _ADVICE.items() if not _knows(advice)}
+    call, madvise = Arena().call, syscalls.number("madvise")
+    # No bytes at no address: the advice alone is looked at (madvise_behavior_valid(), mm/madvise.c).
+    missing = {kind for kind, advice in _ADVICE.items() if call(madvise, 0, 0, advice) == errno.EINVAL}
     if not ksm.available():
         missing |= _KSM
     if not system.supports_relocate():
@@ -34,8 +36,3 @@ def kinds() -> list[Kind]:
     if not memcg.available():
         missing.add(Kind.RECLAIM)
     return [kind for kind in Kind if kind not in missing]
-
-
-def _knows(advice: int) -> bool:
-    # No bytes at no address: the advice alone is looked at (madvise_behavior_valid(), mm/madvise.c).
-    return Arena().call(syscalls.number("madvise"), 0, 0, advice) != errno.EINVAL
