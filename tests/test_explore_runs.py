@@ -11,6 +11,7 @@ import pytest
 from harness.agent import protocol
 from harness.deadline import Deadline
 from harness.errors import GuestLost, LostCondition, ProtocolError
+from harness.explore import campaign
 from harness.explore.campaign import Campaign, Found, Progress
 from harness.explore.plan import Plan
 from harness.explore.runner import Batch, Failure, Runner
@@ -181,9 +182,9 @@ class FakeRunner:
 def _explore(wrong: Callable[[Program], str], release: str = "7.3.4") -> tuple[Progress, list[Found]]:
     found: list[Found] = []
     runner = cast(Runner, FakeRunner(wrong))
-    campaign = Campaign(runner, 1, release, "x86_64", lambda _: None, found.append)
-    campaign.run(Deadline.after(60), programs=500)
-    return campaign.progress, found
+    exploring = Campaign(runner, 1, release, "x86_64", lambda _: None, found.append)
+    exploring.run(Deadline.after(60), programs=500)
+    return exploring.progress, found
 
 
 def _grows(program: Program) -> str:
@@ -196,7 +197,7 @@ def test_equal_failures_are_told_once_and_counted() -> None:
     (only,) = found
     assert [each.kind for each in only.program] == ["grow", "shrink"]
     assert only.times > 3
-    assert progress.programs == 500
+    assert progress.programs == campaign.BATCH
 
 
 def test_different_failures_are_told_apart() -> None:

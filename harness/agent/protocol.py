@@ -13,7 +13,7 @@ import json
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, get_args
 
 MAGIC = b"mrh1"
@@ -204,7 +204,8 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
 
 def encode(message: Message) -> bytes:
     """The message as one frame."""
-    payload = json.dumps({"kind": message.kind, **asdict(message)}).encode()
+    # Not asdict(), which copies everything: fields are plain JSON values.
+    payload = json.dumps({"kind": message.kind, **vars(message)}).encode()
     return HEADER.pack(MAGIC, len(payload), zlib.crc32(payload)) + payload
 
 

@@ -18,8 +18,10 @@ from harness.judging import findings
 from harness.programs.generate import Generator, Made
 from harness.programs.language import Kind, Program
 
-#: programs of one order; the guest forks a process for each order
-BATCH: Final = 250
+#: Programs of one order. The guest forks a process for each order, which takes 0.2 s under emulation.
+BATCH: Final = 800
+#: how many plans may have run behind the one that was announced last
+UNANNOUNCED: Final = 9
 #: how many candidates of one step of shrinking are sent at once
 _CANDIDATES: Final = 40
 
@@ -64,6 +66,11 @@ class Progress:
     found: dict[tuple[str, ...], Found] = field(default_factory=dict)
     #: how often each kind ended with each errno, in the programs that were run with the model
     counts: Counter[tuple[Kind, int]] = field(default_factory=Counter)
+
+    @property
+    def failures(self) -> int:
+        """How many programs failed, repeatably or not."""
+        return self.unconfirmed + sum(each.times for each in self.found.values())
 
     @property
     def new(self) -> list[Found]:
@@ -130,17 +137,24 @@ class Campaign:
     def _batch(self, planned: list[tuple[Made, Plan]], others: list[Program]) -> None:
         again: list[Program] = []
         rest = planned
+        ended = 0
         while rest:
             batch = self._runner.run_plans([each for _, each in rest])
             self.progress.walked += batch.walked
             again += [rest[number][0].program for number in batch.untrue]
             if batch.failure is None:
                 break
-            # The guest or the process ended in the middle, so that nothing is known of the plans before.
-            again += [made.program for made, _ in rest[: batch.done]]
-            rest = rest[batch.done :]
+            # The guest or the process ended in the middle, so that nothing is known of the plans before, nor of those
+            # that a guest does not announce one by one.
+            ended += 1
+            done = batch.done + UNANNOUNCED
+            again += [made.program for made, _ in rest[:done]]
+            rest = rest[done:]
         self.progress.planned += len(planned) - len(again)
+        known = self.progress.failures
         self._programs(others + again)
+        if ended and self.progress.failures == known:
+            self.progress.unconfirmed += ended
         self.progress.programs += len(planned) + len(others)
         self.progress.operations += sum(len(made.program) for made, _ in planned) + sum(map(len, others))
 

@@ -110,7 +110,11 @@ class Runner:
         return self._run({"programs": wire, "thorough": thorough}, len(programs))
 
     def run_plans(self, plans: Sequence[Plan]) -> Batch:
-        """Run programs that were worked out. Those that do not come true are to be run again with :meth:`run`."""
+        """Run programs that were worked out. Those that do not come true are to be run again with :meth:`run`.
+
+        A guest announces one plan in ten. If one ends the guest, :attr:`Batch.done` counts up to the one that was
+        announced last, and the next nine may have run.
+        """
         return self._run({"plans": [each.to_wire() for each in plans]}, len(plans))
 
     def _run(self, order: dict[str, Any], count: int) -> Batch:

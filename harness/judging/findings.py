@@ -45,17 +45,15 @@ class Shape:
 
     #: the check that notices
     check: str
-    #: operations that they have in this order; others may stand between them
+    #: all of their operations, in this order; ``move`` stands for ``move-grow`` and so on as well
     operations: tuple[str, ...]
 
     def covers(self, check: str, operations: Sequence[str]) -> bool:
-        """Whether a program that a check complains about is one of them.
-
-        All forms of an operation count as that operation: ``move`` stands for ``move-grow`` as well.
-        """
-        rest = iter(operations)
-        return check == self.check and all(
-            any(one == each or one.startswith(f"{each}-") for one in rest) for each in self.operations
+        """Whether a program that a check complains about is one of them."""
+        return (
+            check == self.check
+            and len(operations) == len(self.operations)
+            and all(f"{one}-".startswith(f"{each}-") for one, each in zip(operations, self.operations, strict=True))
         )
 
 
