@@ -205,6 +205,25 @@ def test_different_failures_are_told_apart() -> None:
     assert {each.shape for each in found} == {("bytes", "grow", "shrink"), ("walk", "lock")}
 
 
+def test_the_program_that_made_the_kernel_complain_is_searched_in_halves() -> None:
+    program: Program = (Operation(Kind.MAP, arg=3),)
+
+    class Complains(FakeRunner):
+        """Notices at the end of a row that something was wrong."""
+
+        def run(self, programs: Sequence[Program], *, thorough: bool = False) -> Batch:
+            bad = any(self._wrong(each) for each in programs)
+            failure = Failure("console", 0, -1, "WARNING") if bad else None
+            return Batch(len(programs), failure, errors=[0] * len(programs[-1]))
+
+    runner = Complains(lambda each: "console" if program[0] in each else "")
+    found: list[Found] = []
+    exploring = Campaign(cast(Runner, runner), 1, "7.3", "x86_64", lambda _: None, found.append)
+    exploring._search([(Operation(Kind.LOCK),)] * 500 + [program] + [(Operation(Kind.LOCK),)] * 200)
+    assert [each.program for each in found] == [program]
+    assert runner.renewed < 30
+
+
 def test_a_failure_that_does_not_come_again_is_counted_and_not_told() -> None:
     progress, found = _explore(lambda program: "once" if _grows(program) else "")
     assert not found

@@ -168,11 +168,22 @@ class Campaign:
             if batch.failure is None:
                 return
             if batch.failure.oracle == "console":
-                for each in rest[: batch.done]:
-                    self._look_into(each)
+                self._search(rest[: batch.done])
             else:
                 self._look_into(rest[batch.done - 1])
             rest = rest[batch.done :]
+
+    def _search(self, programs: list[Program]) -> None:
+        """Look for the program after which the kernel complained, in halves."""
+        if len(programs) == 1:
+            self._look_into(programs[0])
+            return
+        for half in (programs[: len(programs) // 2], programs[len(programs) // 2 :]):
+            self._runner.renew()
+            if self._runner.run(half).failure is not None:
+                self._search(half)
+                return
+        self.progress.unconfirmed += 1
 
     # --- failures ----------------------------------------------------------------------------------------------------
 
