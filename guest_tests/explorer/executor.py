@@ -42,6 +42,8 @@ class Outcome:
     #: how each operation ended: 0, an errno, or -1 if it was skipped
     errors: list[int] = field(default_factory=list)
     failure: Failure | None = None
+    #: the mappings of each process at the end: first page, page behind the last, permissions
+    mappings: list[list[tuple[int, int, str]]] = field(default_factory=list)
 
 
 class Executor:
@@ -54,9 +56,12 @@ class Executor:
         self._children: list[Child | None] = [None] * PROCESSES
         self.counts: Counter[tuple[int, int]] = Counter()
 
-    def run(self, program: Sequence[Wire], *, thorough: bool, layout: bool) -> Outcome:
+    def run(
+        self, program: Sequence[Wire], *, thorough: bool = False, layout: bool = False, mappings: bool = False
+    ) -> Outcome:
         """Run one program on an empty arena.
 
+        :param mappings: say which mappings there are at the end.
         :param thorough: check every byte, the accounts, and the frames around each refused operation.
         :param layout: check the layout.
         """
@@ -67,6 +72,12 @@ class Executor:
             if outcome.failure is None:
                 self.actions.forget()
                 effects.apply(machine, _RELEASED)
+                if mappings:
+                    outcome.mappings = [
+                        oracles.mappings(self._pid(process))
+                        for process, pages in enumerate(machine.processes)
+                        if pages is not None
+                    ]
                 outcome.failure = self._check(machine, thorough=thorough, layout=layout)
         except ChildDied as died:
             outcome.failure = Failure("bytes", 1, 0, str(died))

@@ -120,6 +120,14 @@ def check_layout(machine: Machine, process: int, pid: int) -> Failure | None:
     return Failure("layout", process, page, text)
 
 
+def mappings(pid: int) -> list[tuple[int, int, str]]:
+    """The mappings in the arena of a process: first page, page behind the last, permissions."""
+    return [
+        ((vma.start - BASE) // PAGE, (vma.end - BASE) // PAGE, vma.perms)
+        for vma in maps.vmas_between(BASE, BASE + LENGTH, pid or "self")
+    ]
+
+
 _SHOWN: Final = bytes(value & (MAPPED | READ | WRITE | SHARED) for value in range(256))
 
 

@@ -6,6 +6,7 @@ The host sends ``{"programs": [...], "thorough": bool}``, or ``{"plans": [...]}`
 
 - ``{"at": N}`` before the program with number N runs, so that a program that ends the guest is known; for plans, before
   each tenth, because it takes half as long as a plan
+- ``{"outcome": [errors, mappings]}`` after each program, if the order says ``"outcomes": true``
 - ``{"failed": {...}}`` if an oracle found something wrong; the batch ends with that
 - ``{"died": "signal 11"}`` in place of the next, if the process ended in the middle of a program
 - ``{"done": N, "counts": [...], "errors": [...], "untrue": [...], "walked": N}``: how many programs ran, what became of
@@ -70,7 +71,8 @@ def _run_batch(say: Callable[[dict[str, Any]], None], order: dict[str, Any]) -> 
     if "plans" in order:
         done = _run_plans(say, executor, order["plans"])
     else:
-        done = _run_programs(say, executor, order["programs"], thorough=order["thorough"] is True)
+        wanted = {name: order[name] is True for name in ("thorough", "outcomes")}
+        done = _run_programs(say, executor, order["programs"], **wanted)
     say({**done, "walked": executor.walker.moved})
 
 
@@ -85,7 +87,7 @@ def _run_plans(say: Callable[[dict[str, Any]], None], executor: Executor, plans:
 
 
 def _run_programs(
-    say: Callable[[dict[str, Any]], None], executor: Executor, programs: list[Any], *, thorough: bool
+    say: Callable[[dict[str, Any]], None], executor: Executor, programs: list[Any], *, thorough: bool, outcomes: bool
 ) -> dict[str, Any]:
     counts: Counter[tuple[int, int]] = Counter()
     errors: list[int] = []
@@ -93,7 +95,9 @@ def _run_programs(
     for number, data in enumerate(programs):
         program = language.from_wire(data)
         say({"at": number})
-        outcome = executor.run(program, thorough=thorough, layout=number % _LAYOUT_EVERY == 0)
+        outcome = executor.run(program, thorough=thorough, layout=number % _LAYOUT_EVERY == 0, mappings=outcomes)
+        if outcomes:
+            say({"outcome": [outcome.errors, outcome.mappings]})
         errors = outcome.errors
         counts.update((wire[0], error) for wire, error in zip(program, errors, strict=False))
         done += 1

@@ -7,6 +7,8 @@ import argparse
 import os
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from harness import options as shared
@@ -14,6 +16,7 @@ from harness.deadline import Deadline
 from harness.errors import UsageError
 from harness.explore import files
 from harness.explore.campaign import Campaign, Found, Progress
+from harness.explore.differences import Comparison, Difference
 from harness.explore.runner import Batch, Runner
 from harness.guests.fleet import Fleet
 from harness.host import safe_text
@@ -40,7 +43,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "shrinks what fails. docs/explore.md describes it.",
         epilog="Exit status: 0 nothing new was found, 1 failures were found, 2 interrupted.",
     )
-    shared.KERNEL.declare(parser.add_argument, action="store", required=True)
+    shared.KERNEL.declare(parser.add_argument, required=True)
     shared.ARCH.declare(parser.add_argument, action="store", default=None)
     parser.add_argument("--minutes", type=_minutes, default=1.0, metavar="N", help="how long (default: 1)")
     parser.add_argument("--seed", type=int, default=None, metavar="N", help="make the programs of an earlier run again")
@@ -61,40 +64,86 @@ def _minutes(text: str) -> float:
 
 def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     """Run the command; returns its exit status."""
+    specs = [_spec(each, chosen.arch) for each in chosen.kernel]
+    program = files.read(chosen.replay) if chosen.replay else None
+    if len(specs) > (1 if program is not None else 2):
+        raise UsageError("one kernel can be explored, or two compared; --replay takes one")
+    if program is None and not os.access(chosen.save.absolute().parent, os.W_OK):
+        raise UsageError(f"cannot write {chosen.save}: there is no such directory, or it is not yours to write")
+    with ExitStack() as stack:
+        opened = [stack.enter_context(_opened(each, chosen, progress)) for each in specs]
+        progress.clear()
+        for kernel, accelerator, runner in opened:
+            print(f"Kernel {kernel.release} ({kernel.arch}, {accelerator})")
+            if left_out := [kind for kind in Kind if kind not in runner.kinds]:
+                print(f"Left out, because this kernel lacks it: {', '.join(left_out)}")
+        (kernel, _, runner), *others = opened
+        if program is not None:
+            return _replay(runner, program)
+        return (
+            _compare(runner, others[0][2], chosen, progress) if others else _explore(runner, kernel, chosen, progress)
+        )
+
+
+def _spec(text: str, architecture: str | None) -> BootSpec:
     from harness import arch
     from harness.kernels import grammar
 
-    spec = grammar.parse(chosen.kernel, arch.find(chosen.arch) if chosen.arch else None)
+    spec = grammar.parse(text, arch.find(architecture) if architecture else None)
     if isinstance(spec, SshSpec):
         raise UsageError(f"{spec} is no virtual machine: programs that damage a kernel are run in guests only")
-    program = files.read(chosen.replay) if chosen.replay else None
-    if program is None and not os.access(chosen.save.absolute().parent, os.W_OK):
-        raise UsageError(f"cannot write {chosen.save}: there is no such directory, or it is not yours to write")
-    return _on(spec, chosen, program, progress)
+    return spec
 
 
-def _on(spec: BootSpec, chosen: argparse.Namespace, program: Program | None, progress: ProgressLine) -> int:
+@contextmanager
+def _opened(spec: BootSpec, chosen: argparse.Namespace, progress: ProgressLine) -> Iterator[tuple[Kernel, str, Runner]]:
+    """A kernel, the name of the accelerator that it runs with, and what runs programs on it."""
     kernel, machine = provision.provision(spec, MachineOptions.of(vars(chosen)), progress)
     fleet = Fleet(machine, payload.tests_archive(payload.LIBRARY, MARKERS), list(PYTEST_ARGS), False, progress)
     runner = Runner(fleet)
     try:
         runner.open()
-        progress.clear()
-        left_out = [kind for kind in Kind if kind not in runner.kinds]
-        print(f"Kernel {kernel.release} ({kernel.arch}, {machine.accelerator.name})")
-        if left_out:
-            print(f"Left out, because this kernel lacks it: {', '.join(left_out)}")
-        if program is not None:
-            return _replay(runner, program)
-        return _explore(runner, kernel, chosen, progress)
+        yield kernel, machine.accelerator.name, runner
     finally:
         runner.close()
         fleet.close()
 
 
-def _explore(runner: Runner, kernel: Kernel, chosen: argparse.Namespace, progress: ProgressLine) -> int:
+def _compare(first: Runner, second: Runner, chosen: argparse.Namespace, progress: ProgressLine) -> int:
+    seed = _seed(chosen)
+
+    def tell(programs: int, differences: int) -> None:
+        progress(f"{programs} programs on both kernels, {differences} differences")
+
+    def found(one: Difference) -> None:
+        progress.clear()
+        print(f"\nDIFFERENCE: {one.text}")
+        print(_listing(one.program, list(one.outcomes[0].errors)), flush=True)
+
+    comparison = Comparison((first, second), seed, tell, found)
+    interrupted = False
+    try:
+        comparison.run(Deadline.after(chosen.minutes * 60))
+    except KeyboardInterrupt:
+        interrupted = True
+    progress.clear()
+    print(
+        f"\n{comparison.programs} programs on both kernels in {comparison.seconds:.0f} s. {comparison.different} "
+        f"differed, in {len(comparison.differences)} ways or more. {comparison.failed} failed: explore each kernel by "
+        "itself."
+    )
+    return _INTERRUPTED if interrupted else _FAILURES if comparison.differences else _NOTHING
+
+
+def _seed(chosen: argparse.Namespace) -> int:
+    """What the programs are made from; says so, together with how long."""
     seed = chosen.seed if chosen.seed is not None else secrets.randbelow(1 << 32)
     print(f"Seed {seed}, {chosen.minutes:g} minutes", flush=True)
+    return int(seed)
+
+
+def _explore(runner: Runner, kernel: Kernel, chosen: argparse.Namespace, progress: ProgressLine) -> int:
+    seed = _seed(chosen)
 
     def tell(now: Progress) -> None:
         progress(

@@ -46,6 +46,16 @@ class Failure:
     console: str = ""
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a user can see of a program."""
+
+    #: how each operation ended
+    errors: tuple[int, ...]
+    #: the mappings of each process at the end, as text
+    mappings: str
+
+
 @dataclass
 class Batch:
     """What became of a row of programs."""
@@ -61,6 +71,8 @@ class Batch:
     untrue: list[int] = field(default_factory=list)
     #: how many pages were seen to move in walks
     walked: int = 0
+    #: of each program, if that was asked for
+    outcomes: list[Outcome] = field(default_factory=list)
 
 
 class Runner:
@@ -100,14 +112,15 @@ class Runner:
         self.close()
         self.open()
 
-    def run(self, programs: Sequence[Program], *, thorough: bool = False) -> Batch:
+    def run(self, programs: Sequence[Program], *, thorough: bool = False, outcomes: bool = False) -> Batch:
         """Run programs one after the other, until one fails.
 
         :param thorough: look at every byte and at all accounts, which takes several times as long.
+        :param outcomes: say what a user can see of each.
         :raises GuestLost: if QEMU died, which says nothing about the kernel.
         """
         wire = [language.to_wire(each) for each in programs]
-        return self._run({"programs": wire, "thorough": thorough}, len(programs))
+        return self._run({"programs": wire, "thorough": thorough, "outcomes": outcomes}, len(programs))
 
     def run_plans(self, plans: Sequence[Plan]) -> Batch:
         """Run programs that were worked out. Those that do not come true are to be run again with :meth:`run`.
@@ -130,6 +143,8 @@ class Runner:
                 said = guest.hear(Deadline.after(patience.test))
                 if "at" in said:
                     at = _number(said["at"], count)
+                elif "outcome" in said:
+                    batch.outcomes.append(_outcome(said["outcome"]))
                 elif "failed" in said:
                     batch.failure = _failure(said["failed"])
                 elif "died" in said:
@@ -192,6 +207,19 @@ def _failure(value: Any) -> Failure:
         raise ProtocolError(f"the guest says {_text(value)} where a failure is expected")
     page = _number(value.get("page"), 1 << 20)
     return Failure(_text(value.get("oracle"))[:20], _number(value.get("process"), 64), page, _text(value.get("text")))
+
+
+def _outcome(value: Any) -> Outcome:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ProtocolError(f"the guest says {_text(value)} where an outcome is expected")
+    errors = tuple(_number(each, 4096, least=-1) for each in _list(value[0]))
+    processes = ["; ".join(_mapping(each) for each in _list(one)) for one in _list(value[1])]
+    return Outcome(errors, " | ".join(processes))
+
+
+def _mapping(value: Any) -> str:
+    start, end, permissions = value if isinstance(value, list) and len(value) == 3 else (None, None, None)
+    return f"{_number(start, 1 << 20)}-{_number(end, 1 << 20)} {_text(permissions)[:8]}"
 
 
 def _counts(value: Any) -> Counter[tuple[Kind, int]]:

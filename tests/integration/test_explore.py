@@ -16,8 +16,9 @@ import pytest
 from harness import paths
 from harness.explore.story import story
 from harness.explore.write_c import write_c
+from harness.explore.write_test import write_test
 from harness.programs.language import Program, from_json
-from tests.lab import KERNEL
+from tests.lab import KERNEL, Lab
 
 #: a kernel that loses pages: docs/explore.md says which bug it has
 BROKEN = "debian:6.17"
@@ -82,6 +83,16 @@ def test_a_kernel_that_loses_a_page_is_found_out_and_c_shows_it_too(lost: Path, 
     subprocess.run([compiler, *options, tmp_path / "lost", source], check=True)
     assert _in_guest(tmp_path / "lost", BROKEN) == (1, "The kernel is wrong.")
     assert _in_guest(tmp_path / "lost", KERNEL) == (0, "All is well.")
+
+
+def test_the_guest_test_that_is_written_shows_it_too() -> None:
+    with Lab() as lab:
+        text = write_test(story(from_json(LOST), []), "page 48 is lost", "6.17", "lost")
+        path = lab.write("test_lost.py", text)
+        assert lab.run(path, kernel=KERNEL)["test_lost"].outcome == "passed"
+        broken = lab.run(path, kernel=BROKEN)["test_lost"]
+    assert broken.outcome == "failure"
+    assert "the kernel's reverse walk does not find page 0 of the mapping" in broken.message
 
 
 def _in_guest(program: Path, kernel: str) -> tuple[int, str]:
