@@ -23,6 +23,8 @@ from harness.programs.memory import Step
 _MAP = Operation(Kind.MAP, near=2, arg=4)
 _WRITE = Operation(Kind.WRITE)
 _MOVE = Operation(Kind.MOVE, near=5)
+#: ksmd can then merge none of the pages that are equal to the first
+_HOLD = Operation(Kind.HOLD, part=Part.FIRST)
 #: maps four pages, writes them and moves them
 _PLAIN: Program = (_MAP, _WRITE, _MOVE)
 #: where it moves them
@@ -72,10 +74,11 @@ def _also(executor: Executor, kind: Kind, then: Any) -> None:
             _MOVE,
             Operation(Kind.SCAN),
         ),
+        (_MAP, Operation(Kind.WRITE_SAME), Operation(Kind.MERGEABLE), _HOLD, Operation(Kind.SCAN)),
         (_MAP, _WRITE, Operation(Kind.PAGEOUT), _MOVE),
         (_MAP, _WRITE, Operation(Kind.LOCK), Operation(Kind.PROTECT_NONE, part=Part.LAST), _MOVE),
     ],
-    ids=["moved", "home again", "forked", "merged", "swapped out", "locked"],
+    ids=["moved", "home again", "forked", "merged", "held", "swapped out", "locked"],
 )
 def test_an_innocent_program_passes(executor: Executor, ksm: Ksm, program: Program) -> None:
     """No row: small programs of each kind run.
@@ -157,6 +160,7 @@ def test_a_walk_to_the_node_where_a_page_is_proves_nothing(executor: Executor, m
     outcome = _run(executor, _PLAIN)
     assert outcome.failure is None, outcome
     assert executor.walker.moved == 0
+    assert executor.walker.unable == 1
 
 
 def test_the_walk_moves_every_page(executor: Executor) -> None:

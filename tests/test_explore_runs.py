@@ -21,7 +21,7 @@ from harness.judging import findings
 from harness.programs.language import Kind, Operation, Program
 
 PROGRAMS: list[Program] = [(Operation(Kind.MAP),)] * 5
-DONE: dict[str, Any] = {"done": 5, "counts": [["map", 0, 5]], "errors": [0], "untrue": [], "walked": 7}
+DONE: dict[str, Any] = {"done": 5, "counts": [["map", 0, 5]], "errors": [0], "untrue": [], "walked": 7, "unable": 0}
 
 
 class FakeGuest:

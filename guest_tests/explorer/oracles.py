@@ -175,17 +175,23 @@ def check_merged(machine: Machine, entries: Sequence[Sequence[int]], zero: int) 
 
     :param entries: of pagemap, for each process; empty for those that do not exist.
     """
+    mergeable = [
+        (process, pages, page)
+        for process, pages in enumerate(machine.processes)
+        if pages is not None
+        for start, end in runs(pages, MAPPED | MERGEABLE)
+        for page in range(start, end)
+    ]
+    # A page with further references cannot be write-protected. If it is the one in the unstable tree, ksmd compares all
+    # equal pages with it and merges none of them (cmp_and_merge_page(), mm/ksm.c).
+    held = {pages.tags[page] for _, pages, page in mergeable if pages.more[page] & HELD}
     frames: dict[int, tuple[int, int]] = {}
-    for process, pages in enumerate(machine.processes):
-        if pages is None:
+    for process, pages, page in mergeable:
+        number = frame(entries[process][page])
+        if not number or number == zero or pages.tags[page] in held or pages.attr[page] & LAZY:
             continue
-        for start, end in runs(pages, MAPPED | MERGEABLE):
-            for page in range(start, end):
-                number = frame(entries[process][page])
-                if not number or number == zero or pages.more[page] & HELD or pages.attr[page] & LAZY:
-                    continue
-                first = frames.setdefault(pages.tags[page], (number, page))
-                if first[0] != number:
-                    text = f"KSM's scans leave page {page} and page {first[1]} apart, which hold the same"
-                    return Failure("merge", process, page, text)
+        first = frames.setdefault(pages.tags[page], (number, page))
+        if first[0] != number:
+            text = f"KSM's scans leave page {page} and page {first[1]} apart, which hold the same"
+            return Failure("merge", process, page, text)
     return None

@@ -9,9 +9,9 @@ The host sends ``{"programs": [...], "thorough": bool}``, or ``{"plans": [...]}`
 - ``{"outcome": [errors, mappings]}`` after each program, if the order says ``"outcomes": true``
 - ``{"failed": {...}}`` if an oracle found something wrong; the batch ends with that
 - ``{"died": "signal 11"}`` in place of the next, if the process ended in the middle of a program
-- ``{"done": N, "counts": [...], "errors": [...], "untrue": [...], "walked": N}``: how many programs ran, what became of
-  the operations, and of each operation of the last program; the numbers of the plans that did not come true; how many
-  pages were seen to move
+- ``{"done": N, "counts": [...], "errors": [...], "untrue": [...], "walked": N, "unable": N}``: how many programs ran,
+  what became of the operations, and of each operation of the last program; the numbers of the plans that did not come
+  true; how many pages were seen to move, and how many programs the walks could say nothing of
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import gc
 import os
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -64,16 +65,18 @@ def _serve(exchange: Exchange) -> None:
 def _run_batch(say: Callable[[dict[str, Any]], None], order: dict[str, Any]) -> None:
     gc.disable()  # no program leaves cycles behind that matter to a batch
     executor = Executor()
-    if memcg.available():
-        group = memcg.Memcg("explorer")
-        group.__enter__()
-        group.enter()
+    with ExitStack() as stack:
+        if memcg.available():
+            stack.enter_context(memcg.Memcg("explorer")).enter()  # what programs reclaim
+        done = _run_order(say, executor, order)
+    say({**done, "walked": executor.walker.moved, "unable": executor.walker.unable})
+
+
+def _run_order(say: Callable[[dict[str, Any]], None], executor: Executor, order: dict[str, Any]) -> dict[str, Any]:
     if "plans" in order:
-        done = _run_plans(say, executor, order["plans"])
-    else:
-        wanted = {name: order[name] is True for name in ("thorough", "outcomes")}
-        done = _run_programs(say, executor, order["programs"], **wanted)
-    say({**done, "walked": executor.walker.moved})
+        return _run_plans(say, executor, order["plans"])
+    wanted = {name: order[name] is True for name in ("thorough", "outcomes")}
+    return _run_programs(say, executor, order["programs"], **wanted)
 
 
 def _run_plans(say: Callable[[dict[str, Any]], None], executor: Executor, plans: list[Any]) -> dict[str, Any]:

@@ -40,6 +40,8 @@ class Walker:
         self.zero = _zero_page(arena)
         #: how many pages were seen to move
         self.moved = 0
+        #: how many programs it could say nothing of, because the control page did not move either
+        self.unable = 0
 
     @property
     def possible(self) -> bool:
@@ -50,7 +52,7 @@ class Walker:
         """Move every page of the calling process in a range; returns whether all followed at once."""
         if not self.possible:
             return True
-        before = self._arena.entries()
+        before = self._entries()
         return self._at_once(
             [page for page in range(first, end) if before[page] >> 63 and frame(before[page]) != self.zero], before
         )
@@ -73,6 +75,7 @@ class Walker:
         """
         if not self.possible:
             return None
+        self._entries()
         waiting = {
             process: self._present(pages, pids[process])
             for process, pages in enumerate(machine.processes)
@@ -97,11 +100,17 @@ class Walker:
                 self.moved += total
                 return None
         if frame(self._arena.entries()[CONTROL]) == control:
-            return None  # nothing moves now
+            self.unable += 1
+            return None
         process, before = next((process, before) for process, before in waiting.items() if before)
         page = next(iter(before))
         text = f"page {page} does not move to another node, and a page that was not part of the program does"
         return Failure("walk", process, page, text)
+
+    def _entries(self) -> array[int]:
+        """What pagemap says, with the control page present: it may have been swapped out."""
+        self._arena.tags(CONTROL, CONTROL + 1)
+        return self._arena.entries()
 
     def _present(self, pages: Pages, pid: int) -> dict[int, int]:
         """The frame of each page that can be asked to move."""

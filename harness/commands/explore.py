@@ -175,6 +175,8 @@ def _summary(now: Progress) -> str:
         f"\n{now.programs} programs, {now.operations} operations in {now.seconds:.0f} s: {now.rate:.0f} programs a "
         f"minute. {now.walked} pages were seen to follow a forced walk. {now.situations} situations."
     ]
+    if now.unable:
+        lines.append(f"{now.unable} programs could not be walked: no page could be moved to another node then.")
     if now.unconfirmed:
         lines.append(f"{now.unconfirmed} programs failed once and not again in a fresh guest.")
     for one in now.found.values():

@@ -60,6 +60,8 @@ class Progress:
     situations: int = 0
     #: programs that were run by their plans alone
     planned: int = 0
+    #: programs that the walks could say nothing of
+    unable: int = 0
     #: programs that failed once, and not again
     unconfirmed: int = 0
     seconds: float = 0.0
@@ -164,6 +166,7 @@ class Campaign:
         while rest:
             batch = self._runner.run(rest)
             self.progress.walked += batch.walked
+            self.progress.unable += batch.unable
             self.progress.counts += batch.counts
             if batch.failure is None:
                 return

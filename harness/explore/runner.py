@@ -71,6 +71,8 @@ class Batch:
     untrue: list[int] = field(default_factory=list)
     #: how many pages were seen to move in walks
     walked: int = 0
+    #: how many programs the walks could say nothing of, because the control page did not move either
+    unable: int = 0
     #: of each program, if that was asked for
     outcomes: list[Outcome] = field(default_factory=list)
 
@@ -156,6 +158,7 @@ class Runner:
                     batch.done = _number(said.get("done"), count + 1)
                     batch.untrue = [_number(each, count) for each in _list(said.get("untrue"))]
                     batch.walked = _number(said.get("walked"), 1 << 40)
+                    batch.unable = _number(said.get("unable"), 1 << 20)
                     batch.counts = _counts(said.get("counts"))
                     batch.errors = [_number(each, 4096, least=-1) for each in _list(said.get("errors"))]
                     break
