@@ -6,7 +6,7 @@ ARCH ?=
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint types unit slow small guest pair matrix costs bench soak setup host build-host unit-host bench-host clean
+.PHONY: run test lint types unit slow small guest pair explore matrix costs bench soak setup host build-host unit-host bench-host clean
 
 # Compilers are only needed for a kernel that is neither packaged, nor a machine, nor a file or tree that exists.
 built = $(if $(filter debian:% ssh:%,$(KERNEL))$(wildcard $(KERNEL)),,build-host)
@@ -46,6 +46,9 @@ bench: setup bench-host .venv/bench $(built) ## speed, beside virtme-ng; KERNEL=
 
 small: setup ## some guest tests on the oldest, the stable and the newest Debian kernel, on both architectures
 	$(BIN)/harness matrix --group=small --again
+
+explore: setup ## a minute of programs made by chance, on Debian's stable kernel
+	$(BIN)/harness explore --kernel=debian:6.12 --minutes=1 --seed=1
 
 matrix: setup ## the guest suite on many kernels; what is kept from an earlier run is not run again
 	$(BIN)/harness matrix --html=matrix.html
