@@ -99,7 +99,7 @@ def test_every_program_can_be_written(seed: int) -> None:
 
 def test_what_was_found_is_saved_in_three_forms(tmp_path: Path) -> None:
     found = Found(LOST, Failure("walk", 0, 48, "page 48 is lost"), [0] * 4, "6.17.13")
-    saved = files.save(found, tmp_path / "explored", 7)
+    saved = files.save(found, tmp_path / "explored", "seed 7")
     assert [each.name for each in saved] == [
         "walk-move-dontunmap-move-shrink.json",
         "test_walk_move_dontunmap_move_shrink.py",

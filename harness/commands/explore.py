@@ -48,7 +48,11 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--minutes", type=_minutes, default=1.0, metavar="N", help="how long (default: 1)")
     parser.add_argument("--seed", type=int, default=None, metavar="N", help="make the programs of an earlier run again")
     parser.add_argument(
-        "--save", type=Path, default=Path("explored"), metavar="DIR", help="where failures go (default: explored)"
+        "--save",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="where failures are saved (default: explored; with --replay, nowhere)",
     )
     parser.add_argument("--replay", type=Path, metavar="FILE", help="run one saved program, and say what it shows")
     for option in shared.MACHINE:
@@ -68,8 +72,10 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     program = files.read(chosen.replay) if chosen.replay else None
     if len(specs) > (1 if program is not None else 2):
         raise UsageError("one kernel can be explored, or two compared; --replay takes one")
-    if program is None and not os.access(chosen.save.absolute().parent, os.W_OK):
-        raise UsageError(f"cannot write {chosen.save}: there is no such directory, or it is not yours to write")
+    save = chosen.save or (None if program is not None else Path("explored"))
+    if save is not None and not os.access(save.absolute().parent, os.W_OK):
+        raise UsageError(f"cannot write {save}: there is no such directory, or it is not yours to write")
+    chosen.save = save
     with ExitStack() as stack:
         opened = [stack.enter_context(_opened(each, chosen, progress)) for each in specs]
         progress.clear()
@@ -79,7 +85,7 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
                 print(f"Left out, because this kernel lacks it: {', '.join(left_out)}")
         (kernel, _, runner), *others = opened
         if program is not None:
-            return _replay(runner, program)
+            return _replay(runner, program, kernel, chosen.save)
         return (
             _compare(runner, others[0][2], chosen, progress) if others else _explore(runner, kernel, chosen, progress)
         )
@@ -153,7 +159,7 @@ def _explore(runner: Runner, kernel: Kernel, chosen: argparse.Namespace, progres
 
     def found(one: Found) -> None:
         progress.clear()
-        saved = files.save(one, chosen.save, seed)
+        saved = files.save(one, chosen.save, f"seed {seed}")
         what = f"Known finding {one.known}" if one.known else "FAILURE"
         print(f"\n{what} after {one.after:.1f} s: {one.failure.text}")
         print(_listing(one.program, one.errors))
@@ -188,7 +194,7 @@ def _summary(now: Progress) -> str:
     return "\n".join(lines)
 
 
-def _replay(runner: Runner, program: Program) -> int:
+def _replay(runner: Runner, program: Program, kernel: Kernel, save: Path | None) -> int:
     batch: Batch = runner.run([program], thorough=True)
     print(_listing(program, batch.errors))
     if batch.failure is None:
@@ -197,6 +203,9 @@ def _replay(runner: Runner, program: Program) -> int:
     print(f"FAILURE ({batch.failure.oracle}): {batch.failure.text}")
     if batch.failure.console:
         print(batch.failure.console, file=sys.stderr)
+    if save is not None:
+        found = Found(program, batch.failure, batch.errors, safe_text.escape(kernel.release))
+        print(f"saved as {', '.join(map(str, files.save(found, save, 'a replay')))}")
     return _FAILURES
 
 

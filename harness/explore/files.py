@@ -31,16 +31,16 @@ def read(path: Path) -> Program:
         raise UsageError(f"{path} is no program that can be run: {error}") from None
 
 
-def save(found: Found, directory: Path, seed: int) -> list[Path]:
+def save(found: Found, directory: Path, source: str) -> list[Path]:
     """Save a program that was found: as a program file, as a guest test, and in C. Returns the files.
 
-    :param seed: of the exploration that found it.
+    :param source: what it was made from, such as a seed.
     """
     directory.mkdir(parents=True, exist_ok=True)
     failure, release, called = found.failure.text, found.release, name(found)
     told = story(found.program, found.errors)
     texts = {
-        f"{called}.json": to_json(found.program, fails=failure, release=release, seed=str(seed)),
+        f"{called}.json": to_json(found.program, fails=failure, release=release, source=source),
         f"test_{called.replace('-', '_')}.py": write_test(told, failure, release, called.replace("-", "_")),
         f"{called}.c": write_c(told, failure, release, called),
     }
