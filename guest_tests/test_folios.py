@@ -333,6 +333,9 @@ def test_soft_dirty(relocate: bool, area: CarveOut, source: Mapping, flags: int)
     Patched: the same with either flag.
     """
     system.require_config("MEM_SOFT_DIRTY")
+    fresh = [entry.soft_dirty for entry in pagemap.entries(source.address, source.pages)]
+    if not any(fresh) and not system.has_config("MEM_SOFT_DIRTY"):  # arm64 of 7.1.13, whose configuration is not known
+        pytest.skip("needs CONFIG_MEM_SOFT_DIRTY=y: the kernel does not mark pages that were written")
     Path("/proc/self/clear_refs").write_text("4")
     clean = [entry.soft_dirty for entry in pagemap.entries(source.address, source.pages)]
     if any(clean):
