@@ -8,7 +8,8 @@
     python -m tests.findings_page --record FILE.json   # add the measurements in a file of harness matrix --json
 
 The measurements are kept in ``docs/measured.json``, without the evidence. What the page says of a kernel was measured
-on that kernel. A kernel without a measurement is not in the tables. A new measurement of a kernel replaces the old one.
+on that kernel. A kernel without a measurement is not in the tables. A new measurement of a finding replaces the old one
+of that kernel.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,12 @@ def of_matrix(data: Mapping[str, Any]) -> list[Measured]:
 
 
 def merged(old: Sequence[Measured], new: Sequence[Measured]) -> list[Measured]:
-    """The latest measurement of each kernel, by version and architecture."""
-    latest = {(each.version, each.arch): each for each in (*old, *new)}
+    """The latest measurement of each finding on each kernel. A kernel has the date of its last measurement."""
+    latest: dict[tuple[str, str], Measured] = {}
+    for each in (*old, *new):
+        before = latest.get((each.version, each.arch))
+        outcomes = {**(before.outcomes if before else {}), **each.outcomes}
+        latest[each.version, each.arch] = replace(each, outcomes=outcomes)
     return sorted(latest.values(), key=lambda each: (_numbers(each.version), each.arch))
 
 

@@ -69,6 +69,13 @@ def test_a_matrix_of_some_kernels_replaces_their_measurements_and_keeps_the_othe
     assert merged(old, new) == [old[0], new[1], new[0]]
 
 
+def test_a_matrix_of_some_tests_keeps_what_was_measured_of_other_findings() -> None:
+    old = Measured("7.3.4", "arm64", "2026-11-25", {"a-bug": {"passed": 1}})
+    new = Measured("7.3.4", "arm64", "2026-11-28", {"another-bug": {"xfailed": 2}})
+    both = Measured("7.3.4", "arm64", "2026-11-28", {"a-bug": {"passed": 1}, "another-bug": {"xfailed": 2}})
+    assert merged([old], [new]) == [both]
+
+
 def test_the_measurements_of_a_matrix_are_taken_by_finding_and_outcome() -> None:
     tests = [
         {"test": "a", "outcome": "xfailed", "finding": "a-bug"},
