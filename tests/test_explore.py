@@ -153,6 +153,13 @@ def test_an_operation_that_makes_no_sense_is_skipped(operation: Operation) -> No
     assert operands.resolve(Machine(), tuple(wire)) is None
 
 
+def test_several_mappings_are_not_moved_with_the_flag_that_may_stop_half_way() -> None:
+    must = Operation(Kind.MOVE_MUST_RELOCATE, near=5)
+    (wire,) = language.to_wire((must,))
+    assert operands.resolve(_after(MAP, WRITE_A), tuple(wire)) is not None
+    assert operands.resolve(_after(MAP, WRITE_A, Operation(Kind.WIPEONFORK, part=Part.FIRST)), tuple(wire)) is None
+
+
 def test_what_may_not_be_written_is_not_written() -> None:
     machine = _after(MAP, Operation(Kind.PROTECT_READ))
     pages = machine.processes[0]

@@ -106,6 +106,11 @@ class Pages:
         attr = self.attr[start:end].translate(_ONLY[bits])
         return attr.count(attr[0]) == len(attr)
 
+    def one_mapping(self, start: int, end: int) -> bool:
+        """Whether the pages are probably one mapping: they are uniform, and their page offsets go on."""
+        shift = self.home[start] - start
+        return self.uniform(start, end) and all(self.home[page] - page == shift for page in range(start, end))
+
     def uniform(self, start: int, end: int) -> bool:
         """Whether the pages may be one mapping: they differ in nothing that the kernel keeps of a mapping."""
         attr = self.attr[start:end].translate(_ONLY[0xFF & ~(GUARD | LAZY)])

@@ -114,6 +114,10 @@ def resolve(machine: Machine, wire: Wire) -> Step | None:
         return None
     if kind in _ADVICES and not pages.alike(start, end, LOCKED | SHARED):
         return None
+    if kind == _MUST and not pages.one_mapping(start, end):
+        # From 6.17 on, remap_move() moves several mappings one by one (mm/mremap.c). One that cannot be relocated ends
+        # the call with EFAULT, and those before it have moved: more than the model can follow.
+        return None
     if kind in MOVES:
         new = length
         if kind in _RESIZES:
@@ -141,9 +145,8 @@ def likely_refused(machine: Machine, step: Step) -> bool:
     return step.kind in _PRIVATE and not pages.none_has(step.start, step.end, LOCKED | SHARED)
 
 
-_FORK, _EXIT, _UNMAP, _MAP_SHARED, _GROW, _SCAN, _HOLD = map(
-    number, (Kind.FORK, Kind.EXIT, Kind.UNMAP, Kind.MAP_SHARED, Kind.GROW, Kind.SCAN, Kind.HOLD)
-)
+_FORK, _EXIT, _UNMAP, _MAP_SHARED = map(number, (Kind.FORK, Kind.EXIT, Kind.UNMAP, Kind.MAP_SHARED))
+_GROW, _SCAN, _HOLD, _MUST = map(number, (Kind.GROW, Kind.SCAN, Kind.HOLD, Kind.MOVE_MUST_RELOCATE))
 _SLOTLESS = numbers(Kind.FORK, Kind.EXIT, Kind.SCAN, Kind.UNMERGE_ALL, Kind.RELEASE, Kind.RECLAIM)
 #: all forms of mmap()
 MAPS = numbers(Kind.MAP, Kind.MAP_SHARED)
