@@ -135,7 +135,7 @@ def _compare(first: Runner, second: Runner, chosen: argparse.Namespace, progress
     progress.clear()
     print(
         f"\n{comparison.programs} programs on both kernels in {comparison.seconds:.0f} s. {comparison.different} "
-        f"differed, in {len(comparison.differences)} ways or more. {comparison.failed} failed: explore each kernel by "
+        f"differed, in {len(comparison.differences)} ways. {comparison.failed} failed: explore each kernel by "
         "itself."
     )
     return _INTERRUPTED if interrupted else _FAILURES if comparison.differences else _NOTHING
