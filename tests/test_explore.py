@@ -260,5 +260,21 @@ def test_slots_are_named_in_order() -> None:
     assert [(each.slot, each.into) for each in small] == [(0, 0), (0, 0), (0, 1)]
 
 
+def test_a_place_that_is_the_home_is_called_so() -> None:
+    program = (MAP, WRITE_A, MOVE_A, replace(MAP, near=1, into=1), replace(MOVE_A, to=To.PLACE, near=2))
+
+    def first_failing(candidates: Sequence[Program]) -> int | None:
+        # What is back where it was mapped fails.
+        for number, each in enumerate(candidates):
+            pages = _after(*each).processes[0]
+            moves = sum(one.kind is Kind.MOVE for one in each)
+            if moves == 2 and pages is not None and pages.slots[0] is not None and pages.slots[0][0] == _at(2):
+                return number
+        return None
+
+    small = shrink(program, first_failing)
+    assert small[-1].to is To.HOME
+
+
 def test_a_program_that_is_not_a_failure_any_more_is_left_alone() -> None:
     assert shrink((MAP, WRITE_A), lambda _: None) == (MAP, WRITE_A)

@@ -106,6 +106,14 @@ def test_what_was_found_is_saved_in_three_forms(tmp_path: Path) -> None:
         "walk-move-dontunmap-move-shrink.c",
     ]
     assert files.read(saved[0]) == LOST
+    assert files.save(found, tmp_path / "explored", "seed 8") == saved
+
+
+def test_another_program_with_the_same_name_does_not_replace_the_first(tmp_path: Path) -> None:
+    first = Found(LOST, Failure("walk", 0, 48, "page 48 is lost"), [0] * 4, "6.17.13")
+    second = replace(first, program=(MAP, *LOST))
+    assert files.save(first, tmp_path, "seed 7")[0].name == "walk-move-dontunmap-move-shrink.json"
+    assert files.save(second, tmp_path, "seed 7")[0].name == "walk-move-dontunmap-move-shrink-2.json"
 
 
 @pytest.fixture

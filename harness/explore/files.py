@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def save(found: Found, directory: Path, source: str) -> list[Path]:
     :param source: what it was made from, such as a seed.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    failure, release, called = found.failure.text, found.release, name(found)
+    failure, release, called = found.failure.text, found.release, _free_name(found, directory)
     told = story(found.program, found.errors)
     texts = {
         f"{called}.json": to_json(found.program, fails=failure, release=release, source=source),
@@ -47,6 +48,19 @@ def save(found: Found, directory: Path, source: str) -> list[Path]:
     for file, text in texts.items():
         (directory / file).write_text(text)
     return [directory / file for file in texts]
+
+
+def _free_name(found: Found, directory: Path) -> str:
+    """A name that no other program has in a directory; one that is there already keeps its name."""
+    names = itertools.chain([name(found)], (f"{name(found)}-{number}" for number in itertools.count(2)))
+    return next(each for each in names if _is_free(directory / f"{each}.json", found.program))
+
+
+def _is_free(path: Path, program: Program) -> bool:
+    try:
+        return not path.exists() or read(path) == program
+    except UsageError:
+        return False
 
 
 def name(found: Found) -> str:

@@ -70,6 +70,9 @@ def _simple_forms(each: Operation) -> Iterator[Operation]:
         yield replace(each, process=0)
     if each.part is not Part.ALL:
         yield replace(each, part=Part.ALL)
+    if each.kind in PLACED - {Kind.MAP, Kind.MAP_SHARED} and each.to is not To.HOME:
+        # Often the place was the home by accident. Home needs no other slot.
+        yield replace(each, to=To.HOME, near=0)
     if each.kind in PLACED and each.to is To.PLACE and each.near > 3:
         yield from (replace(each, near=near) for near in (2, 3))
     if each.kind in COUNTED and each.kind is not Kind.FORK and each.arg > 1:
