@@ -53,7 +53,7 @@ def start(config: pytest.Config, tests: Path) -> None:
     record = _record(config, guests)
     features = {
         "harness-findings": _findings(config),
-        "harness-comparison": Comparison(guests, config),
+        "harness-comparison": Comparison(guests, config) if len(targets) > 1 else None,
         "harness-costs": Costs(guests) if config.getoption("icount") else None,
         "harness-answer": Answer(guests, config) if config.getoption("answer") else None,
         "harness-record": record,
