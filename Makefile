@@ -33,13 +33,13 @@ slow: setup build-host ## tests that compile kernels or fetch hundreds of MB
 	$(BIN)/pytest tests -m 'builds_kernel or debuginfo'
 
 guest: setup ## the guest suite on Debian's stable kernel, on both architectures
-	$(BIN)/pytest --kernel=debian:6.12 --arch=x86_64 --arch=arm64 -n 2 --expect-findings
+	$(BIN)/pytest --kernel=debian:6.12 --arch=x86_64 --arch=arm64 -n 2 --expect-findings --explore=200
 
 costs: setup build-host ## what moves cost with and without relocation, in instructions
 	$(BIN)/pytest --kernel=unpatched --kernel=relocate-anon --icount guest_tests/test_costs.py
 
 pair: setup build-host ## the guest suite on the reference kernel and its unpatched twin, which are built here
-	$(BIN)/pytest --kernel=unpatched --kernel=relocate-anon -n 2 --expect-findings
+	$(BIN)/pytest --kernel=unpatched --kernel=relocate-anon -n 2 --expect-findings --explore=200
 
 bench: setup bench-host .venv/bench $(built) ## speed, beside virtme-ng; KERNEL=debian:7.3 ARCH=x86_64 choose another kernel
 	$(BIN)/python tests/benchmark.py --kernel='$(KERNEL)' $(if $(ARCH),--arch=$(ARCH)) --suite
