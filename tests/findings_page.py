@@ -115,8 +115,14 @@ def _section(finding: Finding, measured: Sequence[Measured]) -> Iterator[str]:
     yield from _table(finding, measured)
     yield ""
     yield "```"
-    yield f"pytest --kernel=debian:6.12 {finding.command}"
+    yield f"pytest --kernel=debian:{_shows_on(finding, measured)} {finding.command}"
     yield "```"
+
+
+def _shows_on(finding: Finding, measured: Sequence[Measured]) -> str:
+    """The series of the newest kernel that was seen with the finding; Debian's stable one if there is none."""
+    shown = [each.version for each in measured if each.outcomes.get(finding.name, {}).get("xfailed")]
+    return ".".join(max(shown, key=_numbers).split(".")[:2]) if shown else "6.12"
 
 
 def _table(finding: Finding, measured: Sequence[Measured]) -> Iterator[str]:

@@ -49,6 +49,12 @@ def test_kernels_stand_in_the_order_of_their_versions_and_a_hole_is_a_hole() -> 
     ]
 
 
+def test_the_command_names_a_kernel_that_was_seen_with_the_finding() -> None:
+    seen = [measured("6.1.192", "x86_64", xfailed=1), measured("6.17.13", "arm64", xfailed=1)]
+    text = page([FINDING], [*seen, measured("7.3.4", "x86_64", passed=1)])
+    assert "pytest --kernel=debian:6.17 -k a" in text
+
+
 def test_without_measurements_nothing_is_claimed() -> None:
     text = page([FINDING], [])
     assert "Not measured." in text
