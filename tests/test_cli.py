@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+
 import pytest
 
 from harness import __version__
@@ -33,3 +37,24 @@ def test_every_command_says_which_version_it_is(command: list[str], capsys: pyte
         cli.main([*command, "--version"])
     assert left.value.code == 0
     assert capsys.readouterr().out == f"mremap-harness {__version__}\n"
+
+
+def test_a_command_that_is_told_to_end_ends_as_after_ctrl_c() -> None:
+    program = textwrap.dedent(
+        """
+        import os, signal, sys
+        from harness.commands import cli
+        def waits(chosen):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                signal.pause()
+            except KeyboardInterrupt:
+                print("said what there is")
+                raise
+        cli._COMMANDS["doctor"] = waits
+        sys.argv[1:] = ["doctor"]
+        sys.exit(cli.main())
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "said what there is\n"), done.stderr

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as left:
         # argparse ends with 2, which would say that a matrix was interrupted.
         raise SystemExit(WRONG_REQUEST if left.code == 2 and words[:1] == ["matrix"] else left.code) from None
+    if argv is None:
+        # Whoever limits the time of a command ends it so: it shall say what it has until then, as after Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _COMMANDS[chosen.command_name](chosen)
     except UsageError as error:
