@@ -16,15 +16,13 @@ from typing import Final
 
 from guest_tests.explorer.calls import Calls
 from guest_tests.mm import numa, syscalls
+from guest_tests.mm.pagemap import FRAME, PRESENT
 from harness.programs.memory import ARENA_PAGES
 
 PAGE: Final = mmap.PAGESIZE
 #: Far below the addresses that the kernel chooses for mappings (mmap_base()), and far above the program.
 BASE: Final = 1 << 44 if ctypes.sizeof(ctypes.c_void_p) == 8 else 1 << 29
 LENGTH: Final = ARENA_PAGES * PAGE
-
-_FRAME: Final = (1 << 55) - 1
-_PRESENT: Final = 1 << 63
 
 
 class Arena:
@@ -93,7 +91,7 @@ class Arena:
 
 def frame(entry: int) -> int:
     """The page frame of an entry of pagemap; 0 if no page is present."""
-    return entry & _FRAME if entry & _PRESENT else 0
+    return entry & FRAME if entry & PRESENT else 0
 
 
 def address(page: int) -> int:

@@ -74,8 +74,7 @@ class Child:
     def _died(self) -> NoReturn:
         _, status = os.waitpid(self.pid, 0)
         self.pid = 0
-        how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"status {os.WEXITSTATUS(status)}"
-        raise ChildDied(f"the child ended with {how}")
+        raise ChildDied(f"the child ended with {ending(status)}")
 
     def end(self) -> None:
         """End it, if it still runs, and wait until it is gone."""
@@ -85,6 +84,14 @@ class Child:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
             self.pid = 0
+
+
+def ending(status: int) -> str:
+    """How a process ended, as in ``signal 11``.
+
+    :param status: of ``waitpid()``.
+    """
+    return f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"status {os.WEXITSTATUS(status)}"
 
 
 def fork(arena: Arena, actions: Actions, others: list[Child]) -> Child:

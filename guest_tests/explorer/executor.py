@@ -18,15 +18,11 @@ from guest_tests.explorer.walks import Walker
 from harness.programs import effects, memory, operands
 from harness.programs.language import KINDS, PROCESSES, Kind, Wire
 from harness.programs.memory import MERGED, Machine, Step
+from harness.programs.operands import MOVES
 
-_FORK, _EXIT, _SCAN, _WRITE, _WRITE_SAME = (
-    KINDS.index(each) for each in (Kind.FORK, Kind.EXIT, Kind.SCAN, Kind.WRITE, Kind.WRITE_SAME)
-)
+_FORK, _EXIT, _SCAN = (KINDS.index(each) for each in (Kind.FORK, Kind.EXIT, Kind.SCAN))
 #: what forgetting does to the model
 _RELEASED: Final = Step(KINDS.index(Kind.RELEASE), 0, 0, 0, 0, 0, ())
-_MOVES: Final = frozenset(
-    KINDS.index(each) for each in Kind if each in (Kind.GROW, Kind.SHRINK) or each.startswith("move")
-)
 #: Errors that say why a call is refused. Any other is a failure.
 _REFUSALS: Final = frozenset(
     {errno.EINVAL, errno.EFAULT, errno.ENOMEM, errno.EAGAIN, errno.EBUSY, errno.EPERM, errno.ENOENT, errno.EOPNOTSUPP}
@@ -124,8 +120,8 @@ class Executor:
                 errors.append(-1)
                 continue
             kind = step.kind
-            tags = effects.new_tags(machine, step) if kind in (_WRITE, _WRITE_SAME) else b""
-            before = self.arena.entries(self._pid(step.process)) if thorough or kind in _MOVES else None
+            tags = effects.new_tags(machine, step)
+            before = self.arena.entries(self._pid(step.process)) if thorough or kind in MOVES else None
             if kind == _FORK:
                 self._children[wire[-1]] = fork(self.arena, self.actions, [each for each in self._children if each])
                 error = 0
@@ -162,7 +158,7 @@ class Executor:
         if error not in _REFUSALS:
             text = f"{KINDS[step.kind]} fails with {name}, which says nothing about the call"
             return Failure("refused", step.process, step.start, text)
-        fixed = step.kind in _MOVES and step.dst != step.start
+        fixed = step.kind in MOVES and step.dst != step.start
         if fixed:
             # Actions unmaps the destination of a refused call, and the tail of one that shrinks: see there.
             pages.clear(step.dst, step.dst + step.new)

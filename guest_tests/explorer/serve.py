@@ -24,6 +24,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any, Final
 
+from guest_tests.explorer.children import ending
 from guest_tests.explorer.executor import Executor
 from guest_tests.explorer.kinds import kinds
 from guest_tests.mm import ksm, memcg
@@ -58,8 +59,7 @@ def _serve(exchange: Exchange) -> None:
                 os._exit(1)
         _, status = os.waitpid(pid, 0)
         if status:
-            how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"status {os.WEXITSTATUS(status)}"
-            exchange.say({"died": how})
+            exchange.say({"died": ending(status)})
 
 
 def _run_batch(say: Callable[[dict[str, Any]], None], order: dict[str, Any]) -> None:

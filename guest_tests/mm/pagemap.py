@@ -16,8 +16,10 @@ from guest_tests.mm.mapping import PAGE_SIZE
 
 Pid = int | str
 
-_FRAME = (1 << 55) - 1
-_PRESENT = 1 << 63
+#: the bits of an entry that hold the page frame number, or the swap area and slot
+FRAME = (1 << 55) - 1
+#: the bit that says that a page is present
+PRESENT = 1 << 63
 _SWAP_TYPE_BITS = 5  # MAX_SWAPFILES_SHIFT
 
 
@@ -69,7 +71,7 @@ class Entry:
     @property
     def pfn(self) -> int | None:
         """The page frame number, or None if not present. Reads 0 without CAP_SYS_ADMIN."""
-        return self.raw & _FRAME if self.present else None
+        return self.raw & FRAME if self.present else None
 
     @property
     def swap_type(self) -> int | None:
@@ -79,7 +81,7 @@ class Entry:
     @property
     def swap_offset(self) -> int | None:
         """The slot in the swap area, in pages, or None if :attr:`swap` is unset."""
-        return (self.raw & _FRAME) >> _SWAP_TYPE_BITS if self.swap else None
+        return (self.raw & FRAME) >> _SWAP_TYPE_BITS if self.swap else None
 
     def __str__(self) -> str:
         if self.present:
@@ -121,7 +123,7 @@ def pfns(address: int, pages: int, pid: Pid = "self") -> list[int | None]:
     :raises PermissionError: without CAP_SYS_ADMIN, where the kernel shows zeros instead.
     """
     # Without an Entry for each: tests ask for tens of thousands.
-    numbers = [raw & _FRAME if raw & _PRESENT else None for raw in words(address, pages, pid)]
+    numbers = [raw & FRAME if raw & PRESENT else None for raw in words(address, pages, pid)]
     if 0 in numbers:
         raise PermissionError(f"pagemap of process {pid} shows no frame numbers: CAP_SYS_ADMIN is needed")
     return numbers

@@ -14,7 +14,6 @@ from harness.programs import effects, language, memory, operands
 from harness.programs.language import KINDS, Kind, Program
 from harness.programs.memory import GUARD, LAZY, MAPPED, READ, Machine
 
-_WRITES: Final = frozenset({KINDS.index(Kind.WRITE), KINDS.index(Kind.WRITE_SAME)})
 _PROTECT_READ: Final = KINDS.index(Kind.PROTECT_READ)
 #: kinds that need more than the first process, or a look at the result
 _NOT_PLANNED: Final = frozenset(KINDS.index(each) for each in (Kind.FORK, Kind.SCAN))
@@ -51,7 +50,7 @@ def plan(program: Program) -> Plan | None:
             continue
         if step.kind in _NOT_PLANNED:
             return None
-        tags = effects.new_tags(machine, step) if step.kind in _WRITES else b""
+        tags = effects.new_tags(machine, step)
         steps.append((step.kind, step.start, step.pages, step.dst, step.new, tags.hex()))
         effects.apply(machine, step, tags)
     runs = memory.runs(pages)

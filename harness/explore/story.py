@@ -5,13 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from harness.programs import effects, language, operands
 from harness.programs.language import KINDS, Kind, Operation, Program
 from harness.programs.memory import GUARD, LAZY, MAPPED, READ, Machine, Pages, Step, runs
-
-_WRITES: Final = frozenset({Kind.WRITE, Kind.WRITE_SAME})
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def story(program: Program, errors: Sequence[int]) -> Story:
         error = errors[number] if number < len(errors) else 0
         if step is None or error < 0:
             continue
-        tags = effects.new_tags(machine, step) if each.kind in _WRITES else b""
+        tags = effects.new_tags(machine, step)
         if error == 0:
             effects.apply(machine, step, tags)
         told.append(_Told(each, step, tags, error, _states(machine)))

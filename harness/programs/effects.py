@@ -103,9 +103,11 @@ _FORKS = where(TOUCHED, plus(FORKED))
 
 
 def new_tags(machine: Machine, step: Step) -> bytes:
-    """The bytes that a write puts into its pages."""
+    """The bytes that a write puts into its pages; none for operations that do not write."""
     if step.kind == _WRITE_SAME:
         return bytes((SAME,)) * step.pages
+    if step.kind != _WRITE:
+        return b""
     first = machine.next_tag
     # Large enough for the pages of a program, so that no two pages hold the same by accident.
     tags = bytes((first + index) % (256 - SAME - 1) + SAME + 1 for index in range(step.pages))

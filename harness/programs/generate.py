@@ -197,7 +197,7 @@ class Generator:
             made.append(decoded(step.wire))
             met.append(here)
             self.seen[here] += 1
-            effects.apply(machine, step, effects.new_tags(machine, step) if step.kind in _WRITES else b"")
+            effects.apply(machine, step, effects.new_tags(machine, step))
         return Made(tuple(made), met)
 
     def _draw(self, kinds: _Weighted[Kind], machine: Machine, *, first: bool) -> tuple[int, ...]:
@@ -224,9 +224,6 @@ class Generator:
         elif kind in COUNTED:
             arg = 1 + int(choose() * (MOST_PAGES if kind in (Kind.MAP, Kind.MAP_SHARED) else 3))
         return (KINDS.index(kind), process, slot, PARTS.index(part), TOS.index(to), near, into, arg)
-
-
-_WRITES: Final = frozenset({KINDS.index(Kind.WRITE), KINDS.index(Kind.WRITE_SAME)})
 
 
 def _merged(theme: Theme) -> dict[Kind, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from harness.programs.language import KINDS, SLOTLESS, Kind
+from harness.programs.language import KINDS, PLACED, SLOTLESS, Kind, numbers
 from harness.programs.memory import (
     ARENA_PAGES,
     DONTFORK,
@@ -36,10 +36,8 @@ Situation = tuple[int, int, int, int, int]
 
 _ATTR: Final = SHARED | WRITE | MERGEABLE | LOCKED | GUARD | LAZY | READ
 _MORE: Final = TOUCHED | FORKED | MERGED | SWAPPED | DONTFORK | WIPEONFORK | HELD
-_NOWHERE: Final = frozenset(KINDS.index(kind) for kind in SLOTLESS)
-_PLACED: Final = frozenset(
-    KINDS.index(kind) for kind in Kind if kind in (Kind.MAP, Kind.MAP_SHARED, Kind.GROW) or kind.startswith("move")
-)
+_NOWHERE: Final = numbers(*SLOTLESS)
+_PLACED: Final = numbers(*PLACED, Kind.GROW)
 
 
 def situation(machine: Machine, step: Step) -> Situation:
