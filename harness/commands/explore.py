@@ -20,6 +20,7 @@ from harness.explore.differences import Comparison, Difference
 from harness.explore.runner import Batch, Runner
 from harness.guests.fleet import Fleet
 from harness.host import safe_text
+from harness.host.files import check_creatable
 from harness.host.terminal import ProgressLine
 from harness.kernels.kernel import BootSpec, Kernel, SshSpec
 from harness.machine import payload, provision
@@ -73,8 +74,8 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     if len(specs) > (1 if program is not None else 2):
         raise UsageError("one kernel can be explored, or two compared; --replay takes one")
     save = chosen.save or (None if program is not None else Path("explored"))
-    if save is not None and not os.access(save.absolute().parent, os.W_OK):
-        raise UsageError(f"cannot write {save}: there is no such directory, or it is not yours to write")
+    if save is not None:
+        check_creatable(save)
     chosen.save = save
     with ExitStack() as stack:
         opened = [stack.enter_context(_opened(each, chosen, progress)) for each in specs]

@@ -18,11 +18,19 @@ def check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise UsageError(f"cannot write {path}: it is a directory")
+    check_creatable(path)
+    if path.exists() and not os.access(path, os.W_OK):
+        raise UsageError(f"cannot write {path}: it is not yours to write")
+
+
+def check_creatable(path: Path) -> None:
+    """Check before long work that a file or directory can be made after it.
+
+    :raises UsageError: if it cannot.
+    """
     parent = path.absolute().parent
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise UsageError(f"cannot write {path}: there is no such directory, or it is not yours to write")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise UsageError(f"cannot write {path}: it is not yours to write")
 
 
 def check_distinct(files: Mapping[str, Path]) -> None:
