@@ -49,7 +49,7 @@ class Workshop:
         assert isinstance(spec, BuildSpec)
         wanted = kconfig.merge(kconfig.parse_fragment(settings, "toy.config"))
         patches = [patch for path in spec.name.series for patch in series.load(path)]
-        request = BuildRequest(X86_64, spec.name.source, tuple(patches), "toy", wanted, "toy")
+        request = BuildRequest(X86_64, spec.name.source, tuple(patches), None, "toy", wanted, "toy")
         return builder.build(request, self.cache, self.archive)
 
     def count(self, what: str) -> list[str]:
@@ -143,7 +143,11 @@ def test_the_same_kernel_under_two_names_is_taken_once() -> None:
 @pytest.mark.parametrize(
     ("text", "arch", "says"),
     [
-        ("unpatched:debgu", X86_64, "there is no preset 'debgu': use fast, debug, kasan, dwarf, 4k for x86_64"),
+        (
+            "unpatched:debgu",
+            X86_64,
+            "there is no preset 'debgu': use fast, debug, kasan, dwarf, mutants, 4k for",
+        ),
         ("unpatched:64k", X86_64, "x86_64 has no pages of 64k"),
         ("unpatched:16k:64k", ARM64, "a kernel has one page size, not 16k and 64k"),
         ("unpatched+/nowhere.mbx", X86_64, "there is no patch, mbox or directory '/nowhere.mbx'"),

@@ -19,12 +19,13 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from harness.arch import Architecture
-from harness.build import dotconfig, kconfig
+from harness.build import dotconfig, kconfig, schemata
 from harness.build.kconfig import MergedFragments
+from harness.build.mutants import Mutants
 from harness.build.series import Patch, patchset_hash
 from harness.build.source import Source, SourceVersion
 from harness.debian.apt import Archive
@@ -127,6 +128,8 @@ class BuildRequest:
     arch: Architecture
     source: Source
     patches: tuple[Patch, ...]
+    #: deliberate bugs to compile in after the patches
+    mutants: Mutants | None
     #: names of the presets and the page size
     configuration: str
     #: the options that the configuration sets
@@ -183,7 +186,8 @@ class _Build:
     def inputs(self) -> list[str]:
         """Everything that the kernel is made of, except its configuration."""
         series = patchset_hash(self.request.patches)
-        return [_GENERATION, self.request.arch.name, self.version.digest, series, self.toolchain.version]
+        mutants = [schemata.digest(self.request.mutants)] if self.request.mutants else []
+        return [_GENERATION, self.request.arch.name, self.version.digest, series, *mutants, self.toolchain.version]
 
     def run(self) -> BuiltKernel:
         request = self.request
@@ -221,6 +225,9 @@ class _Build:
         if self._patched is None:
             tree = self.request.source.fetch(self.version, self.cache, self.archive)
             self._patched = self.store.apply(tree, self.request.patches)
+            if self.request.mutants:
+                files = schemata.files(self.request.mutants, partial(self.store.read, self._patched))
+                self._patched = self.store.write(self._patched, files)
         return self.store.checkout(self._patched)
 
     def _configure(self, target: Path) -> None:
