@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Compiles all mutants of a variant into one kernel, in which at most one is active.
 
-Each hunk of a mutant adds code behind the condition ``MUTANT``, which becomes ``mm_mutant_is(MM_MUTANT_...)``. The
+Each hunk of a mutant adds code behind the condition ``MUTANT``, which becomes ``mm_mutant_is(NUMBER)``. The
 hunks of all mutants are placed in the unmutated source, so no mutant depends on another; two that replace the same
 line are an error.
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -51,6 +52,7 @@ def files(mutants: Mutants, read: Callable[[str], str]) -> Mapping[str, str]:
     :param read: returns a file of the unmutated source.
     :raises BuildError: if a hunk has no place in its function, or several, or if two mutants replace the same line.
     """
+    _check_numbers(mutants)
     edits: dict[str, list[_Edit]] = {}
     sources = {hunk.file: read(hunk.file).split("\n") for mutant in mutants.all for hunk in mutant.hunks}
     for mutant in mutants.all:
@@ -58,13 +60,13 @@ def files(mutants: Mutants, read: Callable[[str], str]) -> Mapping[str, str]:
             edits.setdefault(hunk.file, []).extend(_edits(mutant, hunk, sources[hunk.file]))
     changed = {file: "\n".join(_applied(sources[file], found, file)) for file, found in edits.items()}
     makefile = f"{read(MAKEFILE)}obj-y += {SOURCE.removeprefix('mm/').removesuffix('.c')}.o\n"
-    return {**changed, MAKEFILE: makefile, HEADER: _header(mutants), SOURCE: _source(mutants)}
+    return {**changed, MAKEFILE: makefile, HEADER: _HEADER, SOURCE: _source(mutants)}
 
 
 def digest(mutants: Mutants) -> str:
     """Changes with what is compiled; not with the descriptions of the mutants."""
     hunks = [f"{mutant.name} {hunk}" for mutant in mutants.all for hunk in mutant.hunks]
-    return hashlib.sha256("\n".join([_header(mutants), _source(mutants), *hunks]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([_HEADER, _source(mutants), *hunks]).encode()).hexdigest()
 
 
 def _edits(mutant: Mutant, hunk: Hunk, source: list[str]) -> list[_Edit]:
@@ -76,7 +78,7 @@ def _edits(mutant: Mutant, hunk: Hunk, source: list[str]) -> list[_Edit]:
         if line.startswith("-"):
             removed += 1
         elif line.startswith("+"):
-            added.append(line[1:].replace(SWITCH, f"mm_mutant_is({_constant(mutant)})"))
+            added.append(line[1:].replace(SWITCH, f"mm_mutant_is(0x{_number(mutant):08x}U /* {mutant.name} */)"))
         else:
             if removed or added:
                 edits.append(_Edit(mutant, at, removed, tuple(added)))
@@ -138,26 +140,35 @@ def _applied(source: list[str], edits: list[_Edit], file: str) -> list[str]:
     return [*lines[:first], "#include <linux/mm_mutant.h>", *lines[first:]]
 
 
-def _constant(mutant: Mutant) -> str:
-    return f"MM_MUTANT_{mutant.name.replace('-', '_').upper()}"
+def _number(mutant: Mutant) -> int:
+    """The number that stands for a mutant in the code. It does not depend on the others.
+
+    So a new mutant changes one file of the kernel, and not a header that all of them include.
+    """
+    return zlib.crc32(mutant.name.encode())
 
 
-def _header(mutants: Mutants) -> str:
-    numbers = "\n".join(f"\t{_constant(mutant)}," for mutant in mutants.all)
-    return f"""/* SPDX-License-Identifier: GPL-2.0 */
-/* Deliberate bugs, of which at most one is active. Generated. */
+def _check_numbers(mutants: Mutants) -> None:
+    numbers = {_NONE: "", _RECORD: RECORD}
+    for mutant in mutants.all:
+        other = numbers.setdefault(_number(mutant), mutant.name)
+        if other != mutant.name:
+            raise BuildError(f"{mutant.name} and {other!r} have the same number: give one of them another name")
+
+
+#: The numbers that stand for no mutant, and for counting.
+_NONE, _RECORD = 0, 1
+
+_HEADER = f"""/* SPDX-License-Identifier: GPL-2.0 */
+/* Deliberate bugs, of which at most one is active. */
 #ifndef _LINUX_MM_MUTANT_H
 #define _LINUX_MM_MUTANT_H
 
 #include <linux/compiler.h>
 #include <linux/types.h>
 
-enum mm_mutant {{
-\tMM_MUTANT_NONE,
-\tMM_MUTANT_RECORD,
-{numbers}
-\tMM_MUTANT_COUNT,
-}};
+#define MM_MUTANT_NONE\t\t{_NONE}U
+#define MM_MUTANT_RECORD\t{_RECORD}U
 
 extern unsigned int mm_mutant;
 bool mm_mutant_reached(unsigned int number);
@@ -175,7 +186,8 @@ static inline bool mm_mutant_is(unsigned int number)
 
 
 def _source(mutants: Mutants) -> str:
-    names = "\n".join(f'\t[{_constant(mutant)}] = "{mutant.name}",' for mutant in mutants.all)
+    ordered = sorted(mutants.all, key=_number)
+    rows = "\n".join(f'\t{{ 0x{_number(mutant):08x}U, "{mutant.name}" }},' for mutant in ordered)
     return f"""// SPDX-License-Identifier: GPL-2.0
 /* The switch of the mutants. Generated. */
 #include <linux/mm_mutant.h>
@@ -187,41 +199,74 @@ def _source(mutants: Mutants) -> str:
 #include <linux/string.h>
 
 unsigned int mm_mutant;
-static unsigned int reached[MM_MUTANT_COUNT];
 
-static const char * const names[MM_MUTANT_COUNT] = {{
-\t[MM_MUTANT_NONE] = "",
-\t[MM_MUTANT_RECORD] = "{RECORD}",
-{names}
+/* Ordered by number. */
+static struct {{
+\tunsigned int number;
+\tconst char *name;
+\tunsigned int reached;
+}} mutants[] = {{
+{rows}
 }};
+
+static unsigned int *mm_mutant_count(unsigned int number)
+{{
+\tunsigned int low = 0, high = ARRAY_SIZE(mutants);
+
+\twhile (low < high) {{
+\t\tunsigned int middle = (low + high) / 2;
+
+\t\tif (mutants[middle].number == number)
+\t\t\treturn &mutants[middle].reached;
+\t\tif (mutants[middle].number < number)
+\t\t\tlow = middle + 1;
+\t\telse
+\t\t\thigh = middle;
+\t}}
+\treturn NULL;
+}}
 
 bool mm_mutant_reached(unsigned int number)
 {{
 \tunsigned int active = READ_ONCE(mm_mutant);
+\tunsigned int *count;
 
 \tif (active != number && active != MM_MUTANT_RECORD)
 \t\treturn false;
-\tWRITE_ONCE(reached[number], READ_ONCE(reached[number]) + 1);
+\tcount = mm_mutant_count(number);
+\tif (count)
+\t\tWRITE_ONCE(*count, READ_ONCE(*count) + 1);
 \treturn active == number;
 }}
 
 static int mm_mutant_set(const char *value, const struct kernel_param *param)
 {{
-\tunsigned int number;
+\tunsigned int number = sysfs_streq(value, "{RECORD}") ? MM_MUTANT_RECORD : MM_MUTANT_NONE;
+\tunsigned int index;
 
-\tfor (number = 0; number < MM_MUTANT_COUNT; number++) {{
-\t\tif (sysfs_streq(value, names[number])) {{
-\t\t\tmemset(reached, 0, sizeof(reached));
-\t\t\tWRITE_ONCE(mm_mutant, number);
-\t\t\treturn 0;
-\t\t}}
-\t}}
-\treturn -EINVAL;
+\tfor (index = 0; index < ARRAY_SIZE(mutants); index++)
+\t\tif (sysfs_streq(value, mutants[index].name))
+\t\t\tnumber = mutants[index].number;
+\tif (number == MM_MUTANT_NONE && !sysfs_streq(value, ""))
+\t\treturn -EINVAL;
+\tWRITE_ONCE(mm_mutant, MM_MUTANT_NONE);
+\tfor (index = 0; index < ARRAY_SIZE(mutants); index++)
+\t\tWRITE_ONCE(mutants[index].reached, 0);
+\tWRITE_ONCE(mm_mutant, number);
+\treturn 0;
 }}
 
 static int mm_mutant_get(char *buffer, const struct kernel_param *param)
 {{
-\treturn sysfs_emit(buffer, "%s\\n", names[READ_ONCE(mm_mutant)]);
+\tunsigned int active = READ_ONCE(mm_mutant);
+\tunsigned int index;
+
+\tif (active == MM_MUTANT_RECORD)
+\t\treturn sysfs_emit(buffer, "{RECORD}\\n");
+\tfor (index = 0; index < ARRAY_SIZE(mutants); index++)
+\t\tif (mutants[index].number == active)
+\t\t\treturn sysfs_emit(buffer, "%s\\n", mutants[index].name);
+\treturn sysfs_emit(buffer, "\\n");
 }}
 
 static const struct kernel_param_ops mm_mutant_ops = {{
@@ -233,10 +278,10 @@ __module_param_call("", mm_mutant, &mm_mutant_ops, NULL, 0644, -1, 0);
 
 static int mm_mutants_show(struct seq_file *file, void *unused)
 {{
-\tunsigned int number;
+\tunsigned int index;
 
-\tfor (number = MM_MUTANT_RECORD + 1; number < MM_MUTANT_COUNT; number++)
-\t\tseq_printf(file, "%s %u\\n", names[number], READ_ONCE(reached[number]));
+\tfor (index = 0; index < ARRAY_SIZE(mutants); index++)
+\t\tseq_printf(file, "%s %u\\n", mutants[index].name, READ_ONCE(mutants[index].reached));
 \treturn 0;
 }}
 
