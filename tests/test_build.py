@@ -307,6 +307,17 @@ def test_progress_is_told(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -
     )
 
 
+def test_what_is_left_is_not_estimated_where_only_changes_are_compiled(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builder, "_TELL_EVERY", 0.0)
+    path = repository(workshop.tmp_path / "linux")
+    fill({workshop.tmp_path / "move.patch": PATCH})
+    workshop.resolve(f"git:{path}@v1")
+    workshop.resolve(f"git:{path}@v1+{workshop.tmp_path}/move.patch")
+    assert "linux-v1+move-x86_64: building, 1 changed files so far" in workshop.said
+
+
 # What goes wrong
 
 

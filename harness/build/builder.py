@@ -277,6 +277,8 @@ class _Build:
                 goal += [f"{name}=-fdebug-prefix-map={source}=/linux" for name in ("KCFLAGS", "KAFLAGS")]
             steps = source.parent / f"steps-{arch}"
             estimate = int(steps.read_text()) if steps.exists() else int(_STEPS_PER_OPTION * len(options))
+            if (output / arch.tree_image).exists():
+                estimate = 0  # make compiles only what changed since, and nobody knows how much that is
             progress = _Progress(f"{self.request.label}: building", estimate, self.archive.progress)
             try:
                 status = self._make(source, output, goal, log, progress.line)
@@ -284,7 +286,7 @@ class _Build:
                 unfinished.unlink()  # make ended by itself, so all files are complete
             if status:
                 raise BuildError(self._failure("does not compile", log))
-            if progress.done > estimate // 2:
+            if estimate and progress.done > estimate // 2:
                 steps.write_text(str(progress.done))
             for name, place in (("image", arch.tree_image), ("config", ".config"), ("System.map", "System.map")):
                 shutil.copyfile(output / place, target / name)
@@ -395,6 +397,8 @@ class _Progress:
 
     def _share(self, elapsed: float) -> str:
         """How much is done, and how much time is left."""
+        if not self._estimate:
+            return f"{self.done} changed files so far"
         if self.done >= self._estimate:
             return f"{self.done} files, more than estimated"
         left = elapsed / self.done * (self._estimate - self.done)
