@@ -67,6 +67,8 @@ def write_c(story: Story, failure: str, release: str, name: str) -> str:
         wanted.add("turns")
     if Kind.HOLD in story.kinds:
         wanted |= {"hold", "release"}
+    if Kind.HUGEPAGE in story.kinds:
+        wanted |= {"put", "folios"}
     parts = [text for part, text in FUNCTIONS.items() if part in wanted]
     head = HEAD + (FORK_HEAD if story.forks else "")
     if "reclaim" in wanted:
@@ -128,6 +130,8 @@ def _main(story: Story, calls: list[tuple[str, str]], wanted: set[str]) -> str:
         lines.append("\tksm_begin();")
     if "reclaim" in wanted:
         lines.append("\treclaim_begin();")
+    if "folios" in wanted:
+        lines.append("\tfolios_begin();")
     lines.append("")
     for number, (event, (_, call)) in enumerate(zip(story.events, calls, strict=True)):
         lines += _step(number, event, call, forks=story.forks)
