@@ -267,7 +267,8 @@ static int become(int child, int step)
 """,
     "bad": r"""
 static int bad;
-
+""",
+    "wrong": r"""
 static void wrong(int n, const char *what)
 {
 	printf("page %d %s\n", n, what);

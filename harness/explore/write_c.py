@@ -60,7 +60,9 @@ def write_c(story: Story, failure: str, release: str, name: str) -> str:
     :param name: of the file, without its suffix.
     """
     calls = [_call(each) for each in story.events]
-    wanted = {"page", "must", "bad", "check", "walk"}
+    wanted = {"page", "must", "bad"}
+    if story.expected:
+        wanted |= {"wrong", "check", "walk"}
     for function, _ in calls:
         wanted |= {function, *_NEEDS.get(function, ())} if function else set()
     if story.forks:
