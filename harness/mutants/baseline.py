@@ -41,7 +41,7 @@ class Baseline:
     label: str
     release: str
     accelerator: str
-    #: by test id without the label; without those that skip, lack an ability, or show a finding
+    #: by test id without the label; without those that skip or show a finding
     passed: Mapping[str, Passed]
 
     def reaching(self, mutant: str) -> list[Passed]:
@@ -64,7 +64,7 @@ def read(recording: Recording) -> Baseline:
     passed = [
         Passed(item.test, item.duration, frozenset(reached(item)))
         for item in recording.items
-        if item.outcome == Outcome.PASSED
+        if item.outcome in (Outcome.PASSED, Outcome.LACKING)
     ]
     if not any(each.reached for each in passed):
         raise UsageError("no test reaches the place of any mutant: the kernel does not have them")
