@@ -58,6 +58,7 @@ def test_it_says(name):
     assert done.returncode == EXPECTED[name], said
 
 
+@pytest.mark.shared_guest
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_it_says_what_is_missing(name):
     program = shutil.copy(HERE / name, "/tmp")
@@ -135,7 +136,7 @@ def test_no_bug_is_left_with_the_fixes(programs: Mapping[str, Path], own_lab: La
 
 
 def _assert_programs_end(lab: Lab, kernel: str, programs: Mapping[str, Path], expected: Mapping[str, int]) -> None:
-    """Run programs on a kernel, each in a guest of its own, as root and as nobody."""
+    """Run programs on a kernel: as root, each in a guest of its own, and as nobody."""
     path = lab.write("test_programs.py", _GUEST_TEST)
     for name in expected:
         shutil.copy(programs[name], lab.root / "checks")
