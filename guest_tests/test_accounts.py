@@ -7,7 +7,7 @@ Memory that may be written privately counts as data, and what grows downwards as
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Final
 
@@ -106,7 +106,7 @@ def _stack(area: CarveOut) -> Mapping:
 _KINDS: Final[dict[str, Callable[[CarveOut], Mapping]]] = {"locked": _locked, "stack": _stack}
 
 
-def _cases() -> list[object]:
+def _cases() -> Sequence[object]:
     """Every operation plainly on each kind, and those that move locked memory with flag 16."""
     plain = [pytest.param(name, kind, 0, id=f"{name}-{kind}") for name in _OPERATIONS for kind in _KINDS]
     moves = [name for name, operation in _OPERATIONS.items() if operation.to is not None]
