@@ -239,7 +239,14 @@ def _found_alone(mapping: Mapping) -> None:
     assert_found(mapping.check())
 
 
-@pytest.mark.parametrize("how", ["move", "mprotect"])
+#: what a move of memory that is lost to the reverse map fails with
+_LOST: Final = "reverse walk does not find"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param("move", marks=pytest.mark.finding("merged-with-untouched", match=_LOST)), "mprotect"],
+)
 @pytest.mark.parametrize("who", ["parent", "child"])
 def test_forked_memory_beside_untouched_memory(area: CarveOut, who: str, how: str) -> None:
     """Rows 47 (fork-parent) and 48 (fork-child): a parent or a child moves shared memory away and back while untouched
@@ -251,7 +258,8 @@ def test_forked_memory_beside_untouched_memory(area: CarveOut, who: str, how: st
                |uuuuuuuuu|fffffffff|     parent: one since 6.16; child: two
 
     Every kernel: two in the child. In the parent one since 6.16, which lets faulted memory merge with unfaulted memory
-    in every position (879bca0a2c4f). Every page is found in both processes.
+    in every position (879bca0a2c4f). Every page is found in both processes. After the move this fails on some kernels:
+    finding merged-with-untouched.
     """
     whole = area.map(0, 2 * _BLOCK)
     untouched, forked = whole.part(0, _BLOCK), whole.part(_BLOCK, _BLOCK)

@@ -128,6 +128,7 @@ def _again_and_again(home: int, away: int, length: int) -> None:
         syscalls.call("mremap", away, length, PAGE_SIZE, flags, home)
 
 
+@pytest.mark.finding("uprobe-merge", match="Bad rss-counter state: MM_ANONPAGES")
 @pytest.mark.parametrize(
     ("first", "grown"),
     [
@@ -150,7 +151,7 @@ def test_a_uprobe_moves_to_where_it_merges(area: CarveOut, first: int, grown: in
                | b         code        |                      one
 
     Every kernel: one mapping again. The breakpoint is in the same page, which the walk finds, and RssAnon counts no
-    further page. Before 2b12d06c37fd (6.16) each merge loses a page.
+    further page. Before 2b12d06c37fd (6.16) each merge loses a page: finding uprobe-merge.
     """
     system.require_file(_PMU, "UPROBE_EVENTS")
     with Child() as child:
