@@ -106,26 +106,24 @@ def _stack(area: CarveOut) -> Mapping:
 _KINDS: Final[dict[str, Callable[[CarveOut], Mapping]]] = {"locked": _locked, "stack": _stack}
 
 
-#: what shows a finding, by operation and kind of memory: its name, and a part of the message
+_SHRUNK: Final = pytest.mark.finding("shrink-move-committed", match="changed the sizes by")
+_LOCKED_TWICE: Final = pytest.mark.finding("dontunmap-locked", match="changed the sizes by")
+_NOT_UNCHARGED: Final = pytest.mark.finding("dontunmap-committed", match="left a change of")
+#: what shows a finding, by operation and kind of memory
 _FINDINGS: Final = {
-    ("shrink-there", "locked"): ("shrink-move-committed", "changed the sizes by"),
-    ("shrink-there", "stack"): ("shrink-move-committed", "changed the sizes by"),
-    ("dontunmap", "locked"): ("dontunmap-locked", "changed the sizes by"),
-    ("dontunmap-part", "locked"): ("dontunmap-locked", "changed the sizes by"),
-    ("dontunmap", "stack"): ("dontunmap-committed", "left a change of"),
-    ("dontunmap-part", "stack"): ("dontunmap-committed", "left a change of"),
+    ("shrink-there", "locked"): _SHRUNK,
+    ("shrink-there", "stack"): _SHRUNK,
+    ("dontunmap", "locked"): _LOCKED_TWICE,
+    ("dontunmap-part", "locked"): _LOCKED_TWICE,
+    ("dontunmap", "stack"): _NOT_UNCHARGED,
+    ("dontunmap-part", "stack"): _NOT_UNCHARGED,
 }
-
-
-def _marks(name: str, kind: str) -> list[pytest.MarkDecorator]:
-    finding, match = _FINDINGS.get((name, kind), ("", ""))
-    return [pytest.mark.finding(finding, match=match)] if finding else []
 
 
 def _cases() -> Sequence[object]:
     """Every operation plainly on each kind, and those that move locked memory with flag 16."""
     plain = [
-        pytest.param(name, kind, 0, id=f"{name}-{kind}", marks=_marks(name, kind))
+        pytest.param(name, kind, 0, id=f"{name}-{kind}", marks=_FINDINGS.get((name, kind), ()))
         for name in _OPERATIONS
         for kind in _KINDS
     ]
