@@ -131,9 +131,7 @@ def test_parent_and_child_move_different_parts(relocate: bool, area: CarveOut, f
             return
         expect_layout(area, [(0, 5), (10, 5), (20, 5)], "the parent moved the middle")
         child.call(expect_layout, area, [(0, 10), (25, 5)], "the child moved the right part")
-        for here, there in ((parts[0], parts[0]), (ours, parts[1]), (parts[2], theirs)):
-            for index in range(_BLOCK):
-                assert_found_at(Place(here.page(index)), Place(there.page(index), child))
+        _found_in_both(child, (parts[0], parts[0]), (ours, parts[1]), (parts[2], theirs))
         ours.write(0, b"written by the parent ")
         theirs = child.call(_written, theirs, 0, b"written by the child ")
         child.call(parts[1].check)
@@ -142,24 +140,23 @@ def test_parent_and_child_move_different_parts(relocate: bool, area: CarveOut, f
         theirs = child.call(_moved_and_checked, theirs, area.page(10))
         for layout in (expect_layout, lambda *args: child.call(expect_layout, *args)):
             layout(area, [(0, 15)], "the part was moved back to where it was at the fork")
-        for mine, other in (
-            (parts[0], parts[0]),
-            (ours.part(1, 4), parts[1].part(1, 4)),
-            (parts[2].part(1, 4), theirs.part(1, 4)),
-        ):
-            for index in range(mine.pages):
-                assert_found_at(Place(mine.page(index)), Place(other.page(index), child))
-        for place in (
-            Place(ours.page(0)),
-            Place(parts[1].page(0), child),
-            Place(parts[2].page(0)),
-            Place(theirs.page(0), child),
-        ):
-            assert_found_at(place)  # only one of the processes has the page now
+        rest = [(each.part(1, 4), other.part(1, 4)) for each, other in ((ours, parts[1]), (parts[2], theirs))]
+        _found_in_both(child, (parts[0], parts[0]), *rest)
+        # Of the first page of both parts each process has its own.
+        for address in (ours.address, theirs.address):
+            assert_found_at(Place(address))
+            assert_found_at(Place(address, child))
         for mapping in (parts[0], ours, parts[2]):
             mapping.check()
         for mapping in (parts[0], parts[1], theirs):
             child.call(mapping.check)
+
+
+def _found_in_both(child: Child, *pairs: tuple[Mapping, Mapping]) -> None:
+    """Find each page that this process has at the first place of a pair, and the child at the second."""
+    for ours, theirs in pairs:
+        for here, there in zip(ours.page_addresses, theirs.page_addresses, strict=True):
+            assert_found_at(Place(here), Place(there, child))
 
 
 def _move_part(relocate: bool, area: CarveOut, part: Mapping, to: int, flags: int) -> Mapping | None:
@@ -211,8 +208,7 @@ def test_untouched_memory_beside_forked_memory(relocate: bool, area: CarveOut, w
         new = _run(child, who, _join_untouched, relocate, area, untouched, how, who == "parent")
         if new is None:
             return
-        for address in forked.page_addresses:
-            assert_found_at(Place(address), Place(address, child))
+        _found_in_both(child, (forked, forked))
         _run(child, who, _found_alone, new)
         forked.check()
         child.call(forked.check)
@@ -270,8 +266,7 @@ def test_forked_memory_beside_untouched_memory(area: CarveOut, who: str, how: st
     forked.fill()
     with Child() as child:
         _run(child, who, _join_forked, area, untouched, forked, how)
-        for address in forked.page_addresses:
-            assert_found_at(Place(address), Place(address, child))
+        _found_in_both(child, (forked, forked))
         merges = who == "parent" and system.release() >= (6, 16, 0)
         wanted: Layout = [(0, 10)] if merges else [(0, 5), (5, 5)]
         _run(child, who, expect_layout, area, wanted, f"shared memory of the {who} beside untouched memory")
@@ -327,11 +322,10 @@ def test_halves_of_a_forked_mapping(area: CarveOut, who: str, split: str) -> Non
         _run(
             child, who, expect_layout, area, wanted, f"halves that were split {split} the fork, made equal by the {who}"
         )
-        for address in whole.page_addresses:
-            assert_found_at(Place(address), Place(address, child))
+        _found_in_both(child, (whole, whole))
         written = _run(child, who, _written, whole, 4, b"written at the seam ")
         assert written is not None
-        _run(child, who, _found_in_both, written)
+        _run(child, who, _found_shared, written)
         child.call(whole.check) if who == "parent" else whole.check()
 
 
@@ -339,5 +333,5 @@ def _protect(mapping: Mapping, prot: int) -> None:
     mapping.mprotect(prot)
 
 
-def _found_in_both(mapping: Mapping) -> None:
+def _found_shared(mapping: Mapping) -> None:
     assert_found(mapping.check(), pageout=False)
