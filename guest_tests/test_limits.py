@@ -105,7 +105,7 @@ def _limit_of_size(which: int, counter: str, growth: str) -> None:
             with _limit(which, soft):
                 return move(mapping, place, flags, pages=length * _BIG)
 
-        _refused(area, errno.ENOMEM, grow, f"a {growth} growth of {counter} beyond its limit", mapping)
+        _refused(area, errno.ENOMEM, grow, f"taking more {counter} than the limit allows ({growth})", mapping)
         with _limit(which, soft):
             mapping = move(mapping, area.page(3 * _BIG)).check()
             mapping = move(mapping, area.page(0), pages=_BIG + 1).check()
