@@ -237,8 +237,13 @@ _SEALED: Final[dict[str, tuple[tuple[int, int], tuple[int, int], int | None, int
 }
 
 
-@pytest.mark.parametrize("flags", [0, MREMAP_MUST_RELOCATE_ANON], ids=["plain", "must"])
-@pytest.mark.parametrize("what", _SEALED)
+@pytest.mark.parametrize(
+    ("what", "flags"),
+    [
+        *(pytest.param(what, 0, id=what) for what in _SEALED),
+        *(pytest.param(what, MREMAP_MUST_RELOCATE_ANON, id=f"{what}-must") for what in ("move", "onto-sealed")),
+    ],
+)
 def test_a_seal(relocate: bool, area: CarveOut, what: str, flags: int) -> None:
     """Row 19 (sealed): sealed memory is to move, shrink or grow, or is in the way of memory that moves (6.10).
 
