@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 
 from guest_tests.mm import maps, pagemap, syscalls, vmstat
-from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping
+from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, map_anonymous, move
 from guest_tests.mm.syscalls import MREMAP_DONTUNMAP, MREMAP_MUST_RELOCATE_ANON
 from guest_tests.support.found import assert_found
 from guest_tests.support.moves import move_or_refused
@@ -226,3 +226,24 @@ def _look(area: CarveOut, operation: Operation, kind: str, source: Mapping, move
         assert "lo" not in vma.vm_flags, f"{vma}, which DONTUNMAP left empty, is still locked"
         assert pagemap.pfns(source.page(first), pages) == [None] * pages, f"{vma} kept pages that were moved"
     assert_found(moved, *stayed, pageout=kind != "locked")
+
+
+def test_the_peak_of_a_move(area: CarveOut) -> None:
+    """Row 91 (accounting): memory moves while the process is as large as it has ever been.
+
+    Every kernel: VmPeak stays VmSize, although old and new mapping exist side by side during the move.
+    """
+    source = area.map(0, _PAGES).fill()
+    area.hole(20, _PAGES)
+    before = vmstat.status()
+    # As much as brings VmSize to its peak, and a page more.
+    filler = map_anonymous((before["VmPeak"] - before["VmSize"] << 10) // PAGE_SIZE + 1)
+    full = vmstat.status()
+    assert full["VmPeak"] == full["VmSize"], "the process is not as large as it has ever been"
+    moved = move(source, area.page(20))
+    after = vmstat.status()
+    filler.unmap()
+    assert after["VmPeak"] == max(full["VmPeak"], after["VmSize"]), (
+        f"a move raised VmPeak from {full['VmPeak']} to {after['VmPeak']} kB, though VmSize is {after['VmSize']} kB"
+    )
+    assert_found(moved.check())

@@ -11,13 +11,14 @@ import errno
 import os
 import resource
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import Final
 
 import pytest
 
 from guest_tests.mm import maps, pagemap, syscalls, system, vmstat
-from guest_tests.mm.mapping import PAGE_SIZE, ZERO, CarveOut, Mapping, carve_out, move
+from guest_tests.mm.mapping import PAGE_SIZE, ZERO, CarveOut, Mapping, carve_out, map_anonymous, move
 from guest_tests.mm.proctree import Child
 from guest_tests.mm.syscalls import (
     MREMAP_DONTUNMAP,
@@ -121,6 +122,51 @@ def _limit_of_size(which: int, counter: str, growth: str) -> None:
         expected = [(0, 2 * _BIG)] if to is None else [(to * _BIG, length * _BIG)]
         expect_layout(area, [(0, _BIG), *expected] if flags else expected, f"{growth} without a limit")
         assert_found(grown.part(0, _USED).check())
+
+
+# --- committed memory --------------------------------------------------------------------------------------------
+
+_OVERCOMMIT: Final = Path("/proc/sys/vm")
+
+
+@pytest.mark.parametrize("growth", _GROWTHS)
+def test_the_limit_of_committed_memory(growth: str) -> None:
+    """Row 91 (accounting): with vm.overcommit_memory=2, a mapping of 16 MiB is to take 16 MiB more where CommitLimit
+    leaves 4 MiB: it grows in place or elsewhere, or moves with DONTUNMAP.
+
+    Every kernel: ENOMEM, and nothing changes. Where CommitLimit leaves 64 MiB the call succeeds.
+    """
+    to, length, flags = _GROWTHS[growth]
+    with carve_out(6 * _BIG) as area:
+        area.hole(0, 6 * _BIG)
+        mapping = Mapping(area.map(0, _BIG).address, _BIG)
+        mapping.contents[:_USED] = mapping.part(0, _USED).fill().contents
+
+        def grow() -> Mapping:
+            return move(mapping, None if to is None else area.page(to * _BIG), flags, pages=length * _BIG)
+
+        with _commit_limit(_SPARE):
+            _refused(area, errno.ENOMEM, grow, f"committing more than CommitLimit allows ({growth})", mapping)
+        with _commit_limit(4 * _BIG * PAGE_SIZE):
+            grown = grow()
+        assert_found(grown.part(0, _USED).check())
+
+
+@contextmanager
+def _commit_limit(spare: int) -> Iterator[None]:
+    """Let the system commit only ``spare`` bytes more than it has."""
+    # CommitLimit includes all swap (vm_commit_limit(), mm/util.c). As much untouched memory makes up for it.
+    swap = vmstat.meminfo()["SwapTotal"]
+    filler = map_anonymous((swap << 10) // PAGE_SIZE + 1)
+    # __vm_enough_memory() keeps a reserve for administrators, and for the user's other processes (mm/util.c).
+    reserves = sum(int((_OVERCOMMIT / f"{whose}_reserve_kbytes").read_text()) for whose in ("admin", "user"))
+    allowed = vmstat.meminfo()["Committed_AS"] - swap + (spare >> 10) + (reserves if spare > _SPARE else 0)
+    with ExitStack() as stack:
+        stack.enter_context(knob(_OVERCOMMIT / "overcommit_ratio", "0"))
+        stack.enter_context(knob(_OVERCOMMIT / "overcommit_kbytes", str(allowed)))
+        stack.enter_context(knob(_OVERCOMMIT / "overcommit_memory", "2"))
+        yield
+    filler.unmap()
 
 
 # --- locked memory -----------------------------------------------------------------------------------------------
