@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from harness.mutants.outcome import How, Kill, Result, Score, State
 from harness.mutants.scoring import Scoring
 from harness.report import record
 from harness.report.record import Item
+from tests import mutants_page
 from tests.matrix_runs import Scripted, ended, line, recorded
 
 CELL = Cell(group="mutants", kernel="unpatched:mutants", arch="x86_64", options="--mutant=record")
@@ -229,3 +231,23 @@ def test_modules_that_kill_nothing_that_others_do_not_are_named() -> None:
         kernel="k", arch="a", release="", accelerator="", results=(killed("test_a"), killed("test_a", "test_b"))
     )
     assert table.idle(whole) == ["guest_tests/test_b.py"]
+
+
+def test_recorded_results_keep_what_a_new_run_did_not_try() -> None:
+    again = replace(SURVIVOR, state=State.KILLED, kills=KILLED.kills)
+    untried = replace(KILLED, state=State.NOT_RUN, kills=())
+    other = replace(SCORE, kernel="relocate-anon")
+    (first, second) = mutants_page.merged([SCORE], [replace(SCORE, results=(again, untried)), other])
+    assert [(each.name, each.state) for each in first.results] == [
+        ("grows-twice", State.KILLED),
+        ("no-growth", State.KILLED),
+    ]
+    assert second.kernel == other.kernel
+    assert {each.name for each in second.results} == {"no-growth", "grows-twice"}
+
+
+def test_the_recorded_page_names_survivors_first_and_each_killer() -> None:
+    text = mutants_page.page([SCORE], KNOWN, 600)
+    assert "| `grows-twice` | It grows. | It does not grow. |" in text
+    assert "| `no-growth` | It grows. | `` | `test_a.py::test_one` |" in text
+    assert "1 of 2 killed (50 %)" in text
