@@ -106,6 +106,8 @@ def test_what_was_found_is_saved_in_three_forms(tmp_path: Path) -> None:
         "walk-move-dontunmap-move-shrink.c",
     ]
     assert files.read(saved[0]) == LOST
+    # Page 48 of the arena is page 16 of the picture.
+    assert all("page 16 is lost" in each.read_text() for each in saved)
     assert files.save(found, tmp_path / "explored", "seed 8") == saved
 
 

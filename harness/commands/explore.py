@@ -18,6 +18,7 @@ from harness.explore import files
 from harness.explore.campaign import Campaign, Found, Progress
 from harness.explore.differences import Comparison, Difference
 from harness.explore.runner import Batch, Runner
+from harness.explore.story import story
 from harness.guests.fleet import Fleet
 from harness.host import safe_text
 from harness.host.files import check_creatable
@@ -163,7 +164,7 @@ def _explore(runner: Runner, kernel: Kernel, chosen: argparse.Namespace, progres
         progress.clear()
         saved = files.save(one, chosen.save, f"seed {seed}")
         what = f"Known finding {one.known}" if one.known else "FAILURE"
-        print(f"\n{what} after {one.after:.1f} s: {one.failure.text}")
+        print(f"\n{what} after {one.after:.1f} s: {story(one.program, one.errors).counted(one.failure.text)}")
         print(_listing(one.program, one.errors))
         print(f"saved as {', '.join(map(str, saved))}", flush=True)
 
@@ -202,7 +203,7 @@ def _replay(runner: Runner, program: Program, kernel: Kernel, save: Path | None)
     if batch.failure is None:
         print("It passes: the bytes, the walks, the layout and the accounts are as they should be.")
         return _NOTHING
-    print(f"FAILURE ({batch.failure.oracle}): {batch.failure.text}")
+    print(f"FAILURE ({batch.failure.oracle}): {story(program, batch.errors).counted(batch.failure.text)}")
     if batch.failure.console:
         print(batch.failure.console, file=sys.stderr)
     if save is not None:

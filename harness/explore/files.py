@@ -38,8 +38,9 @@ def save(found: Found, directory: Path, source: str) -> list[Path]:
     :param source: what it was made from, such as a seed.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    failure, release, called = found.failure.text, found.release, _free_name(found, directory)
+    release, called = found.release, _free_name(found, directory)
     told = story(found.program, found.errors)
+    failure = told.counted(found.failure.text)
     texts = {
         f"{called}.json": to_json(found.program, fails=failure, release=release, source=source),
         f"test_{called.replace('-', '_')}.py": write_test(told, failure, release, called.replace("-", "_")),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,6 +50,8 @@ class Story:
     expected: tuple[Expected, ...]
     #: the processes that live at the end
     alive: tuple[int, ...]
+    #: the page of the arena that is page 0 here
+    first: int
     #: how many pages there are from the first to the last that is ever used
     pages: int
 
@@ -56,6 +59,10 @@ class Story:
     def kinds(self) -> frozenset[Kind]:
         """The kinds of its operations."""
         return frozenset(each.kind for each in self.events)
+
+    def counted(self, text: str) -> str:
+        """What a check said, with its pages counted as they are here."""
+        return re.sub(r"\bpage (\d+)", lambda found: f"page {int(found[1]) - self.first}", text)
 
     @property
     def forks(self) -> bool:
@@ -100,6 +107,7 @@ def story(program: Program, errors: Sequence[int]) -> Story:
         tuple(each.event(first, end) for each in told),
         tuple(_joined(expected)),
         tuple(number for number, _ in living),
+        first,
         end - first,
     )
 
