@@ -87,7 +87,7 @@ class Scoring:
         self._everything = everything
         self._tell = tell
         self._progress = progress
-        self._waiting = deque(mutants)
+        self._waiting = deque(sorted(mutants, key=self._expected))
         self._running: dict[str, _Trial] = {}
         self._content = job.content()
         self._results = {each.name: Result(name=each.name, group=each.group, state=State.NOT_RUN) for each in mutants}
@@ -110,6 +110,10 @@ class Scoring:
                 del self._running[trial.mutant.name]
                 self._finish(trial)
                 self._begin()
+
+    def _expected(self, mutant: Mutant) -> tuple[bool, bool]:
+        """Sorts mutants that are killed soon before those that only all tests, or only the explorer, may notice."""
+        return not self._history.killers(mutant.name), not self._before.reaching(mutant.name)
 
     def _begin(self) -> None:
         if not self._waiting:

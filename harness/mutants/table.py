@@ -21,8 +21,7 @@ def line(result: Result) -> str:
         return f"{result.name}: killed in {result.seconds:.1f} s by {short(result.kills[0].test)}{_by(result)}"
     if result.state is State.UNDECIDED:
         return f"{result.name}: undecided: {result.trouble}"
-    reached = f"{plural(result.reaching, 'test')} reach it" if result.reaching else "no test reaches it"
-    return f"{result.name}: {result.state}; {reached}"
+    return f"{result.name}: {result.state}; {_reaching(result)} it"
 
 
 def lines(score: Score, mutants: Mapping[str, Mutant], width: int, paint: Paint) -> Iterator[str]:
@@ -46,8 +45,7 @@ def lines(score: Score, mutants: Mapping[str, Mutant], width: int, paint: Paint)
             yield paint.red(f"{each.name} survived in {mutant.places}")
             yield f"  broken: {mutant.breaks}"
             yield f"  shows:  {mutant.shows}"
-            reached = f"{plural(each.reaching, 'test')} reach" if each.reaching else "No test reaches"
-            yield f"  {reached} its place."
+            yield f"  {_reaching(each).capitalize()} its place."
     yield ""
     yield total(score)
 
@@ -79,6 +77,12 @@ def idle(score: Score) -> list[str]:
 def short(test: str) -> str:
     """A test's id without the directory."""
     return test.removeprefix("guest_tests/")
+
+
+def _reaching(result: Result) -> str:
+    if not result.reaching:
+        return "no test reaches"
+    return f"{plural(result.reaching, 'test')} {'reaches' if result.reaching == 1 else 'reach'}"
 
 
 def _row(result: Result) -> str:
