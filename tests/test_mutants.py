@@ -167,3 +167,11 @@ def test_only_a_kernel_that_is_built_with_mutants_can_activate_one() -> None:
     for text in ("unpatched", "debian:6.12"):
         with pytest.raises(UsageError, match="has no mutants: build one that has"):
             parse(text, X86_64).check_mutant(name)  # type: ignore[union-attr]
+
+
+def test_the_sample_has_a_mutant_of_each_group_but_races() -> None:
+    found = mutants.load("relocate-anon").all
+    sampled = {each.group for each in found if each.sample}
+    # What a lock left out does takes a race to be seen, and a race is no gate.
+    assert {each.group for each in found} - sampled == {"locks"}
+    assert 12 <= sum(bool(each.sample) for each in found) <= 16
