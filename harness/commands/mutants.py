@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # the other commands of harness need none of it
 #: The exit statuses, which are pytest's.
 _ALL_KILLED, _SURVIVORS, _INTERRUPTED = 0, 1, 2
 
+#: The width of what is no terminal.
+_NOT_CLIPPED = 1 << 16
+
 #: The preset that compiles mutants in.
 _PRESET = "mutants"
 
@@ -77,7 +80,7 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
                 break
     finally:
         progress.clear()
-    width = shutil.get_terminal_size().columns
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _NOT_CLIPPED
     for score in scores:
         for line in table.lines(score, known, width, Paint(colourful(sys.stdout))):
             print(line)
