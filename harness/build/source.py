@@ -32,8 +32,8 @@ from harness.debian.apt import Archive
 from harness.debian.apt_root import Package
 from harness.debian.search import search
 from harness.debian.version import version_key
-from harness.errors import BuildError, FetchError, PatchError, SpecError
-from harness.host.cache import Cache, Progress, host_trouble, locked, silent
+from harness.errors import BuildError, FetchError, HostError, PatchError, SpecError
+from harness.host.cache import Cache, Progress, disk_trouble, host_trouble, locked, silent
 from harness.host.process import find_program
 
 #: A third of the source that is left out of work trees, because no kernel built here needs it. Patches may change it.
@@ -137,9 +137,12 @@ class SourceStore:
         :param work: the work tree to use instead of :attr:`tree`.
         :returns: its output without the last newline.
         :raises BuildError: if git ends with an error.
+        :raises HostError: if the disk is full.
         """
         where = {} if bare else {"GIT_DIR": str(self.git_dir), "GIT_WORK_TREE": work or str(self.tree)}
         done = _git(args, stdin, GIT_INDEX_FILE=str(index or self.root / "index"), **_UNCONFIGURED, **where)
+        if done.returncode and b"No space left on device" in done.stderr:
+            raise HostError(disk_trouble(self.root, "is on a full file system"))
         if done.returncode:
             raise BuildError(f"git {args[0]} failed in {self.root}: {_complaint(done)}")
         return done.stdout.decode(errors="replace").rstrip("\n")

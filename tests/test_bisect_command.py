@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The exit statuses of ``harness bisect`` and ``harness bisect-step``. Toy kernels are built; nothing boots."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from harness.arch import X86_64
+from harness.bisect import trial
+from harness.commands import cli
+from harness.debian.apt import Archive
+from harness.errors import BootError, HostError
+from harness.host.cache import Cache, Progress
+from harness.kernels.kernel import BootSpec
+from harness.matrix import executor
+from harness.matrix.executor import Tally
+from harness.matrix.job import Ended, Job
+from harness.options import MachineOptions
+from harness.report.record import Item
+from tests.kernel_files import fill
+from tests.matrix_runs import ended, line
+from tests.toy_kernel import PATCH, lay_out, programs
+
+
+class Toys:
+    """Toy kernels in place of real ones: they are built, and their bytes decide how they boot and what they say."""
+
+    def __init__(self) -> None:
+        #: the boot image of the kernel that was made last
+        self.image = b""
+        #: how often each kernel was made ready
+        self.made: list[str] = []
+
+    def ready(self, spec: BootSpec, options: MachineOptions, progress: Progress) -> None:
+        """Build a kernel, and boot it unless its source says that it does not."""
+        cache = Cache()
+        self.image = spec.resolve(cache, Archive(cache)).boot_image.read_bytes()
+        self.made.append(spec.text)
+        if b"SILENT" in self.image:
+            raise BootError("the kernel does not reach the agent")
+        if b"NO SPACE" in self.image:
+            raise HostError("the disk is full")
+
+    def results(self) -> Sequence[Item]:
+        """What the tests say of it."""
+        if b"SKIPS" in self.image:
+            return [line("a", "skipped", message="needs KSM")]
+        if b"MISSED" in self.image:
+            return [line("a", "MISS", message="QEMU died")]
+        return [line("a", "failed", message="lost page")] if b"LOST" in self.image else [line("a")]
+
+
+@pytest.fixture
+def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toys:
+    made = Toys()
+    monkeypatch.setenv("PATH", f"{programs(tmp_path / 'bin')}:{os.environ['PATH']}")
+    monkeypatch.setattr("platform.machine", lambda: X86_64.machine)
+    monkeypatch.setattr(trial.Trial.__init__, "__kwdefaults__", {"lenient": False, "ready": made.ready})
+
+    class Told(executor.LocalExecutor):
+        """Runs no pytest."""
+
+        def submit(self, task: Job) -> None:
+            self._task = task
+
+        def as_completed(self, tick: Callable[[], None]) -> Iterator[Ended]:
+            tick()
+            yield ended(self._task["name"], *made.results())
+
+        def under_way(self) -> Mapping[str, Tally]:
+            return {}
+
+    monkeypatch.setattr(executor, "LocalExecutor", Told)
+    return made
+
+
+def step(tree: Path, *more: str) -> int:
+    """The exit status of bisect-step."""
+    return cli.main(["bisect-step", f"--tree={tree}", *more, "--", "guest_tests/test_a.py"])
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "said"),
+    [
+        ("fine\n", 0, "good"),
+        ("LOST\n", 1, "bad"),
+        ("BROKEN\n", 125, "does not compile: mm/ksm.c:1:1: error: BROKEN is no C"),
+        ("SILENT\n", 125, "it does not boot"),
+        ("MISSED\n", 125, "could not be run: QEMU died"),
+        ("SKIPS\n", 125, "all of its tests skip: needs KSM"),
+        ("NO SPACE\n", 128, "the disk is full"),
+    ],
+)
+def test_a_step_exits_as_git_bisect_run_wants(
+    toys: Toys, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, status: int, said: str
+) -> None:
+    tree = lay_out(tmp_path / "linux")
+    fill({tree / "mm/ksm.c": text})
+    assert step(tree) == status
+    told = capsys.readouterr()
+    assert said in told.out + told.err
+
+
+def test_a_patch_is_applied_and_one_that_does_not_apply_is_no_verdict(toys: Toys, tmp_path: Path) -> None:
+    tree = lay_out(tmp_path / "linux")
+    fill({tmp_path / "move.patch": PATCH, tmp_path / "other.patch": PATCH.replace("line 3", "line 4")})
+    assert step(tree, f"+{tmp_path}/move.patch") == 0
+    assert b"patched 33" in toys.image
+    assert step(tree, f"+{tmp_path}/move.patch", f"+{tmp_path}/other.patch") == 125
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--no-such-option"], "--no-such-option"),
+        (["--tree=/proc", "--", "t"], "/proc is no kernel source"),
+        (["+/nowhere", "--", "t"], "no patch, mbox or directory /nowhere"),
+        (["--"], "say which tests decide"),
+        (["--", "--kernel=debian:"], "--kernel has no place"),
+        (["--", "--expect-findings", "t"], "--expect-findings has no place"),
+        (["--arch=mips", "--", "t"], "mips"),
+    ],
+)
+def test_a_wrong_request_stops_git(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = cli.main(["bisect-step", *argv])
+    except SystemExit as left:
+        status = int(str(left.code))
+    assert status == 129
+    assert said in capsys.readouterr().err
+
+
+def test_an_error_in_the_harness_stops_git(toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toys, "results", lambda: 1 // 0)
+    assert step(lay_out(tmp_path / "linux")) == 128
+
+
+def test_a_full_disk_is_not_taken_for_source_that_does_not_compile(
+    toys: Toys, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = lay_out(tmp_path / "linux")
+    text = (tree / "Makefile").read_text()
+    fill({tree / "Makefile": text.replace("\tcp $< $@", "\t@echo 'cc1: No space left on device'; exit 1")})
+    assert step(tree) == 128
+    assert "could not build" in capsys.readouterr().err
+
+
+# --- harness bisect --packages ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def debians(toys: Toys, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Five versions, of which the last two are bad. The list tells which were made ready."""
+    made: list[str] = []
+
+    def ready(spec: BootSpec, options: MachineOptions, progress: Progress) -> None:
+        made.append(spec.text.removeprefix("debian:"))
+        toys.image = b"LOST" if made[-1] in ("6.17.8", "6.18.5") else b"fine"
+
+    monkeypatch.setattr(trial.Trial.__init__, "__kwdefaults__", {"lenient": False, "ready": ready})
+    versions = ["6.12.118", "6.16.3", "6.16.12", "6.17.8", "6.18.5"]
+    monkeypatch.setattr("harness.kernels.debian.packaged", lambda archive, arch: versions)
+    return made
+
+
+def packages(*more: str) -> int:
+    """The exit status of a bisect over packages."""
+    return cli.main(["bisect", *more, "--", "guest_tests/test_a.py"])
+
+
+def test_the_first_bad_version_is_named_and_the_log_is_replayed(
+    debians: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert packages("--packages=6..6.18") == 0
+    said = capsys.readouterr().out
+    assert "\n6.17.8 is the first bad version.\n" in said
+    assert "5 kernels of Debian for x86_64, from 6.12.118 to 6.18.5" in said
+    asked = len(debians)
+    assert packages("--packages=6..6.18") == 0
+    assert len(debians) == asked, "the second run asks no kernel"
+    assert "from the log" in capsys.readouterr().out
+    assert packages("--packages=6..6.18", "--again") == 0
+    assert len(debians) == 2 * asked
+
+
+def test_an_interrupted_bisect_says_that_it_goes_on(
+    debians: list[str], toys: Toys, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = toys.results
+
+    def interrupted() -> Sequence[Item]:
+        if len(debians) == 3:
+            raise KeyboardInterrupt
+        return whole()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(toys, "results", interrupted)
+        assert packages("--packages=6..6.18") == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert packages("--packages=6..6.18") == 0
+    assert debians[3] == debians[2], "the kernel that was interrupted is asked again, and no other"
+    assert len(set(debians)) == len(debians) - 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "said"),
+    [
+        (["--packages=6.12..6.16"], 1, "6.16.12 is good"),
+        (["--packages=6.17..6.18"], 1, "6.17.8 is bad already"),
+        (["--packages=6.16"], 2, "is no range"),
+        ([], 2, "--packages OLD..NEW"),
+    ],
+)
+def test_what_cannot_be_bisected_is_said(
+    debians: list[str], capsys: pytest.CaptureFixture[str], argv: list[str], status: int, said: str
+) -> None:
+    assert packages(*argv) == status
+    assert said in capsys.readouterr().err
+
+
+def test_a_log_of_another_question_is_left_alone(
+    debians: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "bisect.jsonl"
+    assert packages("--packages=6..6.18", f"--log={log}") == 0
+    before = log.read_bytes()
+    assert packages("--packages=6.16..6.18", f"--log={log}") == 2
+    assert "another packages" in capsys.readouterr().err
+    assert log.read_bytes() == before
