@@ -388,10 +388,7 @@ def test_an_interrupted_bisect_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def told(found: Found) -> str:
-    direction = Direction()
-    name = found.after.name
-    lines = (*story.conclusion(found, direction, "version", name), *story.evidence(found, direction, Path("log")))
-    return "\n".join(lines)
+    return "\n".join(story.ending(found, Direction(), "version", Path("log")))
 
 
 def recorded_step(name: str, *items: Item) -> Step:
@@ -403,7 +400,7 @@ def test_the_end_shows_the_change_and_the_evidence_of_both_runs() -> None:
     sections = (("failure in call", "frame 1\nE   page 3 is lost"), ("run it again", "pytest --kernel=debian:6.17.8 t"))
     bad = recorded_step("6.17.8", line("a", "failed", message="page 3", sections=sections))
     text = told(Found(recorded_step("6.16.12", line("a")), bad))
-    assert text.startswith("6.17.8 is the first bad version.\n")
+    assert text.startswith("The first bad version is 6.17.8\n")
     for each in ("Last good: 6.16.12 (1:01)", "  1 passed", "E   page 3 is lost", "see it again: pytest --kernel"):
         assert each in text
     assert "frame 1" not in text

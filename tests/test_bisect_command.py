@@ -23,7 +23,7 @@ from harness.options import MachineOptions
 from harness.report.record import Item
 from tests.kernel_files import fill
 from tests.matrix_runs import ended, line
-from tests.toy_kernel import PATCH, lay_out, programs
+from tests.toy_kernel import PATCH, git, lay_out, programs, repository
 
 
 class Toys:
@@ -177,7 +177,7 @@ def test_the_first_bad_version_is_named_and_the_log_is_replayed(
 ) -> None:
     assert packages("--packages=6..6.18") == 0
     said = capsys.readouterr().out
-    assert "\n6.17.8 is the first bad version.\n" in said
+    assert "\nThe first bad version is 6.17.8\n" in said
     assert "5 kernels of Debian for x86_64, from 6.12.118 to 6.18.5" in said
     asked = len(debians)
     assert packages("--packages=6..6.18") == 0
@@ -213,6 +213,8 @@ def test_an_interrupted_bisect_says_that_it_goes_on(
         (["--packages=6.17..6.18"], 1, "6.17.8 is bad already"),
         (["--packages=6.16"], 2, "is no range"),
         ([], 2, "--packages OLD..NEW"),
+        (["--packages=6..7", "--tree=."], 2, "leave out what is for --tree"),
+        (["--packages=6..7", "--preset=fast"], 2, "leave out what is for --tree"),
     ],
 )
 def test_what_cannot_be_bisected_is_said(
@@ -231,3 +233,141 @@ def test_a_log_of_another_question_is_left_alone(
     assert packages("--packages=6.16..6.18", f"--log={log}") == 2
     assert "another packages" in capsys.readouterr().err
     assert log.read_bytes() == before
+
+
+# --- harness bisect --tree -------------------------------------------------------------------------------------------
+
+
+def commit(tree: Path, text: str) -> str:
+    """A commit with this in mm/ksm.c, which is its subject as well; its ID."""
+    fill({tree / "mm/ksm.c": f"{text}\n"})
+    git(tree, "commit", "--quiet", "--all", "-m", text)
+    return git(tree, "rev-parse", "HEAD")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A repository. Its commits after v1: fine, does not compile, does not boot, bad ("LOST a"), bad, bad."""
+    path = repository(tmp_path / "linux")
+    for text in ("fine", "BROKEN", "better", "best", "LOST a", "SILENT", "LOST b", "LOST c"):
+        commit(path, text)
+    return path
+
+
+def commits(tree: Path, *more: str, good: str = "v1", bad: str = "HEAD") -> int:
+    """The exit status of a bisect over commits."""
+    where = [f"--tree={tree}", f"--good={good}", f"--bad={bad}"]
+    return cli.main(["bisect", *where, *more, "--", "guest_tests/test_a.py"])
+
+
+def state_of(tree: Path) -> str:
+    """What a bisect must not change: refs, index, work tree, and a bisect under way."""
+    told = git(tree, "status", "--porcelain=v2", "--branch", "--ignored") + git(tree, "for-each-ref")
+    return told + " ".join(sorted(each.name for each in (tree / ".git").iterdir()))
+
+
+def test_the_first_bad_commit_is_found_past_those_without_a_verdict(
+    toys: Toys, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill({tree / "mm/mremap.c": "uncommitted\n"})
+    before = state_of(tree)
+    assert commits(tree) == 0
+    said = capsys.readouterr().out
+    bad = git(tree, "show", "--no-patch", "--format=%h %s", "HEAD~3")
+    assert f"\nThe first bad commit is {bad}\n" in said
+    assert bad.endswith("LOST a")
+    assert "Last good:" in said
+    assert "best (0:0" in said.partition("Last good:")[2], "the last good commit is the parent of the first bad one"
+    assert state_of(tree) == before, "the user's repository was written to"
+
+
+def test_commits_that_do_not_build_or_boot_around_the_change_are_all_named(
+    toys: Toys, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = repository(tmp_path / "linux")
+    for text in ("fine", "BROKEN", "SILENT", "LOST"):
+        commit(tree, text)
+    assert commits(tree) == 1
+    said = capsys.readouterr().out
+    listed = said.partition("because some have no verdict:\n")[2].partition("\n\n")[0]
+    assert sorted(each.split()[1] for each in listed.splitlines()) == ["BROKEN", "LOST", "SILENT"]
+    assert "no verdict (0:00)" in said
+    assert "BROKEN is no C" in said
+
+
+def test_the_first_fixed_commit_is_found(toys: Toys, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = repository(tmp_path / "linux")
+    for text in ("LOST a", "LOST b", "SILENT", "LOST c", "mended", "fine"):
+        commit(tree, text)
+    assert commits(tree, "--fixed", bad="HEAD~5", good="HEAD") == 0
+    assert (
+        f"The first fixed commit is {git(tree, 'rev-parse', '--short', 'HEAD~1')} mended\n" in capsys.readouterr().out
+    )
+
+
+def test_a_wrong_baseline_is_said_after_one_or_two_commits(
+    toys: Toys, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert commits(tree, bad="HEAD~4") == 1
+    assert "is good" in capsys.readouterr().err
+    assert len(toys.made) == 1
+    assert commits(tree, good="HEAD~1") == 1
+    assert "is bad already" in capsys.readouterr().err
+    assert len(toys.made) == 3
+    assert commits(tree, good="HEAD~2") == 1
+    assert "SILENT has no verdict" in capsys.readouterr().err
+
+
+def test_a_bisect_over_commits_goes_on_and_leaves_a_log_for_git(
+    toys: Toys, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "bisect.jsonl"
+    whole = toys.results
+
+    def full() -> Sequence[Item]:
+        if len(toys.made) == 3:
+            raise HostError("the disk is full")
+        return whole()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(toys, "results", full)
+        assert commits(tree, f"--log={log}") == 1
+    assert "the disk is full" in capsys.readouterr().err
+    assert commits(tree, f"--log={log}") == 0
+    assert len(set(toys.made)) == len(toys.made) - 1, "only the commit that met the full disk is asked again"
+    git(tree, "bisect", "replay", f"{log}.git")
+    assert "LOST a" in git(tree, "bisect", "log").splitlines()[-1]
+
+
+def test_patches_and_the_branch_that_was_fixed_meanwhile(
+    toys: Toys, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = repository(tmp_path / "linux")
+    base = commit(tree, "LOST since ever")
+    commit(tree, "mended on a branch")
+    git(tree, "tag", "stable")
+    git(tree, "checkout", "--quiet", "-b", "mainline", base)
+    commit(tree, "LOST b")
+    commit(tree, "LOST c")
+    fill({tmp_path / "move.patch": PATCH})
+    assert commits(tree, f"+{tmp_path}/move.patch", good="stable") == 1
+    assert "fixed between" in capsys.readouterr().err
+    assert b"patched 33" in toys.image
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        (["--tree=/proc", "--good=a", "--bad=b"], "/proc is not the top of a git repository"),
+        (["--tree=TREE", "--good=v1"], "--tree DIR --good REVISION --bad REVISION"),
+        (["--tree=TREE", "--good=v1", "--bad=v2"], "has no revision 'v2'"),
+        (["--tree=TREE", "--good=v1", "--bad=--all"], "has no revision '--all'"),
+    ],
+)
+def test_a_repository_or_commit_that_does_not_exist_is_a_wrong_request(
+    toys: Toys, tree: Path, capsys: pytest.CaptureFixture[str], where: list[str], said: str
+) -> None:
+    argv = [each.replace("TREE", str(tree)) for each in where]
+    assert cli.main(["bisect", *argv, "--", "guest_tests/test_a.py"]) == 2
+    assert said in capsys.readouterr().err
+    assert toys.made == []

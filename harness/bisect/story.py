@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness.bisect.search import Direction, Found
@@ -17,34 +17,30 @@ from harness.report.record import Item
 _SHOWN = 3
 
 #: Lines of the failure that are shown of one test.
-_LINES = 12
+_LINES = 6
 
-#: Columns of a line that is shown.
-_COLUMNS = 240
+#: Columns of a line of it.
+_COLUMNS = 160
 
 #: The titles of sections, as :mod:`harness.pytest_plugin.testrun` writes them.
 _AGAIN = "run it again"
 
 
-def conclusion(found: Found, direction: Direction, what: str, name: str) -> Iterator[str]:
-    """The first lines: which one it is.
+def ending(found: Found, direction: Direction, what: str, log: Path, name: Callable[[str], str] = str) -> Iterator[str]:
+    """Which kernel it is, the two runs, and where all results are.
 
     :param what: "version" or "commit".
-    :param name: the first changed one, as a person names it.
+    :param name: names one for a person.
     """
-    if not found.between:
-        yield f"{name} is the first {direction.word} {what}."
-        return
-    yield f"The first {direction.word} {what} is one of these, because some have no verdict:"
-    yield from (f"  {each}" for each in (*found.between, name))
-
-
-def evidence(found: Found, direction: Direction, log: Path) -> Iterator[str]:
-    """The two runs, and where all of it is."""
+    if found.between:
+        yield f"The first {direction.word} {what} is one of these, because some have no verdict:"
+        yield from (f"  {name(each)}" for each in (*found.between, found.after.name))
+    else:
+        yield f"The first {direction.word} {what} is {name(found.after.name)}"
     for title, step in ((f"Last {direction.old}", found.before), (f"First {direction.new}", found.after)):
         yield ""
-        yield f"{title}: {step.name} ({clock(step.seconds)})"
-        yield from (f"  {clipped(each, _COLUMNS)}" for each in _run(step))
+        yield f"{title}: {name(step.name)} ({clock(step.seconds)})"
+        yield from (f"  {each}" for each in _run(step))
     yield ""
     yield f"All results are in {log}."
 
@@ -72,6 +68,6 @@ def _failure(item: Item) -> Iterator[str]:
     lines = next((text for title, text in item.sections if title.startswith("failure in")), item.message).splitlines()
     # A traceback says at its end what happened, in lines that begin with E.
     errors = [line for line in lines if line.startswith("E ")] or lines
-    yield from (f"  {line}" for line in errors[:_LINES])
+    yield from (clipped(f"  {line}", _COLUMNS) for line in errors[:_LINES])
     if _AGAIN in sections:
         yield f"see it again: {sections[_AGAIN]}"

@@ -8,19 +8,24 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import options as shared
 from harness.errors import HarnessError, UsageError
+from harness.host import files
 from harness.host.terminal import ProgressLine
 from harness.options import BuildOptions, MachineOptions
 
 if TYPE_CHECKING:  # the other commands of harness need none of it
     from harness.arch import Architecture
     from harness.bisect.asking import Asking
-    from harness.bisect.search import Direction, Found
+    from harness.bisect.history import History
+    from harness.bisect.search import Direction
+    from harness.bisect.step import Step
     from harness.bisect.trial import Criterion, Trial
+    from harness.kernels.built import BuildSpec
 
 #: The exit statuses of ``bisect-step`` that make ``git bisect run`` stop: trouble of the host, and a wrong request.
 TROUBLE, WRONG_REQUEST = 128, 129
@@ -37,7 +42,8 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser = commands.add_parser(
         "bisect",
         help="find the first kernel that a test fails on, among Debian's versions or a repository's commits",
-        usage="harness bisect --packages OLD..NEW [OPTIONS] -- TESTS",
+        usage="harness bisect --packages OLD..NEW [OPTIONS] -- TESTS\n"
+        "       harness bisect --tree DIR --good REV --bad REV [OPTIONS] [+PATCHES ...] -- TESTS",
         description="Runs TESTS, which are arguments of pytest, on kernels of a range until the first bad is found.",
         epilog="Exit status: 0 the first bad kernel was found, 1 it was not (a wrong baseline, kernels without a "
         "verdict in between, trouble of the host), 2 a wrong request, 130 interrupted; the same command goes on then.",
@@ -45,6 +51,9 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument(
         "--packages", default="", metavar="OLD..NEW", help="Debian's kernels from OLD to NEW: 6.16..7.3"
     )
+    parser.add_argument("--tree", default="", metavar="DIR", help="the commits of this repository, which is only read")
+    parser.add_argument("--good", default="", metavar="REV", help="a commit of --tree that is good")
+    parser.add_argument("--bad", default="", metavar="REV", help="a commit of --tree that is bad")
     parser.add_argument("--fixed", action="store_true", help="find the first kernel that is good again")
     parser.add_argument(
         "--log", type=Path, metavar="FILE", help="keep the verdicts in FILE (default: a file of this question's own)"
@@ -62,11 +71,11 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "git bisect run stops at the last three.",
     )
     step.add_argument("--tree", default=".", metavar="DIR", help="the kernel tree (default: this directory)")
-    shared.PRESET.declare(step.add_argument)
     _add_shared(step)
 
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
+    shared.PRESET.declare(parser.add_argument)
     shared.ARCH.declare(parser.add_argument, action="store", default=None)
     parser.add_argument(
         "--repeat", type=_count, default=1, metavar="N", help="run the tests N times; good is what never fails"
@@ -91,7 +100,7 @@ def _count(text: str) -> int:
 def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     """Run ``bisect``; returns its exit status."""
     try:
-        return _packages(chosen, progress)
+        return _packages(chosen, progress) if chosen.packages else _commits(chosen, progress)
     except KeyboardInterrupt:
         progress.clear()
         print("interrupted: the same command goes on from the log", file=sys.stderr)
@@ -152,14 +161,14 @@ def _building(chosen: argparse.Namespace) -> BuildOptions:
 
 
 def _packages(chosen: argparse.Namespace, progress: ProgressLine) -> int:
-    from harness.bisect import packages
+    from harness.bisect import packages, story
     from harness.bisect.search import search
     from harness.debian.apt import Archive
     from harness.host.cache import Cache
     from harness.kernels import debian
 
-    if not chosen.packages:
-        raise UsageError("say where to look: --packages OLD..NEW")
+    if chosen.tree or chosen.good or chosen.bad or chosen.preset or _series(chosen):
+        raise UsageError("--packages takes kernels as they are: leave out what is for --tree")
     arch = _arch(chosen)
     tests = _tests(chosen)
     archive = Archive(Cache(progress=progress), chosen.debian_mirror, progress)
@@ -168,22 +177,64 @@ def _packages(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     with _asking(chosen, tests, question, progress, lenient=True) as (asking, tell, log):
         tell(f"{len(versions)} kernels of Debian for {arch}, from {versions[0]} to {versions[-1]}")
 
-        def ask(version: str, left: int) -> Any:
+        def ask(version: str, left: int) -> Step:
             return asking.ask(version, version, left, lambda: debian.parse_debian(f"debian:{version}", arch))
 
         direction = _direction(chosen)
         found = search(versions, ask, direction)
-        return _tell_found(found, direction, "version", found.after.name, log, tell)
+        for line in ("", *story.ending(found, direction, "version", log)):
+            tell(line)
+    return _NOT_FOUND if found.between else _FOUND
 
 
-def _tell_found(
-    found: Found, direction: Direction, what: str, name: str, log: Path, tell: Callable[[str], None]
-) -> int:
+def _commits(chosen: argparse.Namespace, progress: ProgressLine) -> int:
+    from harness.bisect.history import History
+    from harness.host.rundir import RunDirectory
+
+    if not (chosen.tree and chosen.good and chosen.bad):
+        raise UsageError("say where to look: --packages OLD..NEW, or --tree DIR --good REVISION --bad REVISION")
+    directory = RunDirectory()
+    try:
+        return _history(chosen, History(Path(chosen.tree).expanduser().absolute(), directory.path), progress)
+    finally:
+        directory.remove()
+
+
+def _history(chosen: argparse.Namespace, history: History, progress: ProgressLine) -> int:
     from harness.bisect import story
+    from harness.build import series
+    from harness.kernels import built
 
-    tell("")
-    for line in (*story.conclusion(found, direction, what, name), *story.evidence(found, direction, log)):
-        tell(line)
+    arch, patches, direction = _arch(chosen), _series(chosen), _direction(chosen)
+    tests = _tests(chosen)
+    good, bad = history.find(chosen.good), history.find(chosen.bad)
+    older, newer = (bad, good) if chosen.fixed else (good, bad)
+
+    def spec(commit: str) -> BuildSpec:
+        found = built.parse_built(f"git:{history.tree}@{commit}{patches}", arch, _building(chosen))
+        assert found is not None
+        return replace(found, label=commit[:12])
+
+    name = spec(newer).name
+    question = {
+        **_question(chosen, tests),
+        "tree": str(history.tree),
+        "good commit": good,
+        "bad commit": bad,
+        "patches": series.patchset_hash([patch for path in name.series for patch in series.load(path)]),
+        "configuration": str(name.configuration),
+    }
+    with _asking(chosen, tests, question, progress, lenient=False) as (asking, tell, log):
+
+        def ask(commit: str, left: int) -> Step:
+            return asking.ask(commit, history.name(commit), left, lambda: spec(commit))
+
+        found = history.search(older, newer, ask, direction)
+        replay = log.with_name(f"{log.name}.git")
+        files.write(replay, f"{history.log()}\n")
+        for line in ("", *story.ending(found, direction, "commit", log, history.name)):
+            tell(line)
+        tell(f"For git bisect replay: {replay}")
     return _NOT_FOUND if found.between else _FOUND
 
 
