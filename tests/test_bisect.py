@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -369,7 +370,7 @@ def test_an_interrupted_bisect_goes_on_where_it_stopped(tmp_path: Path) -> None:
         try:
             return search(
                 [f"1.{number}" for number in range(len(row))],
-                lambda name, left: asking.ask(name, name, left, lambda: SPEC),
+                lambda name, left: asking.ask(name, name, left, lambda: replace(SPEC, label=name)),
                 Direction(),
             )
         finally:

@@ -78,9 +78,9 @@ class History:
         done = self._git("bisect", "start", "--no-checkout", *options, newer, older)
         answers = {older: before, newer: after}
         while not (found := _candidates(self._said(done))):
-            if done.returncode:
+            commit = self._said(self._git("rev-parse", "--quiet", "--verify", "BISECT_HEAD"))
+            if done.returncode or not commit:
                 raise HarnessError(f"git bisect cannot go on: {_reason(done)}")
-            commit = self._said(self._git("rev-parse", "--verify", "BISECT_HEAD"))
             step = answers[commit] = ask(commit, _roughly(self._said(done)))
             done = self._git("bisect", terms.get(step.state, "skip"), commit)
         return self._found(found, answers, direction)

@@ -98,29 +98,29 @@ class Trial:
             what = "" if isinstance(error, BuildError | FetchError) else "it does not boot: "
             message = what + str(error).partition("\n")[0]
             return Step(name=name, state=State.NONE, message=message, seconds=time.monotonic() - began)
-        state, message, results = self._run(name, spec)
+        state, message, results = self._run(spec)
         return Step(name=name, state=state, message=message, seconds=time.monotonic() - began, results=results)
 
-    def _run(self, name: str, spec: BootSpec) -> tuple[State, str, str]:
+    def _run(self, spec: BootSpec) -> tuple[State, str, str]:
         """The worst that the repetitions say."""
         found: list[tuple[State, str, str]] = []
         for number in range(1, self._tests.repeat + 1):
             again = f", run {number} of {self._tests.repeat}" if self._tests.repeat > 1 else ""
-            ended = self._once(name, spec, again)
+            ended = self._once(spec, again)
             state, message = step.judge(ended)
             found.append((state, f"{message}{again}", ended["results"]))
             if state is State.BAD:
                 return found[-1]
         return next((each for each in found if each[0] is State.NONE), found[-1])
 
-    def _once(self, name: str, spec: BootSpec, again: str) -> Ended:
+    def _once(self, spec: BootSpec, again: str) -> Ended:
         def tick() -> None:
             tests = sum(each.tests for each in self._executor.under_way().values())
-            self._progress(f"{name}: running the tests{again}, {tests} done")
+            self._progress(f"{spec.label}: running the tests{again}, {tests} done")
 
         self._executor.submit(
             Job(
-                name=name,
+                name=spec.label,
                 python=["-m", "pytest", *_kernel(spec), *_machine(self._options), *_QUIET, *self._tests.arguments],
                 seconds=self._tests.seconds,
                 content="",

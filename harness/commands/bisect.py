@@ -81,7 +81,7 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
         "--repeat", type=_count, default=1, metavar="N", help="run the tests N times; good is what never fails"
     )
     parser.add_argument(
-        "--minutes", type=float, default=30.0, metavar="N", help="end the tests of a kernel then (default: 30)"
+        "--minutes", type=_minutes, default=30.0, metavar="N", help="end the tests of a kernel then (default: 30)"
     )
     for option in shared.MACHINE:
         option.declare(parser.add_argument)
@@ -95,6 +95,13 @@ def _count(text: str) -> int:
     if number < 1:
         raise ValueError
     return number
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 < minutes <= 24 * 60:
+        raise ValueError
+    return minutes
 
 
 def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
@@ -245,6 +252,7 @@ def _asking(
     """What asks the kernels of a bisect, what writes lines, and the path of the log."""
     from harness.bisect import journal
     from harness.bisect.asking import Asking
+    from harness.host.cache import host_trouble
 
     def tell(line: str) -> None:
         progress.clear()
@@ -252,7 +260,8 @@ def _asking(
 
     path = chosen.log or journal.usual_path(question)
     if not chosen.log:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with host_trouble(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
     log = journal.Journal(path, question, again=chosen.again)
     try:
         with _trial(chosen, tests, progress, lenient=lenient) as trial:
