@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from harness.matrix import executor
 from harness.matrix.executor import Tally
 from harness.matrix.job import Ended, Job
 from harness.options import MachineOptions
+from harness.paths import PROJECT
 from harness.report.record import Item
 from tests.kernel_files import fill
 from tests.matrix_runs import ended, line
@@ -56,8 +60,13 @@ class Toys:
 
 @pytest.fixture
 def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toys:
-    made = Toys()
     monkeypatch.setenv("PATH", f"{programs(tmp_path / 'bin')}:{os.environ['PATH']}")
+    return install(monkeypatch)
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> Toys:
+    """Put toys in the place of real kernels."""
+    made = Toys()
     monkeypatch.setattr("platform.machine", lambda: X86_64.machine)
     monkeypatch.setattr(trial.Trial.__init__, "__kwdefaults__", {"lenient": False, "ready": made.ready})
 
@@ -147,6 +156,54 @@ def test_a_full_disk_is_not_taken_for_source_that_does_not_compile(
     fill({tree / "Makefile": text.replace("\tcp $< $@", "\t@echo 'cc1: No space left on device'; exit 1")})
     assert step(tree) == 128
     assert "could not build" in capsys.readouterr().err
+
+
+STEP = """\
+import sys
+import pytest
+from harness.commands import cli
+from tests.test_bisect_command import install
+install(pytest.MonkeyPatch())
+sys.exit(cli.main(["bisect-step", "--", "guest_tests/test_a.py"]))
+"""
+
+
+def test_git_bisect_run_goes_by_these_statuses(
+    toys: Toys, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    fill({tmp_path / "step.py": STEP})
+    git(tree, "bisect", "start", "HEAD", "v1")
+    said = git(tree, "bisect", "run", sys.executable, str(tmp_path / "step.py"))
+    first = git(tree, "rev-parse", "bisect/bad")
+    assert git(tree, "show", "--no-patch", "--format=%s", first) == "LOST a"
+    assert "does not boot" in said
+    assert "git bisect skip" in git(tree, "bisect", "log")
+
+
+def test_git_bisect_run_stops_at_trouble_of_the_host(
+    toys: Toys, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    fill({tmp_path / "step.py": STEP})
+    (tmp_path / "bin/gcc").unlink()
+    monkeypatch.setenv("PATH", str(without_compiler(tmp_path)))
+    git(tree, "bisect", "start", "HEAD", "v1")
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        git(tree, "bisect", "run", sys.executable, str(tmp_path / "step.py"))
+    assert "install its compiler" in caught.value.stderr
+    assert "128" in caught.value.stdout + caught.value.stderr
+    log = git(tree, "bisect", "log").splitlines()
+    assert not [each for each in log if each.startswith(("git bisect good", "git bisect bad", "git bisect skip"))]
+
+
+def without_compiler(tmp_path: Path) -> Path:
+    """A directory for PATH that has what a step runs, and no gcc."""
+    directory = tmp_path / "bin"
+    for name in ("git", "sh", "make", "env", "setpriv", "dirname", "uname", "sed", "cat"):
+        if (found := shutil.which(name)) and not (directory / name).exists():
+            (directory / name).symlink_to(found)
+    return directory
 
 
 # --- harness bisect --packages ---------------------------------------------------------------------------------------
