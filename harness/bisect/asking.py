@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median
 
 from harness.bisect.journal import Journal
 from harness.bisect.step import Step
@@ -47,5 +48,6 @@ class Asking:
         if steps <= 0:
             return ""
         how = f"about {steps} more" if steps > 1 else "one more"
-        minutes = f", {clock(steps * sum(self._took) / len(self._took))}" if self._took else ""
+        # The first build from scratch says little about the others.
+        minutes = f", {clock(steps * median(self._took))}" if self._took else ""
         return f" [{how}{minutes}]"
