@@ -398,13 +398,17 @@ def recorded_step(name: str, *items: Item) -> Step:
 
 
 def test_the_end_shows_the_change_and_the_evidence_of_both_runs() -> None:
-    sections = (("failure in call", "frame 1\nE   page 3 is lost"), ("run it again", "pytest --kernel=debian:6.17.8 t"))
+    sections = (
+        ("failure in call", "frame 1\nE   page 3 is lost\nE   assert not {3}"),
+        ("run it again", "pytest --kernel=debian:6.17.8 t"),
+    )
     bad = recorded_step("6.17.8", line("a", "failed", message="page 3", sections=sections))
     text = told(Found(recorded_step("6.16.12", line("a")), bad))
     assert text.startswith("The first bad version is 6.17.8\n")
     for each in ("Last good: 6.16.12 (1:01)", "  1 passed", "E   page 3 is lost", "see it again: pytest --kernel"):
         assert each in text
     assert "frame 1" not in text
+    assert "assert not" not in text
 
 
 def test_the_end_names_all_that_may_be_the_first() -> None:

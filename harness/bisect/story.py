@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -66,8 +67,10 @@ def _failure(item: Item) -> Iterator[str]:
     yield item.test
     sections = dict(item.sections)
     lines = next((text for title, text in item.sections if title.startswith("failure in")), item.message).splitlines()
-    # A traceback says at its end what happened, in lines that begin with E.
+    # A traceback says at its end what happened, in lines that begin with E. pytest's own words follow the message.
     errors = [line for line in lines if line.startswith("E ")] or lines
+    own = next((number for number, line in enumerate(errors) if number and re.match(r"E +assert ", line)), None)
+    errors = errors[:own]
     yield from (clipped(f"  {line}", _COLUMNS) for line in errors[:_LINES])
     if _AGAIN in sections:
         yield f"see it again: {sections[_AGAIN]}"
