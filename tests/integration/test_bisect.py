@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,8 +69,8 @@ class Repository:
 
 
 @pytest.fixture
-def own_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache without sources and built kernels, above the user's."""
+def own_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache without sources and built kernels, above the user's. It is removed, because it takes 2 GB."""
     try:
         builder.Toolchain.of(X86_64)
         builder.check_host()
@@ -82,6 +84,8 @@ def own_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (own / shared).symlink_to(users / shared)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    yield
+    shutil.rmtree(own)
 
 
 @pytest.mark.builds_kernel
