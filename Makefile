@@ -6,7 +6,7 @@ ARCH ?=
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint types unit slow small guest pair explore matrix costs bench soak setup host build-host unit-host bench-host clean
+.PHONY: run test lint types unit slow small guest pair explore matrix mutants costs bench soak setup host build-host unit-host bench-host clean
 
 # Compilers are only needed for a kernel that is neither packaged, nor a machine, nor a file or tree that exists.
 built = $(if $(filter debian:% ssh:%,$(KERNEL))$(wildcard $(KERNEL)),,build-host)
@@ -22,6 +22,7 @@ lint: setup ## style, formatting, and which room may import from which
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m tests.rows --check
 	$(BIN)/python -m tests.findings_page --check
+	$(BIN)/python -m tests.mutants_page --check
 
 types: setup ## mypy, strict
 	$(BIN)/mypy
@@ -52,6 +53,9 @@ explore: setup ## a minute of programs made by chance, on Debian's stable kernel
 
 matrix: setup ## the guest suite on many kernels; what is kept from an earlier run is not run again
 	$(BIN)/harness matrix --html=matrix.html
+
+mutants: setup build-host ## the guest tests against deliberate bugs: which do they notice?
+	$(BIN)/harness mutants --kernel=unpatched --kernel=relocate-anon --html=mutants.html
 
 soak: setup ## the guest suite twenty times, in random order, under load; hours without KVM
 	@missing=$$($(requirements) soak) || exit; $(install)
@@ -101,4 +105,4 @@ endef
 	@touch $@
 
 clean: ## remove what set-up made here; caches live under ~/.cache/mremap-harness and /dev/shm
-	rm -rf .venv build matrix.html *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build matrix.html mutants.html *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -10,6 +10,7 @@ import pytest
 from guest_tests.explorer.executor import Executor
 from guest_tests.explorer.kinds import kinds
 from guest_tests.mm import system
+from guest_tests.support.folios import advised_folios
 from harness.programs import language
 from harness.programs.generate import Generator
 
@@ -37,7 +38,8 @@ def test_programs(seed: int) -> None:
     for number in range(_PROGRAMS):
         program = generator.next().program
         wire = [tuple(each) for each in language.to_wire(program)]
-        failure = executor.run(wire, thorough=False, layout=True).failure
+        with advised_folios():
+            failure = executor.run(wire, thorough=False, layout=True).failure
         assert failure is None, (
             f"{failure.text} ({failure.oracle}) after program {number}. Save it, and give its file to "
             f"harness explore --replay:\n{language.to_json(program)}"

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from guest_tests.explorer.arena import PAGE
+from guest_tests.explorer.arena import PAGE, address
 from guest_tests.explorer.executor import Executor, Outcome
 from guest_tests.mm import numa, system
 from guest_tests.mm.ksm import Ksm
+from guest_tests.support import folios
 from harness.programs import effects, language, memory
 from harness.programs.language import KINDS, Kind, Operation, Part, Program, To
 from harness.programs.memory import Step
@@ -246,3 +247,18 @@ def test_a_plan_that_does_not_come_true_is_seen(executor: Executor) -> None:
     steps = [[KINDS.index(Kind.MAP), start, 0, start, 2, ""], [KINDS.index(Kind.WRITE), start, 2, start, 2, "0203"]]
     assert executor.run_plan([steps, [[start, start + 2, "0203"]], start, start + 2])
     assert not executor.run_plan([steps, [[start, start + 2, "0204"]], start, start + 2])
+
+
+def test_memory_with_huge_page_advice_has_large_folios(executor: Executor) -> None:
+    """No row: programs meet large folios, although their mappings are at most eight pages long.
+
+    Kernels that have them (6.8): the folios of a moved mapping are still large, and everything is as it should be.
+    """
+    if not (folios.THP / f"hugepages-{4 * PAGE >> 10}kB").exists():
+        pytest.skip("needs Linux 6.8 and CONFIG_TRANSPARENT_HUGEPAGE")
+    large: list[bool] = []
+    _also(executor, Kind.MOVE, lambda step: large.append(folios.is_large(address(step.dst))))
+    with folios.advised_folios():
+        outcome = _run(executor, (_MAP, Operation(Kind.HUGEPAGE), _WRITE, _MOVE))
+    assert outcome.failure is None
+    assert large == [True]

@@ -111,6 +111,9 @@ def _in_swap_cache(area: CarveOut, ksm: Ksm) -> Iterator[Pair]:
 
     Reclaim writes pages to a slow device in the background, and until that is done they stay in the swap cache. The
     guest's swap device writes at once, so a pipe keeps the page there.
+
+    Read the page that stayed last: the last read frees the swap slot, unless it copies the page (do_swap_page()). A
+    kernel without the findings below copies the other page.
     """
     memcg.require_memcg()
     swap.require_swap()
@@ -127,7 +130,7 @@ def _moved_in_swap_cache(area: CarveOut, ksm: Ksm) -> Pair:
     """A merged pair, of which one swap entry was moved while the page was in the swap cache; both are read back."""
     with _in_swap_cache(area, ksm) as pair:
         pair = Pair(pair.stayed, move(pair.moved, area.page(10)))
-        read_back(pair.stayed, pair.moved)
+        read_back(pair.moved, pair.stayed)
     return pair
 
 
@@ -158,7 +161,9 @@ def test_a_page_moved_while_in_the_swap_cache_is_found(probe: Probe, area: Carve
     pair = _moved_in_swap_cache(area, ksm)
     pair.check()
     story = "a swap-out that kept the page in the swap cache, a move of one swap entry, and reads of both"
-    assert_found_by(probe, pair.places, story)
+    shared = pagemap.pfn(pair.moved.address) == pagemap.pfn(pair.stayed.address)
+    # A kernel without the finding may have copied the page.
+    assert_found_by(probe, pair.places if shared else places_of(pair.moved), story)
 
 
 @every_probe
@@ -186,7 +191,7 @@ def _called_off_in_swap_cache(area: CarveOut, ksm: Ksm) -> Pair:
     """A merged pair; one page was made unmergeable while the page was in the swap cache; both are read back."""
     with _in_swap_cache(area, ksm) as pair:
         pair.moved.madvise(syscalls.MADV_UNMERGEABLE)
-        read_back(pair.stayed, pair.moved)
+        read_back(pair.moved, pair.stayed)
     return pair
 
 

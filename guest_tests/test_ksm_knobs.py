@@ -69,7 +69,7 @@ def test_counters_of_a_process_follow_forks_moves_and_exits(area: CarveOut, ksm:
         child   |         | a b c d |   moved
 
     Every kernel: each process counts what it has merged itself: a child starts at 0, and everything is 0 in the end.
-    Before 4d6fc29f3634 (6.18) mm_init() copies the parent's numbers and nothing resets them: finding ksm-fork-counters.
+    Before 4d6fc29f3634 (6.18) dup_mm() copies the parent's numbers and nothing resets them: finding ksm-fork-counters.
     """
     source = area.map(0, 4).fill_same(SAME)
     ksm.merge(source)

@@ -126,6 +126,12 @@ FAIL_ON = Option(
     help="what makes the exit status 1: a test that failed (default), or one that regressed against the first kernel "
     "of its architecture",
 )
+MUTANT = Option(
+    name="--mutant",
+    metavar="NAME",
+    help="activate this deliberate bug in a kernel that is built with the preset mutants; harness mutants --list "
+    "shows them",
+)
 EXPLORE = Option(
     name="--explore",
     metavar="N",
@@ -172,12 +178,13 @@ OPTIONS = (
     FAIL_ON,
     EXPLORE,
     EXPLORE_SEED,
+    MUTANT,
     DEBIAN_MIRROR,
     USERLAND,
 )
 
 #: Those that shape a machine: see :class:`MachineOptions`.
-MACHINE = (APPEND, GUEST_MEMORY, GUEST_CPUS, DEBIAN_MIRROR, USERLAND)
+MACHINE = (APPEND, GUEST_MEMORY, GUEST_CPUS, MUTANT, DEBIAN_MIRROR, USERLAND)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +199,8 @@ class MachineOptions:
     cpus: int = 1
     #: whether the guests' clocks count instructions
     icount: bool = False
+    #: the mutant that is active in guests, or "record"; empty for none
+    mutant: str = ""
     #: base URI of a Debian mirror; empty for the host's own
     debian_mirror: str = ""
     #: a file with the guest's userland; None makes it, or takes it from the cache
@@ -205,6 +214,7 @@ class MachineOptions:
             memory=values["guest_memory"],
             cpus=values["guest_cpus"],
             icount=values.get("icount", False),
+            mutant=values.get("mutant", ""),
             debian_mirror=values["debian_mirror"],
             userland=Path(values["userland"]).expanduser() if values["userland"] else None,
         )

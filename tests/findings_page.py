@@ -20,7 +20,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from harness.judging.findings import Finding, known
 
 PAGE = paths.PROJECT / "docs" / "findings.md"
 MEASURED = paths.PROJECT / "docs" / "measured.json"
+#: for each finding NAME.md, a report for whoever repairs the kernel, and NAME.c, which shows the bug
+FINDINGS = paths.PROJECT / "docs" / "findings"
 
 _HEAD = """\
 # Findings: kernel bugs that the tests show
@@ -43,6 +45,9 @@ merged them again at the new place, every walk finds every mapping. `make run` m
 page, on the kernel that it is given.
 
 The two holes behind the question are `ksm-swapcache-move` and `ksm-forked-forgotten`.
+
+Each finding has a report for kernel developers, with a program in C that shows the bug and needs nothing of this
+project.
 """
 
 
@@ -112,17 +117,32 @@ def _section(finding: Finding, measured: Sequence[Measured]) -> Iterator[str]:
     if fixes:
         yield f"Fixed in {', '.join(dict.fromkeys(fixes))}."
         yield ""
+    yield f"[Report](findings/{finding.name}.md), [program in C](findings/{finding.name}.c)."
+    yield ""
     yield from _table(finding, measured)
     yield ""
     yield "```"
-    yield f"pytest --kernel=debian:{_shows_on(finding, measured)} {finding.command}"
+    # Debian's stable kernel if it was seen on none.
+    yield f"pytest --kernel=debian:{series_with(finding.name, measured) or '6.12'} {finding.command}"
     yield "```"
 
 
-def _shows_on(finding: Finding, measured: Sequence[Measured]) -> str:
-    """The series of the newest kernel that was seen with the finding; Debian's stable one if there is none."""
-    shown = [each.version for each in measured if each.outcomes.get(finding.name, {}).get("xfailed")]
-    return ".".join(max(shown, key=_numbers).split(".")[:2]) if shown else "6.12"
+def series_with(finding: str, measured: Sequence[Measured]) -> str:
+    """The series of the newest kernel that was seen with a finding, such as "7.3"; empty if there is none."""
+    return _newest(each.version for each in measured if _outcomes(each, finding).get("xfailed"))
+
+
+def series_without(finding: str, measured: Sequence[Measured]) -> str:
+    """The series of the newest kernel on which all tests for a finding passed; empty if there is none."""
+    return _newest(each.version for each in measured if set(_outcomes(each, finding)) - {"skipped"} == {"passed"})
+
+
+def _newest(versions: Iterable[str]) -> str:
+    return ".".join(max(versions, key=_numbers, default="").split(".")[:2])
+
+
+def _outcomes(measured: Measured, finding: str) -> Mapping[str, int]:
+    return measured.outcomes.get(finding, {})
 
 
 def _table(finding: Finding, measured: Sequence[Measured]) -> Iterator[str]:

@@ -49,7 +49,7 @@ class Workshop:
         assert isinstance(spec, BuildSpec)
         wanted = kconfig.merge(kconfig.parse_fragment(settings, "toy.config"))
         patches = [patch for path in spec.name.series for patch in series.load(path)]
-        request = BuildRequest(X86_64, spec.name.source, tuple(patches), "toy", wanted, "toy")
+        request = BuildRequest(X86_64, spec.name.source, tuple(patches), None, "toy", wanted, "toy")
         return builder.build(request, self.cache, self.archive)
 
     def count(self, what: str) -> list[str]:
@@ -143,7 +143,11 @@ def test_the_same_kernel_under_two_names_is_taken_once() -> None:
 @pytest.mark.parametrize(
     ("text", "arch", "says"),
     [
-        ("unpatched:debgu", X86_64, "there is no preset 'debgu': use fast, debug, kasan, dwarf, 4k for x86_64"),
+        (
+            "unpatched:debgu",
+            X86_64,
+            "there is no preset 'debgu': use fast, debug, kasan, dwarf, mutants, 4k for",
+        ),
         ("unpatched:64k", X86_64, "x86_64 has no pages of 64k"),
         ("unpatched:16k:64k", ARM64, "a kernel has one page size, not 16k and 64k"),
         ("unpatched+/nowhere.mbx", X86_64, "there is no patch, mbox or directory '/nowhere.mbx'"),
@@ -301,6 +305,17 @@ def test_progress_is_told(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -
         re.match(r"linux-v1-x86_64: building, \d+% \(2 of about \d+ files\), about \d+ s left", each)
         for each in workshop.said
     )
+
+
+def test_what_is_left_is_not_estimated_where_only_changes_are_compiled(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builder, "_TELL_EVERY", 0.0)
+    path = repository(workshop.tmp_path / "linux")
+    fill({workshop.tmp_path / "move.patch": PATCH})
+    workshop.resolve(f"git:{path}@v1")
+    workshop.resolve(f"git:{path}@v1+{workshop.tmp_path}/move.patch")
+    assert "linux-v1+move-x86_64: building, 1 changed files so far" in workshop.said
 
 
 # What goes wrong

@@ -16,7 +16,9 @@ from harness import options
 from harness.paths import PROJECT
 
 CONTRIBUTING = PROJECT / "CONTRIBUTING.md"
-DOCUMENTS = sorted(path for folder in (".", "docs", "kernel_configs") for path in (PROJECT / folder).glob("*.md"))
+DOCUMENTS = sorted(
+    path for folder in (".", "docs", "docs/findings", "kernel_configs") for path in (PROJECT / folder).glob("*.md")
+)
 
 #: The folders of which CONTRIBUTING.md has a row for each module.
 MAPPED = ("harness", "guest_tests/mm", "guest_tests/support")

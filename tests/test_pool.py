@@ -10,7 +10,9 @@ from harness.guests.guest import Guest
 from harness.guests.source import GuestSource
 from harness.pytest_plugin.pool import Fate, Pool
 
-READY = protocol.Ready(release="6.12", machine="x86_64", python="3.13", page_size=4096, tainted=0, uptime=1.0)
+READY = protocol.Ready(
+    release="6.12", machine="x86_64", python="3.13", page_size=4096, tainted=0, uptime=1.0, mutant=""
+)
 
 
 class FakeGuest:

@@ -12,8 +12,8 @@ import pytest
 from harness.agent import protocol
 
 MESSAGES: list[protocol.Message] = [
-    protocol.Hello(1.5, "00ff"),
-    protocol.Ready("6.12", "x86_64", "3.13", 4096, 0, 3.5),
+    protocol.Hello(1.5, "00ff", ""),
+    protocol.Ready("6.12", "x86_64", "3.13", 4096, 0, 3.5, ""),
     protocol.Collect("YWJj", ["-v"]),
     protocol.Collected(["a::b"], []),
     protocol.Run("a::b", "", "m1"),
@@ -80,7 +80,7 @@ FINISHED = {"kind": "finished", "nodeid": "a", "tainted": 0}
         (frame_of(**(FINISHED | {"tainted": 0.5})), "finished.tainted is not of type int"),
         (frame_of(kind="collected", nodeids=["a", 1], errors=[]), "collected.nodeids is not of type list"),
         (frame_of(kind="report", data=[]), "report.data is not of type dict"),
-        (frame_of(kind="hello", time="now", entropy=""), "hello.time is not of type float"),
+        (frame_of(kind="hello", time="now", entropy="", mutant=""), "hello.time is not of type float"),
     ],
 )
 def test_anything_else_is_refused(data: bytes, says: str) -> None:

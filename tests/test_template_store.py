@@ -20,7 +20,7 @@ from harness.guests.template_store import TemplateStore
 from harness.machine.accelerator import Accelerator
 from harness.machine.qemu import NODES, Machine
 
-READY = protocol.Ready("6.12", "x86_64", "3.13", 4096, 0, 1.0)
+READY = protocol.Ready("6.12", "x86_64", "3.13", 4096, 0, 1.0, "")
 COLLECTED = protocol.Collected(["guest_tests/test_a.py::test_a"], [])
 
 

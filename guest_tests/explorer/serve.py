@@ -28,6 +28,7 @@ from guest_tests.explorer.children import ending
 from guest_tests.explorer.executor import Executor
 from guest_tests.explorer.kinds import kinds
 from guest_tests.mm import ksm, memcg
+from guest_tests.support.folios import advised_folios
 from harness.agent.session import Exchange
 from harness.programs import language
 from harness.programs.language import KINDS
@@ -41,10 +42,10 @@ _LAYOUT_EVERY: Final = 16
 def main(exchange: Exchange, _data: dict[str, Any]) -> None:
     """Answer the host until it sends an empty order."""
     exchange.say({"kinds": kinds()})
-    if ksm.available():
-        with ksm.Ksm():
-            _serve(exchange)
-    else:
+    with ExitStack() as stack:
+        stack.enter_context(advised_folios())
+        if ksm.available():
+            stack.enter_context(ksm.Ksm())
         _serve(exchange)
 
 

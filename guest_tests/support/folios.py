@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +15,7 @@ import pytest
 from guest_tests.mm import kpage, pagemap, system, vmstat
 from guest_tests.mm.mapping import PAGE_SIZE, Mapping
 
-_THP: Final = Path("/sys/kernel/mm/transparent_hugepage")
+THP: Final = Path("/sys/kernel/mm/transparent_hugepage")
 #: A guest's memory must have room for so many huge pages, so that one can be had when a test needs it.
 _ROOM: Final = 32
 
@@ -47,9 +47,9 @@ def pmd_size() -> int:
     """The size in bytes of a huge page that a PMD maps. Skips where there are none, or they are too large here."""
     system.require_config("TRANSPARENT_HUGEPAGE")
     try:
-        size = int((_THP / "hpage_pmd_size").read_text())
+        size = int((THP / "hpage_pmd_size").read_text())
     except FileNotFoundError:
-        pytest.skip(f"needs CONFIG_TRANSPARENT_HUGEPAGE=y: this kernel has no {_THP}")
+        pytest.skip(f"needs CONFIG_TRANSPARENT_HUGEPAGE=y: this kernel has no {THP}")
     have, needed = vmstat.meminfo()["MemTotal"] >> 10, _ROOM * size >> 20
     if have < needed:
         pytest.skip(f"needs {needed} MB of memory for huge pages of {size >> 20} MB, has {have}: give --guest-memory")
@@ -62,12 +62,12 @@ def thp(value: str = "always") -> Iterator[None]:
 
     Skips where huge pages are wanted and the kernel has none.
     """
-    if value == "never" and not _THP.exists():
+    if value == "never" and not THP.exists():
         yield
         return
     if value != "never":
         pmd_size()
-    with knob(_THP / "enabled", value):
+    with knob(THP / "enabled", value):
         yield
 
 
@@ -84,10 +84,10 @@ def huge_page(mapping: Mapping, at: int) -> Mapping:
 
 def mthp_size() -> int:
     """The size in bytes of large folios of 16 pages, else of 8, that anonymous memory can have (6.8); else skips."""
-    wanted = {size for size in (8 * PAGE_SIZE, 16 * PAGE_SIZE) if (_THP / f"hugepages-{size >> 10}kB/enabled").exists()}
+    wanted = {size for size in (8 * PAGE_SIZE, 16 * PAGE_SIZE) if (THP / f"hugepages-{size >> 10}kB/enabled").exists()}
     if not wanted:
         pytest.skip(
-            f"needs Linux 6.8 and CONFIG_TRANSPARENT_HUGEPAGE: no {_THP}/hugepages-*kB/enabled, "
+            f"needs Linux 6.8 and CONFIG_TRANSPARENT_HUGEPAGE: no {THP}/hugepages-*kB/enabled, "
             f"this is {platform.release()}"
         )
     return max(wanted)
@@ -96,7 +96,18 @@ def mthp_size() -> int:
 @contextmanager
 def mthp(size: int) -> Iterator[None]:
     """Folios of ``size`` bytes for faults, and no larger ones, while the block runs."""
-    with knob(_THP / f"hugepages-{size >> 10}kB/enabled", "always"):
+    with knob(THP / f"hugepages-{size >> 10}kB/enabled", "always"):
+        yield
+
+
+@contextmanager
+def advised_folios() -> Iterator[None]:
+    """Folios of 4 and 8 pages for memory with MADV_HUGEPAGE, while the block runs, if the kernel has them (6.8)."""
+    with ExitStack() as stack:
+        for pages in (4, 8):
+            enabled = THP / f"hugepages-{pages * PAGE_SIZE >> 10}kB/enabled"
+            if enabled.exists():
+                stack.enter_context(knob(enabled, "madvise"))
         yield
 
 

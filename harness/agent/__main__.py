@@ -18,7 +18,7 @@ import tarfile
 import time
 from pathlib import Path
 
-from harness.agent import channel, protocol
+from harness.agent import channel, mutants, protocol
 from harness.agent.session import run_pytest
 
 #: _IO('R', 0x07) in include/uapi/linux/random.h: reseed from the pool now
@@ -44,9 +44,9 @@ def send_heartbeats(parent: int) -> None:
 
 
 def answer_hello(hello: protocol.Hello) -> protocol.Ready:
-    """Set the clock, reseed the random number generators, and describe this guest.
+    """Set the clock, reseed the random number generators, activate the mutant asked for, and describe this guest.
 
-    Both are the same in all clones of a template, so the host sends its time and random data.
+    Clock and generators are the same in all clones of a template, so the host sends its time and random data.
     """
     if os.geteuid() == 0 and hello.time:
         time.clock_settime(time.CLOCK_REALTIME, hello.time)
@@ -54,6 +54,8 @@ def answer_hello(hello: protocol.Hello) -> protocol.Ready:
             pool.write(bytes.fromhex(hello.entropy))
             fcntl.ioctl(pool, RNDRESEEDCRNG)
     random.seed(hello.entropy)
+    if hello.mutant:
+        mutants.select(hello.mutant)
     return protocol.Ready(
         release=platform.release(),
         machine=platform.machine(),
@@ -61,6 +63,7 @@ def answer_hello(hello: protocol.Hello) -> protocol.Ready:
         page_size=resource.getpagesize(),
         tainted=int(Path("/proc/sys/kernel/tainted").read_text()),
         uptime=float(Path("/proc/uptime").read_text().split()[0]),
+        mutant=mutants.active(),
     )
 
 

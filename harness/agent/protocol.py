@@ -38,6 +38,8 @@ class Hello:
     time: float
     #: random bytes in hexadecimal
     entropy: str
+    #: the mutant to activate; empty to activate none
+    mutant: str
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Ready:
     tainted: int
     #: seconds since boot
     uptime: float
+    #: the mutant that is active; empty if none is
+    mutant: str
 
 
 @dataclass(frozen=True)

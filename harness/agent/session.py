@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from _pytest.runner import runtestprotocol
 
-from harness.agent import protocol
+from harness.agent import mutants, protocol
 from harness.agent.channel import Channel
 
 #: Asks the host to audit this guest's memory; for guest tests.
@@ -93,12 +93,20 @@ class HostDriven:
             else:
                 self._link.send(self._handlers[message.kind](message))
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+        """Record with the last phase which mutants' places the test reached."""
+        if call.when == "teardown" and mutants.active():
+            item.user_properties.append((mutants.PROPERTY, " ".join(mutants.reached())))
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Send each phase's report at once: the guest may not live to see the next."""
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
         self._link.send(protocol.Report(_json_safe(data)))
 
     def _run(self, item: pytest.Item, next_item: pytest.Item | None, marker: str) -> None:
+        if active := mutants.active():
+            mutants.select(active)  # what an earlier test reached is forgotten
         mark(f"begin {marker}")
         runtestprotocol(item, nextitem=next_item)
         mark(f"end {marker}")

@@ -19,12 +19,13 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from harness.arch import Architecture
-from harness.build import dotconfig, kconfig
+from harness.build import dotconfig, kconfig, schemata
 from harness.build.kconfig import MergedFragments
+from harness.build.mutants import Mutants
 from harness.build.series import Patch, patchset_hash
 from harness.build.source import Source, SourceVersion
 from harness.debian.apt import Archive
@@ -135,6 +136,8 @@ class BuildRequest:
     arch: Architecture
     source: Source
     patches: tuple[Patch, ...]
+    #: deliberate bugs to compile in after the patches
+    mutants: Mutants | None
     #: names of the presets and the page size
     configuration: str
     #: the options that the configuration sets
@@ -191,7 +194,8 @@ class _Build:
     def inputs(self) -> list[str]:
         """Everything that the kernel is made of, except its configuration."""
         series = patchset_hash(self.request.patches)
-        return [_GENERATION, self.request.arch.name, self.version.digest, series, self.toolchain.version]
+        mutants = [schemata.digest(self.request.mutants)] if self.request.mutants else []
+        return [_GENERATION, self.request.arch.name, self.version.digest, series, *mutants, self.toolchain.version]
 
     def run(self) -> BuiltKernel:
         request = self.request
@@ -229,6 +233,9 @@ class _Build:
         if self._patched is None:
             tree = self.request.source.fetch(self.version, self.cache, self.archive)
             self._patched = self.store.apply(tree, self.request.patches)
+            if self.request.mutants:
+                files = schemata.files(self.request.mutants, partial(self.store.read, self._patched))
+                self._patched = self.store.write(self._patched, files)
         return self.store.checkout(self._patched)
 
     def _configure(self, target: Path) -> None:
@@ -278,6 +285,8 @@ class _Build:
                 goal += [f"{name}=-fdebug-prefix-map={source}=/linux" for name in ("KCFLAGS", "KAFLAGS")]
             steps = source.parent / f"steps-{arch}"
             estimate = int(steps.read_text()) if steps.exists() else int(_STEPS_PER_OPTION * len(options))
+            if (output / arch.tree_image).exists():
+                estimate = 0  # make compiles only what changed since, and nobody knows how much that is
             progress = _Progress(f"{self.request.label}: building", estimate, self.archive.progress)
             try:
                 status = self._make(source, output, goal, log, progress.line)
@@ -285,7 +294,7 @@ class _Build:
                 unfinished.unlink()  # make ended by itself, so all files are complete
             if status:
                 raise self._failure("does not compile", log)
-            if progress.done > estimate // 2:
+            if estimate and progress.done > estimate // 2:
                 steps.write_text(str(progress.done))
             for name, place in (("image", arch.tree_image), ("config", ".config"), ("System.map", "System.map")):
                 shutil.copyfile(output / place, target / name)
@@ -403,6 +412,8 @@ class _Progress:
 
     def _share(self, elapsed: float) -> str:
         """How much is done, and how much time is left."""
+        if not self._estimate:
+            return f"{self.done} changed files so far"
         if self.done >= self._estimate:
             return f"{self.done} files, more than estimated"
         left = elapsed / self.done * (self._estimate - self.done)

@@ -30,6 +30,8 @@ class BuildName:
     text: str
     #: a short name, without the default preset
     label: str
+    #: its name in variants.toml; empty if it is none of them
+    variant: str
     source: Source
     #: patches, directories of patches, or mboxes, in order
     series: tuple[Path, ...]
@@ -72,7 +74,8 @@ def parse(text: str, arch: Architecture, options: BuildOptions) -> BuildName | N
     label += "".join(f"+{each.name if each.is_dir() else each.stem}" for each in added)
     if configuration.words != (definitions.default_preset,):
         label += f":{configuration}"
-    return BuildName(f"{named}:{configuration}", label, source, series, configuration)
+    name = variant.name if variant else ""
+    return BuildName(f"{named}:{configuration}", label, name, source, series, configuration)
 
 
 def _split(named: str) -> tuple[str, list[Path]]:

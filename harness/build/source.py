@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -165,6 +165,27 @@ class SourceStore:
                 )
                 if done.returncode:
                     raise PatchError(_does_not_apply(patch, f"{number} of {len(patches)}", done))
+            return self.git("write-tree", index=index)
+
+    def read(self, tree: str, path: str) -> str:
+        """A file of a tree.
+
+        :raises BuildError: if the tree has no such file.
+        """
+        return self.git("cat-file", "blob", f"{tree}:{path}") + "\n"
+
+    def write(self, tree: str, files: Mapping[str, str]) -> str:
+        """Replace files of a tree, or add them; no work tree is changed.
+
+        :param files: their contents by path.
+        :returns: the ID of the new tree.
+        """
+        with TemporaryDirectory(dir=self.root, prefix="write-") as scratch:
+            index = Path(scratch, "index")
+            self.git("read-tree", tree, index=index)
+            for path, text in files.items():
+                blob = self.git("hash-object", "-w", "--stdin", stdin=text.encode())
+                self.git("update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", index=index)
             return self.git("write-tree", index=index)
 
     def checkout(self, tree: str) -> Path:

@@ -37,6 +37,8 @@ class Preset:
     fragments: tuple[str, ...]
     #: it is not complete by itself and is added to another preset
     addition: bool
+    #: the kernel has the mutants of its variant: see :mod:`harness.build.mutants`
+    mutants: bool
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Configuration:
     words: tuple[str, ...]
     #: the files, in the order in which they are merged
     fragments: tuple[Path, ...]
+    #: whether the kernel has the mutants of its variant
+    mutants: bool
 
     def __str__(self) -> str:
         return ":".join(self.words)
@@ -114,7 +118,11 @@ class KernelConfigs:
         named = (*(preset.name for preset in presets), *(size for size in sizes if size != here.default_page_size))
         fragments = [*self.base, *here.fragments, *here.page_sizes[sizes[0]]]
         fragments += [fragment for preset in presets for fragment in preset.fragments]
-        return Configuration(named, tuple(self.directory / f"{fragment}.config" for fragment in fragments))
+        return Configuration(
+            named,
+            tuple(self.directory / f"{fragment}.config" for fragment in fragments),
+            any(preset.mutants for preset in presets),
+        )
 
 
 @cache
@@ -131,7 +139,13 @@ def _load(directory: Path) -> KernelConfigs:
             for name, each in data["variants"].items()
         },
         presets={
-            name: Preset(name, each["description"], tuple(each["fragments"]), each.get("addition", False))
+            name: Preset(
+                name,
+                each["description"],
+                tuple(each["fragments"]),
+                each.get("addition", False),
+                each.get("mutants", False),
+            )
             for name, each in data["presets"].items()
         },
         arches={

@@ -2,8 +2,8 @@
 """The ``harness`` command.
 
 Exit status: 0 all is well, 1 it is not, 2 the command line makes no sense. ``harness shell`` passes on the status of
-the command it ran, ``harness test`` that of pytest. ``harness bisect``, ``harness bisect-step``, ``harness explore``
-and ``harness matrix`` say in their help what theirs mean.
+the command it ran, ``harness test`` that of pytest. ``harness bisect``, ``harness bisect-step``, ``harness explore``,
+``harness matrix`` and ``harness mutants`` say in their help what theirs mean.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from harness import __version__
-    from harness.commands import audit, bisect, explore, matrix, report, userland
+    from harness.commands import audit, bisect, explore, matrix, mutants, report, userland
 
     parser = argparse.ArgumentParser(
         prog="harness",
@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     bisect.add_to(commands)
     explore.add_to(commands)
     matrix.add_to(commands)
+    mutants.add_to(commands)
     report.add_to(commands)
     userland.add_to(commands)
     shell = commands.add_parser(
@@ -140,6 +141,12 @@ def _matrix(chosen: argparse.Namespace) -> int:
     return matrix.run(chosen, _progress())
 
 
+def _mutants(chosen: argparse.Namespace) -> int:
+    from harness.commands import mutants
+
+    return mutants.run(chosen, _progress())
+
+
 def _report(chosen: argparse.Namespace) -> int:
     from harness.commands import report
 
@@ -165,6 +172,7 @@ _COMMANDS = {
     "doctor": _doctor,
     "explore": _explore,
     "matrix": _matrix,
+    "mutants": _mutants,
     "report": _report,
     "shell": _shell,
     "userland": _userland,

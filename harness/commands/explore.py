@@ -106,7 +106,8 @@ def _spec(text: str, architecture: str | None) -> BootSpec:
 def _opened(spec: BootSpec, chosen: argparse.Namespace, progress: ProgressLine) -> Iterator[tuple[Kernel, str, Runner]]:
     """A kernel, the name of the accelerator that it runs with, and what runs programs on it."""
     kernel, machine = provision.provision(spec, MachineOptions.of(vars(chosen)), progress)
-    fleet = Fleet(machine, payload.tests_archive(payload.LIBRARY, MARKERS), list(PYTEST_ARGS), False, progress)
+    tests = payload.tests_archive(payload.LIBRARY, MARKERS)
+    fleet = Fleet(machine, tests, list(PYTEST_ARGS), False, progress, chosen.mutant)
     runner = Runner(fleet)
     try:
         runner.open()

@@ -34,7 +34,8 @@ def shell(spec: BootSpec, options: MachineOptions, command: Sequence[str], progr
         )
     line = command[0] if len(command) == 1 else shlex.join(command)
     kernel, machine = provision.provision(spec, options, progress)
-    fleet = Fleet(machine, payload.tests_archive(payload.LIBRARY, MARKERS), list(PYTEST_ARGS), False, progress)
+    tests = payload.tests_archive(payload.LIBRARY, MARKERS)
+    fleet = Fleet(machine, tests, list(PYTEST_ARGS), False, progress, options.mutant)
     guest, _ = fleet.fresh()
     try:
         progress("starting the SSH server in the guest")

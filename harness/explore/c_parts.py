@@ -125,6 +125,20 @@ static int put(const char *path, const char *text)
 	return error;
 }
 """,
+    "folios": r"""
+#define FOLIOS "/sys/kernel/mm/transparent_hugepage/hugepages-%ldkB/enabled"
+
+/* Let memory with MADV_HUGEPAGE have folios of 4 and 8 pages, if the kernel has them. These settings stay. */
+static void folios_begin(void)
+{
+	char path[128];
+
+	for (long pages = 4; pages <= 8; pages *= 2) {
+		snprintf(path, sizeof(path), FOLIOS, pages * page_size / 1024);
+		put(path, "madvise");
+	}
+}
+""",
     "ksm": r"""
 #define KSM "/sys/kernel/mm/ksm/"
 
@@ -253,7 +267,8 @@ static int become(int child, int step)
 """,
     "bad": r"""
 static int bad;
-
+""",
+    "wrong": r"""
 static void wrong(int n, const char *what)
 {
 	printf("page %d %s\n", n, what);

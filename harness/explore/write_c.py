@@ -60,13 +60,17 @@ def write_c(story: Story, failure: str, release: str, name: str) -> str:
     :param name: of the file, without its suffix.
     """
     calls = [_call(each) for each in story.events]
-    wanted = {"page", "must", "bad", "check", "walk"}
+    wanted = {"page", "must", "bad"}
+    if story.expected:
+        wanted |= {"wrong", "check", "walk"}
     for function, _ in calls:
         wanted |= {function, *_NEEDS.get(function, ())} if function else set()
     if story.forks:
         wanted.add("turns")
     if Kind.HOLD in story.kinds:
         wanted |= {"hold", "release"}
+    if Kind.HUGEPAGE in story.kinds:
+        wanted |= {"put", "folios"}
     parts = [text for part, text in FUNCTIONS.items() if part in wanted]
     head = HEAD + (FORK_HEAD if story.forks else "")
     if "reclaim" in wanted:
@@ -128,6 +132,8 @@ def _main(story: Story, calls: list[tuple[str, str]], wanted: set[str]) -> str:
         lines.append("\tksm_begin();")
     if "reclaim" in wanted:
         lines.append("\treclaim_begin();")
+    if "folios" in wanted:
+        lines.append("\tfolios_begin();")
     lines.append("")
     for number, (event, (_, call)) in enumerate(zip(story.events, calls, strict=True)):
         lines += _step(number, event, call, forks=story.forks)

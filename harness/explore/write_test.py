@@ -80,14 +80,16 @@ def _fixtures(story: Story) -> list[tuple[str, str]]:
 
 
 def _stacks(story: Story) -> list[str]:
-    """What a test needs for processes, and for references to pages."""
+    """What a test needs for large folios, for processes, and for references to pages."""
     processes = ["ExitStack() as stack"] if story.forks else []
-    return [*processes, "ExitStack() as held"] if story.kinds & _HOLDS else processes
+    folios = ["advised_folios()"] if Kind.HUGEPAGE in story.kinds else []
+    held = ["ExitStack() as held"] if story.kinds & _HOLDS else []
+    return [*folios, *processes, *held]
 
 
 def _imports(story: Story, text: str) -> list[str]:
     lines = [*_HEAD]
-    if _stacks(story):
+    if "ExitStack()" in " ".join(_stacks(story)):
         lines += ["from contextlib import ExitStack", ""]
     if "pytest." in text:
         lines += ["import pytest", ""]
@@ -100,6 +102,8 @@ def _imports(story: Story, text: str) -> list[str]:
         lines.append("from guest_tests.mm.memcg import Memcg")
     if story.forks:
         lines.append("from guest_tests.mm.proctree import Child")
+    if Kind.HUGEPAGE in story.kinds:
+        lines.append("from guest_tests.support.folios import advised_folios")
     if "assert_found" in text:
         lines.append("from guest_tests.support.found import assert_found")
     if "Spliced" in text:

@@ -30,6 +30,7 @@ class Fleet:
     :param args: pytest's command line in the guest.
     :param cold: boot every guest rather than cloning.
     :param progress: told about boots, and why cloning is not possible.
+    :param mutant: the mutant that is active in all of them, or "record"; empty for none.
     """
 
     machine: qemu.Machine
@@ -37,6 +38,7 @@ class Fleet:
     args: list[str]
     cold: bool
     progress: Progress
+    mutant: str = ""
 
     def __post_init__(self) -> None:
         self.patience = Patience.scaled(self.machine.accelerator.slowdown)
@@ -97,7 +99,7 @@ class Fleet:
             deadline = Deadline.after(self.patience.answer)
             thaw(vm, template.directory, deadline)
             guest = Guest(vm, self.patience)
-            guest.hello(deadline)
+            guest.hello(deadline, self.mutant)
         except BaseException:
             vm.close()
             raise
@@ -133,7 +135,7 @@ class Fleet:
             vm.connect(deadline)
             vm.run(deadline)
             guest = Guest(vm, self.patience)
-            guest.hello(deadline)
+            guest.hello(deadline, self.mutant)
             return guest, guest.collect(self.tests, self.args, Deadline.after(self.patience.boot))
         except BaseException:
             vm.close()

@@ -134,18 +134,21 @@ class Guest:
         """End the guest."""
         self.carrier.close()
 
-    def hello(self, deadline: Deadline) -> protocol.Ready:
+    def hello(self, deadline: Deadline, mutant: str = "") -> protocol.Ready:
         """Wait for the agent. Send it the host's time and random data, and receive a description of the guest.
 
-        :raises BootError: if the guest dies, or does not answer before the deadline.
+        :param mutant: a mutant to activate in the guest's kernel, or "record"; empty to activate none.
+        :raises BootError: if the guest dies, does not answer before the deadline, or does not have the mutant.
         """
-        self._send(protocol.Hello(time.time(), secrets.token_hex(64)), deadline)
+        self._send(protocol.Hello(time.time(), secrets.token_hex(64), mutant), deadline)
         try:
             self.ready = self._expect(protocol.Ready, deadline, watch_heartbeat=False)
         except GuestLost as lost:
             raise BootError(self._boot_failure(str(lost))) from lost
         except DeadlineExceeded as error:
             raise BootError(self._boot_failure("it was silent until the deadline")) from error
+        if mutant and self.ready.mutant != mutant:
+            raise BootError(f"the guest's kernel cannot activate the mutant {mutant}: build it again")
         return self.ready
 
     def collect(self, archive: bytes, args: list[str], deadline: Deadline) -> protocol.Collected:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from harness.arch import Architecture
-from harness.build import builder, kconfig, naming, series
+from harness.build import builder, kconfig, mutants, naming, schemata, series
+from harness.build.mutants import Mutants
 from harness.build.naming import BuildName
 from harness.debian.apt import Archive
 from harness.host.cache import Cache, sha256
@@ -48,12 +49,27 @@ class BuildSpec(BootSpec):
         """See :meth:`BootSpec.identify`; builds nothing."""
         return builder.identify(self._request(), cache, archive)
 
+    def check_mutant(self, name: str) -> None:
+        """See :meth:`BootSpec.check_mutant`."""
+        if (has := self.mutants()) is None:
+            super().check_mutant(name)
+        elif name != schemata.RECORD:
+            has.find(name)
+
+    def mutants(self) -> Mutants | None:
+        """The mutants that the kernel has; None if it has none.
+
+        :raises UsageError: if their files have an error, or if there are none for this kernel.
+        """
+        return mutants.load(self.name.variant) if self.name.configuration.mutants else None
+
     def _request(self) -> builder.BuildRequest:
         named = self.name
         return builder.BuildRequest(
             arch=self.arch,
             source=named.source,
             patches=tuple(patch for path in named.series for patch in series.load(path)),
+            mutants=self.mutants(),
             configuration=str(named.configuration),
             wanted=kconfig.merge(named.configuration.settings()),
             label=self.label,

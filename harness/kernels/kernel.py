@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from harness.arch import Architecture
 from harness.build import dotconfig
 from harness.debian.apt import Archive
-from harness.errors import SpecError
+from harness.errors import SpecError, UsageError
 from harness.host.cache import Cache
 from harness.kernels import image_format
 from harness.kernels.modules import ModuleTree
@@ -122,6 +122,14 @@ class BootSpec(Spec, ABC):
         :raises FetchError: if the archive's index cannot be had.
         :raises HostError: if this host lacks a program, or space.
         """
+
+    def check_mutant(self, name: str) -> None:
+        """Check that the kernel has a mutant that can be activated: see :mod:`harness.build.mutants`.
+
+        :param name: the mutant, or "record".
+        :raises UsageError: if it has not.
+        """
+        raise UsageError(f"{self} has no mutants: build one that has, for example --kernel=relocate-anon:mutants")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ def provision(spec: BootSpec, options: MachineOptions, progress: Progress) -> tu
     :raises FetchError: if something cannot be had.
     :raises HostError: if this host lacks a program, or space.
     """
+    if options.mutant:
+        spec.check_mutant(options.mutant)
     cache = Cache(progress=progress)
     archive = Archive(cache, options.debian_mirror, progress)
     kernel = spec.resolve(cache, archive)

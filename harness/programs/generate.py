@@ -78,7 +78,7 @@ _BASIC: Final[dict[Kind, float]] = {
     Kind.SHRINK: 2,
     Kind.DONTNEED: 2,
     Kind.FREE: 1,
-    Kind.HUGEPAGE: 1,
+    Kind.HUGEPAGE: 3,  # or hardly any memory has large folios
     Kind.NOHUGEPAGE: 1,
     Kind.COLD: 0.5,
     Kind.GUARD: 1,

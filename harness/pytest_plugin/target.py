@@ -112,7 +112,8 @@ class VirtualTarget(Target):
     def again(self) -> str:
         """See :class:`Target`."""
         append = f" --append={shlex.quote(self._options.append)}" if self._options.append else ""
-        return f"pytest --kernel={shlex.quote(self.spec.text)} --arch={self.spec.arch}{append}"
+        mutant = f" --mutant={self._options.mutant}" if self._options.mutant else ""
+        return f"pytest --kernel={shlex.quote(self.spec.text)} --arch={self.spec.arch}{append}{mutant}"
 
     def prepare(self) -> None:
         """See :class:`Target`."""
@@ -130,7 +131,7 @@ class VirtualTarget(Target):
         from harness.guests.fleet import Fleet
 
         assert self._prepared is not None
-        return Fleet(self._prepared[1], tests, args, cold, self.progress)
+        return Fleet(self._prepared[1], tests, args, cold, self.progress, self._options.mutant)
 
     def auditor(self) -> Auditor:
         """See :class:`Target`."""
@@ -183,6 +184,8 @@ def targets(specs: list[BootSpec | SshSpec], options: MachineOptions, progress: 
             found[spec.label] = VirtualTarget(spec, options, progress)
         elif options.icount:
             raise UsageError("--icount needs a virtual machine, whose clock can count: leave out ssh:// kernels")
+        elif options.mutant:
+            raise UsageError("--mutant needs kernels that are built here: leave out ssh:// kernels")
         else:
             found[spec.label] = BoardTarget(spec, progress)
     return found

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Kernels with one deliberate bug each: the tests concerned fail, and the audit reports what is wrong.
+"""Mutants that damage the reverse map: the tests concerned fail, and the audit reports what is wrong.
 
-Each kernel is ``tests/broken_kernels/NAME.patch`` on top of a variant. The variant is built once, which takes the time
-of a full kernel build. Each broken kernel takes a minute or two more.
+``harness mutants`` says which tests notice which mutant. These tests say what the audit makes of six of them, which
+takes a kernel with mutants and debug information for each variant.
 """
 
 from __future__ import annotations
@@ -16,22 +16,19 @@ from harness.arch import X86_64
 from harness.audit.discrepancies import DiscrepancyKind
 from harness.build import builder
 from harness.errors import HostError
-from harness.paths import PROJECT
 from tests.lab import run_own_tests
 
 pytest.importorskip("drgn", reason="needs drgn: install the extra 'audit'")
 pytestmark = pytest.mark.builds_kernel
 
-PATCHES = PROJECT / "tests" / "broken_kernels"
-
 
 @dataclass(frozen=True)
 class Broken:
-    """A kernel, and what finds it out."""
+    """A mutant, and what finds it out."""
 
-    #: the patch
+    #: the mutant
     name: str
-    #: the variant that is broken
+    #: the variant that has it
     base: str
     #: guest tests that notice, below guest_tests/
     tests: tuple[str, ...]
@@ -44,7 +41,7 @@ _UNDO = ("test_undo.py::test_falling_back_half_way", "test_undo.py::test_refusin
 _MERGE = ("test_merge.py::test_between_faulted", "test_merge.py::test_relocated_away_and_moved_back")
 _QUESTION = ("test_question.py::test_the_walk_finds_pages_merged_again_after_the_move",)
 
-KERNELS = (
+MUTANTS = (
     Broken("stale-index", "relocate-anon", _PATHS, f"error: {DiscrepancyKind.WRONG_INDEX}: pfn"),
     Broken("stale-anon-vma", "relocate-anon", _PATHS, f"error: {DiscrepancyKind.FOREIGN_ANON_VMA}: pfn"),
     Broken("undo-forgets-one", "relocate-anon", _UNDO, f"error: {DiscrepancyKind.FOREIGN_ANON_VMA}: pfn"),
@@ -64,11 +61,11 @@ def _compilers() -> None:
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("broken", KERNELS, ids=lambda broken: broken.name)
+@pytest.mark.parametrize("broken", MUTANTS, ids=lambda broken: broken.name)
 def test_it_is_found_out(broken: Broken, tmp_path: Path) -> None:
-    kernel = f"{broken.base}+{PATCHES / broken.name}.patch:fast:dwarf"
+    kernel = [f"--kernel={broken.base}:fast:dwarf:mutants", "--arch=x86_64", f"--mutant={broken.name}"]
     tests = [f"guest_tests/{each}" for each in broken.tests]
-    outcome = run_own_tests(tmp_path / "junit.xml", f"--kernel={kernel}", "--arch=x86_64", "--audit=end", *tests)
+    outcome = run_own_tests(tmp_path / "junit.xml", *kernel, "--audit=end", *tests)
     assert {"MISS"}.isdisjoint(case.verdict for case in outcome.cases), outcome.output[-8000:]
     noticed = {case.name for case in outcome.cases if case.verdict == "FAIL"}
     assert noticed == {each.partition("::")[2] for each in broken.tests}, outcome.output[-8000:]
