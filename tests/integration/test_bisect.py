@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A bisect finds the version that a known finding came with, and a commit that was broken on purpose. Real kernels."""
+"""A bisect finds the version that fixed a known finding, and a commit that was broken on purpose. Real kernels."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from harness.host.cache import Cache
 from tests.toy_kernel import git
 
 
-def test_a_finding_begins_where_it_is_known_to_begin(
+def test_a_finding_ends_where_it_is_known_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     tests = ["guest_tests/test_programs.py", "-k", "merged-with-untouched"]
-    command = ["bisect", "--packages=6.16.12..6.17.8", "--arch=x86_64", "--", *tests]
+    command = ["bisect", "--packages=6.18.5..6.18.9", "--fixed", "--arch=x86_64", "--", *tests]
     assert cli.main(command) == 0
     said = capsys.readouterr().out
-    assert "\nThe first bad version is 6.17.8\n" in said
+    assert "\nThe first fixed version is 6.18.9\n" in said
     assert "E       AssertionError: page 48 does not move to another node" in said
     assert cli.main(command) == 0
     assert capsys.readouterr().out.count("from the log") == 2
