@@ -31,7 +31,9 @@ def test_options_of_machines_are_named() -> None:
         MachineOptions("slub_debug=F", 640, 1, "http://127.0.0.1:9/debian")  # type: ignore[call-arg, arg-type]
 
 
-@pytest.mark.parametrize("command", [[], ["audit"], ["doctor"], ["matrix"], ["report"], ["shell"], ["userland"]])
+@pytest.mark.parametrize(
+    "command", [[], ["audit"], ["bisect"], ["bisect-step"], ["doctor"], ["matrix"], ["report"], ["shell"], ["userland"]]
+)
 def test_every_command_says_which_version_it_is(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main([*command, "--version"])

@@ -29,7 +29,7 @@ from harness.build.mutants import Mutants
 from harness.build.series import Patch, patchset_hash
 from harness.build.source import Source, SourceVersion
 from harness.debian.apt import Archive
-from harness.errors import BuildError, HostError
+from harness.errors import BuildError, HarnessError, HostError
 from harness.host import requirements
 from harness.host.cache import Cache, host_trouble
 from harness.host.process import killed_with_parent, version_line
@@ -38,6 +38,14 @@ from harness.host.process import killed_with_parent, version_line
 _GENERATION = "1"
 #: output directories kept for each source; one takes 300 MB, or 2 GB with debug information
 _KEPT = 3
+#: what programs say when they fail for a reason that is not in the source
+_HOST_TROUBLE = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "Cannot allocate memory",
+    "virtual memory exhausted",
+    "Killed signal terminated program",
+)
 #: seconds between two progress messages
 _TELL_EVERY = 0.5
 #: lines of make's output for each option that is set, for a first estimate (7.3 with 883 options: 2046 lines)
@@ -248,7 +256,7 @@ class _Build:
                 log = self._log("config")
                 if self._make(source, output, goal, log):
                     shutil.rmtree(output)  # a run that was killed may have left an incomplete program in it
-                    raise BuildError(self._failure("cannot be configured", log))
+                    raise self._failure("cannot be configured", log)
             text = (output / ".config").read_text()
             kconfig.check(request.wanted, dotconfig.parse(text), source, request.arch.srcarch)
         target.write_text(text)
@@ -285,7 +293,7 @@ class _Build:
             finally:
                 unfinished.unlink()  # make ended by itself, so all files are complete
             if status:
-                raise BuildError(self._failure("does not compile", log))
+                raise self._failure("does not compile", log)
             if estimate and progress.done > estimate // 2:
                 steps.write_text(str(progress.done))
             for name, place in (("image", arch.tree_image), ("config", ".config"), ("System.map", "System.map")):
@@ -310,11 +318,18 @@ class _Build:
         """Where make's output goes; it stays there if make fails."""
         return self.store.root / f"{what}-{re.sub(r'[^A-Za-z0-9.+:_-]+', '-', self.request.label)}.log"
 
-    def _failure(self, what: str, log: Path) -> str:
+    def _failure(self, what: str, log: Path) -> HarnessError:
+        """The error of a make that failed: the source's, unless the log shows that the host is to blame."""
         lines = log.read_text(errors="replace").splitlines()
+        if trouble := next((line for line in lines if any(each in line for each in _HOST_TROUBLE)), None):
+            return HostError(
+                f"this host could not build {self.request.label}: {trouble.strip()}\n"
+                f"make room, or give it more memory; the whole log is {log}"
+            )
         errors = [line for line in lines if re.search(r"\berror: |undefined reference|^/bin/sh: |^Kconfig:.*", line)]
         errors = errors or [line for line in lines if "***" in line] or lines[-1:] or ["make said nothing"]
-        return "\n".join([f"{self.request.label} {what}: {errors[0]}", *errors[1:10], f"the whole log is {log}"])
+        said = [f"{self.request.label} {what}: {errors[0]}", *errors[1:10], f"the whole log is {log}"]
+        return BuildError("\n".join(said))
 
     def _make(
         self, source: Path, output: Path, goal: Sequence[str], log: Path, line: Callable[[str], None] | None = None

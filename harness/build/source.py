@@ -32,8 +32,8 @@ from harness.debian.apt import Archive
 from harness.debian.apt_root import Package
 from harness.debian.search import search
 from harness.debian.version import version_key
-from harness.errors import BuildError, FetchError, PatchError, SpecError
-from harness.host.cache import Cache, Progress, host_trouble, locked, silent
+from harness.errors import BuildError, FetchError, HostError, PatchError, SpecError
+from harness.host.cache import Cache, Progress, disk_trouble, host_trouble, locked, silent
 from harness.host.process import find_program
 
 #: A third of the source that is left out of work trees, because no kernel built here needs it. Patches may change it.
@@ -137,11 +137,14 @@ class SourceStore:
         :param work: the work tree to use instead of :attr:`tree`.
         :returns: its output without the last newline.
         :raises BuildError: if git ends with an error.
+        :raises HostError: if the disk is full.
         """
         where = {} if bare else {"GIT_DIR": str(self.git_dir), "GIT_WORK_TREE": work or str(self.tree)}
-        done = _git(args, stdin, GIT_INDEX_FILE=str(index or self.root / "index"), **_UNCONFIGURED, **where)
+        done = run_git(args, stdin, GIT_INDEX_FILE=str(index or self.root / "index"), **UNCONFIGURED, **where)
+        if done.returncode and b"No space left on device" in done.stderr:
+            raise HostError(disk_trouble(self.root, "is on a full file system"))
         if done.returncode:
-            raise BuildError(f"git {args[0]} failed in {self.root}: {_complaint(done)}")
+            raise BuildError(f"git {args[0]} failed in {self.root}: {git_complaint(done)}")
         return done.stdout.decode(errors="replace").rstrip("\n")
 
     def apply(self, tree: str, patches: Sequence[Patch]) -> str:
@@ -157,7 +160,9 @@ class SourceStore:
             self.git("read-tree", tree, index=index)
             for number, patch in enumerate(patches, 1):
                 command = ("apply", "--cached", "--whitespace=nowarn", "-")
-                done = _git(command, patch.diff, GIT_DIR=str(self.git_dir), GIT_INDEX_FILE=str(index), **_UNCONFIGURED)
+                done = run_git(
+                    command, patch.diff, GIT_DIR=str(self.git_dir), GIT_INDEX_FILE=str(index), **UNCONFIGURED
+                )
                 if done.returncode:
                     raise PatchError(_does_not_apply(patch, f"{number} of {len(patches)}", done))
             return self.git("write-tree", index=index)
@@ -214,10 +219,15 @@ class SourceStore:
         return self.git("write-tree", index=index, work=str(directory))
 
 
-_UNCONFIGURED = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
+#: Environment variables by which git reads no configuration of the user or the host.
+UNCONFIGURED = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
 
 
-def _git(args: Sequence[str], stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
+def run_git(args: Sequence[str], stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run git to its end, whatever that is.
+
+    :param environment: variables for it; of this process's own, those of git are left out.
+    """
     git = find_program("git", "git")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     env = {**inherited, "LC_ALL": "C", **environment}
@@ -233,7 +243,8 @@ def _git(args: Sequence[str], stdin: bytes = b"", **environment: str) -> subproc
     )
 
 
-def _complaint(done: subprocess.CompletedProcess[bytes]) -> str:
+def git_complaint(done: subprocess.CompletedProcess[bytes]) -> str:
+    """What git said last, of a run that failed."""
     lines = done.stderr.decode(errors="replace").strip().splitlines()
     return lines[-1].removeprefix("fatal: ").removeprefix("error: ") if lines else f"status {done.returncode}"
 
@@ -298,7 +309,7 @@ def _import(package: Path, store: SourceStore, ref: str) -> None:
     """Turn the tarball in a source package into git objects, without writing its files to disk."""
     command = [find_program("git", "git"), f"--git-dir={store.git_dir}"]
     command += ["-c", "core.compression=1", "-c", "pack.compression=1", "fast-import", "--quiet", "--done", "--force"]
-    env = {**os.environ, **_UNCONFIGURED}
+    env = {**os.environ, **UNCONFIGURED}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as process:
         pipe, complaints = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stderr)
         try:
@@ -374,7 +385,7 @@ class _LocalSource(Source):
         )
 
     def _ask(self, *args: str) -> str:
-        done = _git(("-C", str(self.path), *args))
+        done = run_git(("-C", str(self.path), *args))
         return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
 
 

@@ -2,8 +2,8 @@
 """The ``harness`` command.
 
 Exit status: 0 all is well, 1 it is not, 2 the command line makes no sense. ``harness shell`` passes on the status of
-the command it ran, ``harness test`` that of pytest. ``harness explore``, ``harness matrix`` and ``harness mutants``
-say in their help what theirs mean.
+the command it ran, ``harness test`` that of pytest. ``harness bisect``, ``harness bisect-step``, ``harness explore``,
+``harness matrix`` and ``harness mutants`` say in their help what theirs mean.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     :param argv: arguments without the program's name; None takes the process's own.
     """
-    from harness.commands.matrix import WRONG_REQUEST
+    from harness.commands import bisect, matrix
 
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["test"]:  # all that follows is pytest's: argparse would stop at the first option
@@ -34,8 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         chosen = _parser().parse_args(words)
     except SystemExit as left:
-        # argparse ends with 2, which would say that a matrix was interrupted.
-        raise SystemExit(WRONG_REQUEST if left.code == 2 and words[:1] == ["matrix"] else left.code) from None
+        # argparse ends with 2, which would say that a matrix was interrupted, or that a commit is bad.
+        wrong = {"matrix": matrix.WRONG_REQUEST, "bisect-step": bisect.WRONG_REQUEST}.get("".join(words[:1]), 2)
+        raise SystemExit(wrong if left.code == 2 else left.code) from None
     if argv is None:
         # Whoever limits the time of a command ends it so: it shall say what it has until then, as after Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from harness import __version__
-    from harness.commands import audit, explore, matrix, mutants, report, userland
+    from harness.commands import audit, bisect, explore, matrix, mutants, report, userland
 
     parser = argparse.ArgumentParser(
         prog="harness",
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     checks.add_argument("--json", action="store_true", help="print it as JSON")
     commands.add_parser("test", help="run pytest with all that follows; with --kernel=SPEC it runs guest tests")
     audit.add_to(commands)
+    bisect.add_to(commands)
     explore.add_to(commands)
     matrix.add_to(commands)
     mutants.add_to(commands)
@@ -112,6 +114,18 @@ def _audit(chosen: argparse.Namespace) -> int:
     return audit.run(chosen, _progress())
 
 
+def _bisect(chosen: argparse.Namespace) -> int:
+    from harness.commands import bisect
+
+    return bisect.run(chosen, _progress())
+
+
+def _bisect_step(chosen: argparse.Namespace) -> int:
+    from harness.commands import bisect
+
+    return bisect.run_step(chosen, _progress())
+
+
 def _explore(chosen: argparse.Namespace) -> int:
     from harness.commands import explore
 
@@ -153,6 +167,8 @@ def _progress() -> ProgressLine:
 
 _COMMANDS = {
     "audit": _audit,
+    "bisect": _bisect,
+    "bisect-step": _bisect_step,
     "doctor": _doctor,
     "explore": _explore,
     "matrix": _matrix,

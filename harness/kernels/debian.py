@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import shutil
@@ -17,9 +18,9 @@ from harness.debian import deb
 from harness.debian.apt import Archive
 from harness.debian.apt_root import Package
 from harness.debian.search import search
-from harness.debian.suites import suites
+from harness.debian.suites import RELEASED, UNRELEASED, suites
 from harness.debian.version import version_key
-from harness.errors import SpecError
+from harness.errors import HarnessError, SpecError
 from harness.host.cache import Cache, sha256
 from harness.kernels import image_format
 from harness.kernels.kernel import (
@@ -77,15 +78,12 @@ class DebianSpec(BootSpec):
         complete = (each for each in found.fitting if not _closure(each, found.listed)[1])
         return next(complete, found.fitting[0]), found.listed
 
-    def _is_kernel(self, package: Package) -> bool:
-        return bool(re.fullmatch(rf"linux-image(-\d[^-]*)+-{self.arch.debian_flavour}", package.name))
-
     def _fits(self, package: Package) -> bool:
         components = tuple(re.split(r"[.~+-]", package.version.partition(":")[2] or package.version))
-        return self._is_kernel(package) and components[: len(self.version)] == self.version
+        return _is_kernel(package, self.arch) and components[: len(self.version)] == self.version
 
     def _unknown(self, seen: Sequence[Package]) -> str:
-        versions = {each.version.rpartition("-")[0] for each in seen if self._is_kernel(each)}
+        versions = {each.version.rpartition("-")[0] for each in seen if _is_kernel(each, self.arch)}
         ordered = sorted(versions, key=version_key)
         if not ordered:
             name = f"linux-image-VERSION-{self.arch.debian_flavour}"
@@ -149,6 +147,24 @@ def parse_deb(text: str, path: Path, wanted: Architecture | None) -> DebSpec:
     check_arch(text, found, wanted)
     release = re.sub(r"^linux-(image|binary)-", "", name)
     return DebSpec(text, as_label(f"{release}-{found}"), found, path.resolve())
+
+
+def packaged(archive: Archive, wanted: Architecture) -> list[str]:
+    """The upstream versions that Debian's suites have a kernel of now, the oldest first, without candidates (-rc).
+
+    ``debian:VERSION`` names each of them.
+
+    :raises FetchError: if no index of a released suite can be fetched.
+    """
+    listed = archive.packages(wanted, RELEASED)
+    with contextlib.suppress(HarnessError):  # the index of an unreleased suite expires on a mirror that stands still
+        listed += archive.packages(wanted, UNRELEASED)
+    found = (re.match(r"\d+(\.\d+)+(?!.*~rc)", each.version) for each in listed if _is_kernel(each, wanted))
+    return sorted({each[0] for each in found if each}, key=version_key)
+
+
+def _is_kernel(package: Package, wanted: Architecture) -> bool:
+    return bool(re.fullmatch(rf"linux-image(-\d[^-]*)+-{wanted.debian_flavour}", package.name))
 
 
 def _cache_key(package: Package, packages: Sequence[Package]) -> str:

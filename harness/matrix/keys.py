@@ -20,7 +20,7 @@ from harness.markers import MARKERS
 from harness.matrix.definition import Cell
 
 #: Rooms of the harness that do not change what a test results in.
-_WITHOUT = ("harness/matrix/", "harness/mutants/", "harness/commands/")
+_WITHOUT = ("harness/bisect/", "harness/matrix/", "harness/mutants/", "harness/commands/")
 
 #: All cells of an architecture have the same QEMU.
 _version_line = cache(version_line)
