@@ -8,12 +8,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 from harness.build.mutants import Mutant
-from harness.matrix.table import plural
+from harness.matrix.table import clipped, plural
 from harness.mutants import table
 from harness.mutants.outcome import Result, Score, State
 from harness.report import markup
 
 _COLOURS = {State.KILLED: "good", State.EQUIVALENT: "known", State.SURVIVED: "surprise", State.UNDECIDED: "surprise"}
+
+_STYLE = """
+.list td { white-space: normal; vertical-align: top; }
+.list code { font-size: 12px; overflow-wrap: normal; }
+.list td:nth-child(1), .list td:nth-child(3) { white-space: pre; }
+.list td:nth-child(5) { min-width: 34rem; }
+"""
+
+#: How much is shown of the first line of a failure, in characters.
+_MESSAGE = 240
 
 
 def page(scores: Sequence[Score], mutants: Mapping[str, Mutant], started: float) -> str:
@@ -26,7 +36,7 @@ def page(scores: Sequence[Score], mutants: Mapping[str, Mutant], started: float)
 
 
 def _page(scores: Sequence[Score], mutants: Mapping[str, Mutant], started: float) -> Iterator[str]:
-    yield from markup.head("Mutants", ".list td { white-space: normal; vertical-align: top; }")
+    yield from markup.head("Mutants", _STYLE)
     yield "<h1>Mutants</h1>"
     yield f'<p class="dim">{time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(started))}</p>'
     yield "<p>Each mutant is a deliberate bug that is active while the guest tests run. A mutant is killed when a test "
@@ -53,13 +63,14 @@ def _table(score: Score, mutants: Mapping[str, Mutant]) -> Iterator[str]:
 def _row(result: Result, mutant: Mutant) -> Iterator[str]:
     real = f'<br><span class="dim">a bug once, fixed by {escape(mutant.commit)}</span>' if mutant.commit else ""
     yield f"<tr><td><code>{escape(result.name)}</code></td><td>{escape(mutant.breaks)}{real}</td>"
-    yield f"<td><code>{escape(mutant.places)}</code></td>"
+    places = "<br>".join(map(escape, mutant.places.split(", ")))
+    yield f"<td><code>{places}</code></td>"
     yield f'<td class="{_COLOURS.get(result.state, "")}">{escape(result.state)}</td>'
     if result.kills:
         kill = result.kills[0]
         more = f" and {plural(len(result.kills) - 1, 'other test')}" if len(result.kills) > 1 else ""
         yield f"<td><code>{escape(table.short(kill.test))}</code>{more}<br>"
-        yield f'<span class="dim">{escape(kill.message)}</span></td>'
+        yield f'<span class="dim">{escape(clipped(kill.message, _MESSAGE))}</span></td>'
     else:
         yield f"<td>{escape(result.trouble or mutant.equivalent)}</td>"
     yield f"<td>{result.seconds:.1f}</td></tr>"
