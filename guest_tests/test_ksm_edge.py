@@ -187,6 +187,38 @@ def test_a_scan_finds_what_was_moved_while_in_the_swap_cache(probe: Probe, area:
         pair.check()
 
 
+@pytest.mark.finding(  # the second text is that of an audit, for probes that cannot tell
+    "ksm-swapcache-scanned", match=("does not find the page at", "rmap items of its stable node leads there")
+)
+@every_probe
+def test_a_page_scanned_while_in_the_swap_cache_is_found(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
+    """Row 125 (swapcache-hole): a merged page is swapped out but in the swap cache; ksmd scans; both places are read
+    back.
+
+    ksmd passes over swap entries (ksm_next_page_pmd_entry()), and drops its entries for places without a page
+    (get_next_rmap_item(), remove_trailing_rmap_items()). Reading back maps the same KSM page, because
+    ksm_might_need_to_copy() does not copy it, and no walk finds it until ksmd scans again. (mm/ksm.c of 7.3.)
+
+    ::
+
+        page       0   1
+        merged   | A | A |
+        swapped  | s | s |    A stays in the swap cache
+        scanned  | s | s |    KSM forgets pages 0 and 1
+        read     | A | A |    ksm_might_need_to_copy(): "no need to copy it"
+
+    Every kernel: each walk finds both places. This fails: finding ksm-swapcache-scanned.
+    """
+    with _in_swap_cache(area, ksm) as pair:
+        ksm.scan()
+        read_back(pair.moved, pair.stayed)
+    pair.check()
+    shared = pagemap.pfn(pair.moved.address) == pagemap.pfn(pair.stayed.address)
+    # A kernel without the finding may have copied the page.
+    places = pair.places if shared else places_of(pair.moved)
+    assert_found_by(probe, places, "a swap-out that kept the page in the swap cache, a scan, and reads of both")
+
+
 def _called_off_in_swap_cache(area: CarveOut, ksm: Ksm) -> Pair:
     """A merged pair; one page was made unmergeable while the page was in the swap cache; both are read back."""
     with _in_swap_cache(area, ksm) as pair:
