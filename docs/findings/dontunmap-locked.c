@@ -12,7 +12,7 @@
  *
  *     gcc -O2 -Wall -o dontunmap-locked dontunmap-locked.c && ./dontunmap-locked
  *
- * It needs root, or a limit of locked memory (ulimit -l) of five pages; it asks for root in either case.
+ * It needs root, to lock memory.
  * Exit status: 0 the kernel behaves, 1 the kernel has the bug, 77 it cannot tell here.
  */
 #define _GNU_SOURCE
