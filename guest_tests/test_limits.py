@@ -132,7 +132,7 @@ _OVERCOMMIT: Final = Path("/proc/sys/vm")
 @pytest.mark.parametrize("growth", _GROWTHS)
 def test_the_limit_of_committed_memory(growth: str) -> None:
     """Row 91 (accounting): with vm.overcommit_memory=2, a mapping of 16 MiB is to take 16 MiB more where CommitLimit
-    leaves 4 MiB: it grows in place or elsewhere, or moves with DONTUNMAP.
+    leaves 8 MiB: it grows in place or elsewhere, or moves with DONTUNMAP.
 
     Every kernel: ENOMEM, and nothing changes. Where CommitLimit leaves 64 MiB the call succeeds.
     """
@@ -142,13 +142,14 @@ def test_the_limit_of_committed_memory(growth: str) -> None:
         mapping = Mapping(area.map(0, _BIG).address, _BIG)
         mapping.contents[:_USED] = mapping.part(0, _USED).fill().contents
 
-        def grow() -> Mapping:
-            return move(mapping, None if to is None else area.page(to * _BIG), flags, pages=length * _BIG)
+        def grow(spare: int) -> Mapping:
+            place = None if to is None else area.page(to * _BIG)
+            with _commit_limit(spare):
+                return move(mapping, place, flags, pages=length * _BIG)
 
-        with _commit_limit(_SPARE):
-            _refused(area, errno.ENOMEM, grow, f"committing more than CommitLimit allows ({growth})", mapping)
-        with _commit_limit(4 * _BIG * PAGE_SIZE):
-            grown = grow()
+        what = f"committing more than CommitLimit allows ({growth})"
+        _refused(area, errno.ENOMEM, lambda: grow(_BIG * PAGE_SIZE // 2), what, mapping)
+        grown = grow(4 * _BIG * PAGE_SIZE)
         assert_found(grown.part(0, _USED).check())
 
 
@@ -158,15 +159,15 @@ def _commit_limit(spare: int) -> Iterator[None]:
     # CommitLimit includes all swap (vm_commit_limit(), mm/util.c). As much untouched memory makes up for it.
     swap = vmstat.meminfo()["SwapTotal"]
     filler = map_anonymous((swap << 10) // PAGE_SIZE + 1)
-    # __vm_enough_memory() keeps a reserve for administrators, and for the user's other processes (mm/util.c).
-    reserves = sum(int((_OVERCOMMIT / f"{whose}_reserve_kbytes").read_text()) for whose in ("admin", "user"))
-    allowed = vmstat.meminfo()["Committed_AS"] - swap + (spare >> 10) + (reserves if spare > _SPARE else 0)
+    # __vm_enough_memory() keeps a 32nd of the size of the process for the user's other processes (mm/util.c).
+    reserve = min(vmstat.status()["VmSize"] // 32, int((_OVERCOMMIT / "user_reserve_kbytes").read_text()))
+    allowed = vmstat.meminfo()["Committed_AS"] - swap + (spare >> 10) + reserve
     with ExitStack() as stack:
+        stack.callback(filler.unmap)
         stack.enter_context(knob(_OVERCOMMIT / "overcommit_ratio", "0"))
         stack.enter_context(knob(_OVERCOMMIT / "overcommit_kbytes", str(allowed)))
         stack.enter_context(knob(_OVERCOMMIT / "overcommit_memory", "2"))
         yield
-    filler.unmap()
 
 
 # --- locked memory -----------------------------------------------------------------------------------------------
