@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import array
 import ctypes
-import fcntl
 import signal
 import threading
 from collections.abc import Iterator
@@ -347,10 +346,6 @@ def test_soft_dirty(relocate: bool, area: CarveOut, source: Mapping, flags: int)
         assert_found(result)
 
 
-#: _IOWR(0xAA, 6, struct uffdio_writeprotect), include/uapi/linux/userfaultfd.h
-_UFFDIO_WRITEPROTECT = 0xC018AA06
-
-
 @ways
 @pytest.mark.parametrize("event", [False, True], ids=["no-event", "event"])
 def test_write_protection(relocate: bool, area: CarveOut, source: Mapping, flags: int, event: bool) -> None:
@@ -367,8 +362,7 @@ def test_write_protection(relocate: bool, area: CarveOut, source: Mapping, flags
     system.require_kernel(6, 13, "a move removes marks that could not be removed later")
     with Userfault(FEATURE_EVENT_REMAP if event else 0) as uffd:
         uffd.register(source, MODE_WP)
-        request = array.array("Q", [source.page(2), 3 * PAGE_SIZE, 1])
-        fcntl.ioctl(uffd.fd, _UFFDIO_WRITEPROTECT, request)
+        uffd.write_protect(source.part(2, 3))
         marked = [entry.uffd_wp for entry in pagemap.entries(source.address, 8)]
         assert marked == [2 <= index < 5 for index in range(8)], f"write-protected are {marked}"
         with _events_read(uffd) if event and (relocate or not flags) else nullcontext():

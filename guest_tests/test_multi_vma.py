@@ -16,6 +16,7 @@ import pytest
 
 from guest_tests.mm import maps, pagemap, syscalls, system, userfault
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out
+from guest_tests.mm.proctree import Child
 from guest_tests.mm.syscalls import MREMAP_FIXED, MREMAP_MAYMOVE, MREMAP_MUST_RELOCATE_ANON, PROT_READ, PROT_RW
 from guest_tests.mm.userfault import Userfault
 from guest_tests.support.checks import State, expect_layout, fails, refused
@@ -238,6 +239,53 @@ def test_a_userfaultfd_at_the_beginning(area: CarveOut, target: CarveOut) -> Non
         expect_layout(target, [(0, 3)], "alone, a mapping with userfaultfd moves")
         expect_layout(area, [(4, 3)], "the other mapping stays")
         assert_found(_at(target, area, blocks[0]).check())
+
+
+def test_a_userfaultfd_before_a_gap(area: CarveOut, target: CarveOut) -> None:
+    """Row 144 (multi-uffd): a mapping that is registered with userfaultfd and the hole behind it are to move.
+
+    ::
+
+        page     0     3     5
+                 |userf|               source
+                 |-----------|         the range ends in a hole
+
+    Every kernel: EFAULT, and the source is whole: such a mapping is moved only by itself.
+    """
+    system.require_config("USERFAULTFD")
+    (block,) = _blocks(area, 0)
+    with Userfault() as fault:
+        fault.register(block, userfault.MODE_MISSING)
+        what = "a move of a mapping with userfaultfd and of the hole behind it"
+        refused(area, errno.EFAULT, lambda: _move(area, 5, target), what, block)
+    assert_found(block)
+
+
+def test_a_seal_in_the_middle(area: CarveOut, target: CarveOut) -> None:
+    """Row 144 (multi-uffd): the middle one of three mappings is sealed (6.17).
+
+    ::
+
+        page     0     3  4     7  8     11
+                 |fffff|  |seald|  |fffff|         source
+                          |seald|  |fffff|         left
+
+    Every kernel: EPERM. The mapping before it has moved by then; the sealed one and what follows stay, with all pages.
+    """
+    system.require_kernel(6, 17, "several mappings in one call")
+    with Child() as child:  # seals last until the process ends
+        child.call(_seal_in_the_middle, area, target)
+
+
+def _seal_in_the_middle(area: CarveOut, target: CarveOut) -> None:
+    blocks = _blocks(area, 0, 4, 8)
+    syscalls.mseal(blocks[1].address, blocks[1].length)
+    before = _frames(*blocks)
+    fails(errno.EPERM, lambda: _move(area, 11, target), "a move of three mappings, the middle one sealed")
+    expect_layout(area, [(4, 3), (8, 3)], "the sealed one and what follows stay")
+    now = [_at(target, area, blocks[0]).check(), blocks[1].check(), blocks[2].check()]
+    assert _frames(*now) == before, "a move that stopped half way changed page frames"
+    assert_found(*now)
 
 
 @pytest.mark.parametrize("fixed", [True, False], ids=["to-a-place", "anywhere"])

@@ -10,7 +10,6 @@ has been moved.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from guest_tests.mm.syscalls import (
 )
 from guest_tests.mm.waiting import wait_until
 from guest_tests.support.checks import Accounts, State, counted, expect_layout, fails
+from guest_tests.support.failing import KINDS, failing, fails_at
 from guest_tests.support.folios import huge_page, knob, pmd_size, stamp, thp
 from guest_tests.support.found import assert_found
 from guest_tests.support.holds import pinned
@@ -297,36 +297,6 @@ def test_room_is_made_before_a_late_failure(relocate: bool, area: CarveOut) -> N
 # --- memory runs out ---------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _failing(name: str, config: str, **settings: str) -> Iterator[None]:
-    """Make allocations of one kind fail where ``fail-nth`` says so."""
-    place = _DEBUG / name
-    if not place.exists():
-        pytest.skip(f"needs {place}, which this kernel does not have: CONFIG_{config}=y brings it")
-    system.require_file("/proc/thread-self/fail-nth", "FAULT_INJECTION")
-    with ExitStack() as stack:
-        for setting, value in {"verbose": "0", "ignore-gfp-wait": "N", **settings}.items():
-            stack.enter_context(knob(place / setting.replace("_", "-"), value))
-        yield
-
-
-def _fails_at(number: int, call: Callable[[], int]) -> tuple[bool, int]:
-    """Make a call whose n-th allocation fails. Returns whether it had so many, and its error or 0."""
-    fd = os.open("/proc/thread-self/fail-nth", os.O_RDWR)
-    code = 0
-    try:
-        os.pwrite(fd, str(number).encode(), 0)
-        try:
-            call()
-        except OSError as error:
-            code = error.errno or -1
-        injected = os.pread(fd, 16, 0).strip() == b"0"
-        os.pwrite(fd, b"0", 0)
-    finally:
-        os.close(fd)
-    return injected, code
-
-
 #: more allocations than a move makes
 _MOST_CHANCES: Final = 200
 
@@ -342,7 +312,7 @@ def _out_of_memory(area: CarveOut, source: Mapping, to: int, flags: int) -> int:
     failed = 0
     for number in range(1, _MOST_CHANCES):
         before = State.of(area)
-        injected, code = _fails_at(
+        injected, code = fails_at(
             number, lambda: syscalls.call("mremap", source.address, source.length, source.length, flags, to)
         )
         if code:
@@ -360,14 +330,8 @@ def _out_of_memory(area: CarveOut, source: Mapping, to: int, flags: int) -> int:
     raise AssertionError(f"the move has more than {_MOST_CHANCES} chances to fail")
 
 
-_KINDS: Final = {
-    "slab": ("failslab", "FAILSLAB", {}),
-    "page-table": ("fail_page_alloc", "FAIL_PAGE_ALLOC", {"min_order": "0"}),
-}
-
-
 @ways
-@pytest.mark.parametrize("kind", _KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_out_of_memory(relocate: bool, flags: int, kind: str) -> None:
     """Rows 95 (fault-inject-anon-vma) and 96 (fault-inject-pgtable): each memory allocation of a move fails in turn.
 
@@ -393,8 +357,7 @@ def test_out_of_memory(relocate: bool, flags: int, kind: str) -> None:
             refused_move(relocate, area, source, to, flags)
             assert_found(source)
             return
-        name, config, settings = _KINDS[kind]
-        with _failing(name, config, **settings):
+        with failing(kind):
             failed = _out_of_memory(area, source, to, flags)
         assert failed, "no allocation failed: is fault injection in order?"
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import array
 import ctypes
 import fcntl
 import os
@@ -21,6 +22,7 @@ _API: Final = 0xAA
 _UFFDIO_API: Final = 0xC018AA3F
 _UFFDIO_REGISTER: Final = 0xC020AA00
 _UFFDIO_UNREGISTER: Final = 0x8010AA01
+_UFFDIO_WRITEPROTECT: Final = 0xC018AA06
 
 MODE_MISSING: Final = 1
 #: 5.7
@@ -85,6 +87,13 @@ class Userfault:
     def unregister(self, mapping: Mapping) -> None:
         """Give ``mapping`` back to the kernel."""
         fcntl.ioctl(self.fd, _UFFDIO_UNREGISTER, struct.pack("=QQ", mapping.address, mapping.length))
+
+    def write_protect(self, mapping: Mapping) -> None:
+        """Have the next write to each page of ``mapping``, which is registered for that, reported here.
+
+        :raises OSError: ENOENT for memory that is not registered with ``MODE_WP``.
+        """
+        fcntl.ioctl(self.fd, _UFFDIO_WRITEPROTECT, array.array("Q", [mapping.address, mapping.length, 1]))
 
     def read(self, seconds: float = 5.0) -> Event | None:
         """The next event, or None if there is none in time.

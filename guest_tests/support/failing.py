@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Allocations of the kernel that are made to fail, one at a time (CONFIG_FAULT_INJECTION).
+
+::
+
+    with failing("slab"):
+        injected, code = fails_at(3, call)  # the third allocation of this call fails
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from guest_tests.mm import system
+from guest_tests.support.folios import knob
+
+DEBUG: Final = Path("/sys/kernel/debug")
+
+#: what can be made to fail: the directory in debugfs, the option that brings it, and its settings
+KINDS: Final[Mapping[str, tuple[str, str, Mapping[str, str]]]] = {
+    "slab": ("failslab", "FAILSLAB", {}),
+    "page-table": ("fail_page_alloc", "FAIL_PAGE_ALLOC", {"min_order": "0"}),
+}
+
+
+@contextmanager
+def failing(kind: str) -> Iterator[None]:
+    """Let allocations of one of the :data:`KINDS` fail where :func:`fails_at` says so. Skips where they cannot."""
+    name, config, settings = KINDS[kind]
+    place = DEBUG / name
+    if not place.exists():
+        pytest.skip(f"needs {place}, which this kernel does not have: CONFIG_{config}=y brings it")
+    system.require_file("/proc/thread-self/fail-nth", "FAULT_INJECTION")
+    with ExitStack() as stack:
+        for setting, value in {"verbose": "0", "ignore-gfp-wait": "N", **settings}.items():
+            stack.enter_context(knob(place / setting.replace("_", "-"), value))
+        yield
+
+
+def fails_at(number: int, call: Callable[[], object]) -> tuple[bool, int]:
+    """Make a call whose n-th allocation fails. Returns whether it had so many, and its error or 0."""
+    fd = os.open("/proc/thread-self/fail-nth", os.O_RDWR)
+    code = 0
+    try:
+        os.pwrite(fd, str(number).encode(), 0)
+        try:
+            call()
+        except OSError as error:
+            code = error.errno or -1
+        injected = os.pread(fd, 16, 0).strip() == b"0"
+        os.pwrite(fd, b"0", 0)
+    finally:
+        os.close(fd)
+    return injected, code

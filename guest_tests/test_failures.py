@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Calls that run out of memory, at each of their allocations in turn: what was charged and allocated is given back.
+
+Mappings are so large that one charge which is not given back shows beside what other processes commit. Only few of
+their pages are touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Final
+
+import pytest
+
+from guest_tests.mm import maps, vmstat
+from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, move
+from guest_tests.mm.memcg import Memcg
+from guest_tests.mm.proctree import Child
+from guest_tests.mm.syscalls import MREMAP_DONTUNMAP, PROT_READ, PROT_RW
+from guest_tests.support.checks import expect_layout
+from guest_tests.support.failing import failing, fails_at
+from guest_tests.support.folios import thp
+from guest_tests.support.found import assert_found
+
+#: bytes that a mapping is larger than what others commit meanwhile
+_MUCH: Final = 64 << 20
+#: the same in pages
+_MANY: Final = _MUCH // PAGE_SIZE
+#: pages that hold data
+_USED: Final = 8
+#: more allocations than one of these calls makes
+_MOST_CHANCES: Final = 200
+
+
+def _committed() -> int:
+    """What the system has promised, in bytes."""
+    return vmstat.meminfo()["Committed_AS"] << 10
+
+
+def _each_allocation(
+    call: Callable[[], object], *, failed: Callable[[], object], succeeded: Callable[[], object]
+) -> None:
+    """Make a call again and again, failing at each allocation in turn until there are none left to fail.
+
+    :param failed: called when it has failed.
+    :param succeeded: called when it has succeeded, also without the memory; undoes it.
+    """
+    failures = 0
+    for number in range(1, _MOST_CHANCES):
+        before = _committed()
+        injected, code = fails_at(number, call)
+        if code:
+            assert injected, f"nothing was made to fail, but the call failed: {errno.errorcode.get(code, code)}"
+            assert code == errno.ENOMEM, f"out of memory is {errno.errorcode.get(code, code)}"
+            kept = _committed() - before
+            assert abs(kept) < _MUCH // 2, (
+                f"the call failed at its allocation {number}, and changed Committed_AS by {kept >> 10} kB"
+            )
+            failed()
+            failures += 1
+            continue
+        succeeded()
+        if not injected:
+            assert failures, "no allocation failed: is fault injection in order?"
+            return
+    raise AssertionError(f"the call has more than {_MOST_CHANCES} chances to fail")
+
+
+#: how a mapping of eight pages is to take 64 MiB more: the kind of allocation, and whether it moves; flags
+_GROWTHS: Final = {
+    "in-place": ("slab", False),
+    "elsewhere-slab": ("slab", True),
+    "elsewhere-page-table": ("page-table", True),
+}
+
+
+@pytest.mark.shared_guest
+@pytest.mark.parametrize("how", _GROWTHS)
+def test_growing_out_of_memory(how: str) -> None:
+    """Row 95 (fault-inject-anon-vma): a mapping grows by 64 MiB, in place or elsewhere, and each memory allocation of
+    that fails in turn.
+
+    ::
+
+        page table    0               1               2
+                              |ssss|                         in place
+                              |ssss|           |--> here     elsewhere; its pages are in two page tables each time
+
+    Every kernel: ENOMEM, the mapping is as before, and no more memory is committed.
+    """
+    kind, moves = _GROWTHS[how]
+    table = PAGE_SIZE // 8
+    first, there = table - _USED // 2, 4 * _MANY + table - _USED // 2
+    with thp("never"), carve_out(6 * _MANY) as area:
+        area.hole(0, area.pages)
+        source = area.map(first, _USED).fill()
+        length = _USED + _MANY
+
+        def grow() -> None:
+            move(source, area.page(there) if moves else None, pages=length)
+
+        def failed() -> None:
+            expect_layout(area, [(first, _USED)], "growing failed")
+            source.check()
+
+        def succeeded() -> None:
+            now = Mapping(area.page(there if moves else first), length, source.contents)
+            expect_layout(area, [(there if moves else first, length)], "growing succeeded")
+            move(now, area.page(first) if moves else None, pages=_USED).check()
+
+        with failing(kind):
+            _each_allocation(grow, failed=failed, succeeded=succeeded)
+        assert_found(source.check())
+
+
+@pytest.mark.shared_guest
+@pytest.mark.parametrize("kind", ["slab", "page-table"])
+def test_dontunmap_out_of_memory(kind: str) -> None:
+    """Row 95 (fault-inject-anon-vma): a mapping of 64 MiB moves with DONTUNMAP, and each memory allocation of that
+    fails in turn.
+
+    Every kernel: ENOMEM, the mapping is as before, and no more memory is committed.
+    """
+    table = PAGE_SIZE // 8
+    first, there = table - _USED // 2, 4 * _MANY + table - _USED // 2
+    with thp("never"), carve_out(6 * _MANY) as area:
+        area.hole(0, area.pages)
+        source = Mapping(area.map(first, _MANY).address, _MANY)
+        used = source.part(0, _USED).fill()
+
+        def copy() -> None:
+            move(Mapping(source.address, _MANY), area.page(there), MREMAP_DONTUNMAP)
+
+        def failed() -> None:
+            expect_layout(area, [(first, _MANY)], "a move with DONTUNMAP failed")
+            used.check()
+
+        def succeeded() -> None:
+            expect_layout(area, [(first, _MANY), (there, _MANY)], "a move with DONTUNMAP succeeded")
+            move(Mapping(area.page(there), _MANY), area.page(first))
+
+        with failing(kind):
+            _each_allocation(copy, failed=failed, succeeded=succeeded)
+        assert_found(used.check())
+
+
+# --- a source that cannot be unmapped ----------------------------------------------------------------------------
+
+
+def test_a_source_that_cannot_be_unmapped() -> None:
+    """Row 95 (fault-inject-anon-vma): 64 MiB in the middle of a mapping move, and each memory allocation of that fails
+    in turn. The source must be split to be unmapped, when its pages have moved.
+
+    ::
+
+        page   0                                             n
+               |sssss|sssssssss|sssss|     ->    |sssssssss|     moved
+               |sssss|000000000|sssss|                           if the source cannot be split, it stays, and is empty
+
+    Every kernel: ENOMEM, and no more memory is committed; or the pages have moved, and what stays mapped is committed
+    as well as what was moved.
+    """
+    stayed = 0
+    with carve_out(8 * _MANY) as area, failing("slab"):
+        for number in range(1, _MOST_CHANCES):
+            area.hole(0, area.pages)
+            source = area.map(0, 3 * _MANY)
+            used = source.part(_MANY, _USED).fill()
+            before = _committed()
+            part = Mapping(source.page(_MANY), _MANY)
+            injected, code = fails_at(number, lambda part=part: move(part, area.page(5 * _MANY)))  # type: ignore[misc]
+            changed = _committed() - before
+            assert code in (0, errno.ENOMEM), f"out of memory is {errno.errorcode.get(code, code)}"
+            kept = sum(vma.length for vma in maps.vmas_between(part.address, part.end))
+            now = used if code else Mapping(area.page(5 * _MANY), _USED, used.contents)
+            wanted = _MUCH if kept and not code else 0
+            assert abs(changed - wanted) < _MUCH // 2, (
+                f"a move that failed at its allocation {number} gave {errno.errorcode.get(code, 'success')} and left "
+                f"{kept >> 10} kB of the source mapped, but changed Committed_AS by {changed >> 10} kB"
+            )
+            assert_found(now.check())
+            stayed += bool(wanted)
+            if not injected:
+                break
+    if not stayed:
+        pytest.skip("the source could be unmapped without memory each time")
+
+
+# --- fork --------------------------------------------------------------------------------------------------------
+
+#: mappings of 64 MiB that a child copies
+_FORKED: Final = 24
+
+
+@pytest.mark.shared_guest
+def test_a_fork_out_of_memory() -> None:
+    """No row: a process with many large mappings forks, and memory allocations of that fail in turn.
+
+    Every kernel: ENOMEM, and no more memory is committed.
+    """
+    with Child() as child:
+        child.call(_fork_out_of_memory)
+
+
+def _fork_out_of_memory() -> None:
+    with carve_out(2 * _FORKED * _MANY) as area, failing("slab"):
+        for number in range(_FORKED):
+            area.map(2 * number * _MANY, _MANY)
+        failures = 0
+        # Every third of them: there are more than two for each mapping, with the gap behind it.
+        for number in range(1, _MOST_CHANCES, 3):
+            before = _committed()
+            injected, code = fails_at(number, _fork)
+            assert code in (0, errno.ENOMEM), f"out of memory is {errno.errorcode.get(code, code)}"
+            kept = _committed() - before
+            assert abs(kept) < _MUCH // 2, (
+                f"fork() that failed at its allocation {number} changed Committed_AS by {kept >> 10} kB"
+            )
+            failures += bool(code)
+            if not injected:
+                break
+        assert failures, "no fork() failed: is fault injection in order?"
+
+
+def _fork() -> None:
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+#: how many processes are between the one that touched the memory and the one that splits its mapping
+_DEPTH: Final = 8
+#: how often each allocation fails
+_REPEATS: Final = 60
+#: bytes of an anon_vma_chain, at least
+_CHAIN: Final = 64
+
+
+@pytest.mark.shared_guest
+def test_splitting_out_of_memory(area: CarveOut, own_group: Memcg | None) -> None:
+    """No row: a mapping that was forked eight times is split, and each memory allocation of that fails in turn, sixty
+    times.
+
+    The mapping has an anon_vma_chain for each of its ancestors. A split copies all of them, or must free those it has
+    copied (anon_vma_clone(), mm/rmap.c). They are charged to the control group.
+
+    Every kernel: ENOMEM, and the control group's kernel memory does not grow.
+    """
+    if own_group is None:
+        pytest.skip("needs CONFIG_MEMCG and cgroup version 2 mounted, with the memory controller")
+    source = area.map(0, 10).fill()
+    with ExitStack() as stack, failing("slab"):
+        child = stack.enter_context(Child())
+        for _ in range(_DEPTH):
+            child = child.fork()
+        child.call(_splitting_out_of_memory, source, own_group)
+        child.call(source.check)
+    assert_found(source.check())
+
+
+def _splitting_out_of_memory(source: Mapping, group: Memcg) -> None:
+    part = source.part(4, 3)
+    failures = 0
+    before = group.stat()["slab_unreclaimable"]
+    for number in range(1, _MOST_CHANCES):
+        for _ in range(_REPEATS):
+            injected, code = fails_at(number, lambda: part.mprotect(PROT_READ))
+            assert code in (0, errno.ENOMEM), f"out of memory is {errno.errorcode.get(code, code)}"
+            if not code:
+                break
+            failures += 1
+        part.mprotect(PROT_RW)
+        if not injected:
+            break
+    kept = group.stat()["slab_unreclaimable"] - before
+    assert failures > _DEPTH * _REPEATS, f"only {failures} splits failed: is fault injection in order?"
+    assert kept < failures * _CHAIN, f"{failures} splits that failed left {kept} bytes of kernel memory allocated"

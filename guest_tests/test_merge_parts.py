@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Merges in which something differs between the parts: page offsets, soft-dirty marks, guard pages.
+
+mprotect() merges a range with a mapping beside it that is equal then (vma_merge_existing_range(), mm/vma.c).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from guest_tests.mm import pagemap, syscalls, system
+from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, move
+from guest_tests.mm.probes.place import touch
+from guest_tests.mm.proctree import Child
+from guest_tests.mm.syscalls import MADV_GUARD_INSTALL, PROT_READ, PROT_RW
+from guest_tests.support.checks import expect_layout
+from guest_tests.support.found import assert_found
+
+pytestmark = pytest.mark.shared_guest
+
+
+@pytest.fixture
+def file() -> Iterator[int]:
+    """A file of ten pages of zeros, in memory."""
+    fd = syscalls.memfd_create("parts")
+    os.ftruncate(fd, 10 * PAGE_SIZE)
+    yield fd
+    os.close(fd)
+
+
+@pytest.mark.parametrize("written", ["first", "second"])
+def test_parts_of_a_private_file_mapping(area: CarveOut, file: int, written: str) -> None:
+    """No row: two private mappings of one file, one of which is written, move to places side by side. Then the other
+    one is written.
+
+    ::
+
+        page   0         5        10        15        20        25        30
+               |fffffffff|         |unnnnnnnn|         |fffffffff|unnnnnnnn|     in the order of the file
+
+    Every kernel: all written pages are found, whether the two merge or not.
+    """
+    first = area.map_file(0, 5, file)
+    second = area.map_file(10, 5, file, offset=5 * PAGE_SIZE)
+    (first if written == "first" else second).fill()
+    first, second = move(first, area.page(20)), move(second, area.page(25))
+    (second if written == "first" else first).fill(seed=1)
+    assert_found(first.check(), second.check())
+
+
+def test_the_head_of_a_mapping_joins_its_neighbour(area: CarveOut) -> None:
+    """No row: the head of a faulted mapping gets the protection of the mapping before it, and then the rest as well.
+
+    ::
+
+        page   0         5         10        15
+               |rrrrrrrrr|sssssssssssssssssss|     two
+               |rrrrrrrrrrrrrrrrrrr|sssssssss|     two, when the head is read-only
+               |rrrrrrrrrrrrrrrrrrrrrrrrrrrrr|     one
+
+    Every kernel: they merge each time, and all pages are found.
+    """
+    whole = area.map(0, 15).fill()
+    whole.part(0, 5).mprotect(PROT_READ)
+    expect_layout(area, [(0, 5), (5, 10)], "a read-only head")
+    whole.part(5, 5).mprotect(PROT_READ)
+    expect_layout(area, [(0, 10), (10, 5)], "a longer read-only head")
+    assert_found(whole.part(10, 5))
+    whole.part(10, 5).mprotect(PROT_READ)
+    expect_layout(area, [(0, 15)], "all of it read-only")
+    assert_found(whole)
+
+
+def test_new_memory_stays_soft_dirty(area: CarveOut) -> None:
+    """No row: soft-dirty marks are cleared, memory is mapped beside old memory, and merges with it by mprotect()
+    (6.19, 6707915e030a).
+
+    New memory is marked by its mapping, because there is no page that could be (VM_SOFTDIRTY in VMA_STICKY_FLAGS,
+    include/linux/mm.h).
+
+    Every kernel: new pages are soft-dirty, also after the merge.
+    """
+    system.require_config("MEM_SOFT_DIRTY")
+    system.require_kernel(6, 19, "merged mappings are soft-dirty if one of them was")
+    old = area.map(0, 5).fill()
+    Path("/proc/self/clear_refs").write_text("4")
+    new = area.map(5, 5, prot=PROT_READ)
+    expect_layout(area, [(0, 5), (5, 5)], "a read-only mapping beside one that may be written")
+    marks = _soft_dirty(new)
+    assert all(marks), f"new memory must be soft-dirty, but is: {marks}"
+    new.mprotect(PROT_RW)
+    expect_layout(area, [(0, 10)], "new memory of the same protection")
+    marks = _soft_dirty(new)
+    assert all(marks), f"new memory must be soft-dirty also after it has merged, but is: {marks}"
+    assert_found(old.check(), new.fill(seed=1))
+
+
+def _soft_dirty(mapping: Mapping) -> list[bool]:
+    return [entry.soft_dirty for entry in pagemap.entries(mapping.address, mapping.pages)]
+
+
+def test_guard_pages_of_a_file_are_forked(area: CarveOut, file: int) -> None:
+    """No row: a private file mapping with guard pages merges with one that has none, and is forked (6.15).
+
+    ::
+
+        page   0         5    7    9    10
+               |rrrrrrrrr|ssss|guard|sss|     one, when all of it is read-only; then a child
+
+    The page tables of a file mapping are copied only if it has something that the file does not tell
+    (vma_needs_copy(), mm/memory.c).
+
+    Every kernel: the guard pages cannot be read in the child either.
+    """
+    system.require_kernel(6, 15, "guard pages in file mappings")
+    whole = area.map_file(0, 10, file)
+    whole.part(0, 5).mprotect(PROT_READ)
+    whole.part(7, 2).madvise(MADV_GUARD_INSTALL)
+    whole.part(5, 5).mprotect(PROT_READ)
+    wanted = [not 7 <= index < 9 for index in range(10)]
+    assert _readable(whole) == wanted, f"of the pages these can be read: {_readable(whole)}"
+    with Child() as child:
+        readable = child.call(_readable, whole)
+    assert readable == wanted, f"of the pages a child can read these: {readable}, expected {wanted}"
+
+
+def _readable(mapping: Mapping) -> list[bool]:
+    return [touch(address) for address in mapping.page_addresses]
