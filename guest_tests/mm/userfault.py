@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import array
 import ctypes
 import fcntl
 import os
@@ -14,7 +13,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from guest_tests.mm import syscalls
-from guest_tests.mm.mapping import Mapping
+from guest_tests.mm.mapping import ZERO, Mapping
 from guest_tests.mm.waiting import patience
 
 # include/uapi/linux/userfaultfd.h
@@ -22,7 +21,9 @@ _API: Final = 0xAA
 _UFFDIO_API: Final = 0xC018AA3F
 _UFFDIO_REGISTER: Final = 0xC020AA00
 _UFFDIO_UNREGISTER: Final = 0x8010AA01
+_UFFDIO_MOVE: Final = 0xC028AA05
 _UFFDIO_WRITEPROTECT: Final = 0xC018AA06
+_WRITEPROTECT_MODE_WP: Final = 1
 
 MODE_MISSING: Final = 1
 #: 5.7
@@ -34,6 +35,8 @@ MODE_MINOR: Final = 4
 FEATURE_EVENT_REMAP: Final = 1 << 2
 #: 5.14
 FEATURE_MINOR_SHMEM: Final = 1 << 10
+#: pages can be moved to where they are missing (6.8)
+FEATURE_MOVE: Final = 1 << 16
 
 EVENT_PAGEFAULT: Final = 0x12
 EVENT_REMAP: Final = 0x14
@@ -88,12 +91,24 @@ class Userfault:
         """Give ``mapping`` back to the kernel."""
         fcntl.ioctl(self.fd, _UFFDIO_UNREGISTER, struct.pack("=QQ", mapping.address, mapping.length))
 
-    def write_protect(self, mapping: Mapping) -> None:
-        """Have the next write to each page of ``mapping``, which is registered for that, reported here.
+    def write_protect(self, mapping: Mapping, on: bool = True) -> None:
+        """Protect ``mapping`` against writes, which are reported here then; or stop that and wake who waits.
 
-        :raises OSError: ENOENT for memory that is not registered with ``MODE_WP``.
+        :raises OSError: ENOENT for memory that is not registered for ``MODE_WP``.
         """
-        fcntl.ioctl(self.fd, _UFFDIO_WRITEPROTECT, array.array("Q", [mapping.address, mapping.length, 1]))
+        mode = _WRITEPROTECT_MODE_WP if on else 0
+        fcntl.ioctl(self.fd, _UFFDIO_WRITEPROTECT, struct.pack("=QQQ", mapping.address, mapping.length, mode))
+
+    def move(self, source: Mapping, to: int) -> Mapping:
+        """Move the pages of ``source`` to ``to``, where none may be present; both stay mapped.
+
+        :returns: the mapping there, with the data that it should hold.
+        :raises OSError: EBUSY for pages that are not the process's alone, EEXIST for pages that are present there.
+        """
+        fcntl.ioctl(self.fd, _UFFDIO_MOVE, bytearray(struct.pack("=QQQQq", to, source.address, source.length, 0, 0)))
+        moved = Mapping(to, source.pages, list(source.contents))
+        source.contents = [ZERO] * source.pages
+        return moved
 
     def read(self, seconds: float = 5.0) -> Event | None:
         """The next event, or None if there is none in time.
