@@ -62,7 +62,7 @@ def test_a_large_folio_beside_a_huge_page_is_found() -> None:
     Every kernel: each page of the second half is found, although the walk meets the other huge page first. On 6.1.192
     and 6.18.15 the walk ends there, and migration misses them.
     """
-    system.require_kernel(7, 3, "older kernels lose a large folio behind a huge page that took the place of its front")
+    system.require_kernel(7, 3, "some before lose a large folio behind a huge page that took the place of its front")
     half = pmd_size() // PAGE_SIZE // 2
     with carve_out(12 * half) as area:
         source = area.map(half, 4 * half)
