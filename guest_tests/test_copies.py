@@ -128,7 +128,7 @@ def test_a_copy_beside_its_source(area: CarveOut, to: int, lock: bool) -> None:
                          |sssssssss|ccccccccc|     two, or in front of it
 
     Every kernel: the copy is locked if the source was, and the source is not; what is locked is all unlocked in the
-    end. Source and copy are two mappings. This fails on 6.16 to 7.1: finding dontunmap-merges-with-source.
+    end. Source and copy are two mappings. This fails before 7.3: finding dontunmap-merges-with-source.
     """
     area.hole(0, 40)
     before = vmstat.status()["VmLck"]
@@ -192,7 +192,7 @@ def test_new_memory_joins_a_source_that_was_emptied(area: CarveOut) -> None:
                                  |sssss|                            moved to 30 with DONTUNMAP
                        |uuuuuuuuu|00000|uuuuuuuuu|           |sssss|
 
-    Every kernel: new memory, emptied source and new memory are one mapping. This fails on 6.16 to 7.1: finding
+    Every kernel: new memory, emptied source and new memory are one mapping. This fails before 7.3: finding
     dontunmap-keeps-offset.
     """
     moved = move(area.map(0, 5).fill(), area.page(15))
