@@ -15,6 +15,7 @@ import pytest
 
 from guest_tests.mm import maps, pagemap, syscalls, vmstat
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, map_anonymous, move
+from guest_tests.mm.proctree import Child
 from guest_tests.mm.syscalls import MREMAP_DONTUNMAP, MREMAP_MUST_RELOCATE_ANON
 from guest_tests.support.found import assert_found
 from guest_tests.support.moves import move_or_refused
@@ -233,6 +234,11 @@ def test_the_peak_of_a_move(area: CarveOut) -> None:
 
     Every kernel: VmPeak stays VmSize, although old and new mapping exist side by side during the move.
     """
+    with Child() as child:  # whose peak begins anew (dup_mm(), kernel/fork.c)
+        child.call(_peak_of_a_move, area)
+
+
+def _peak_of_a_move(area: CarveOut) -> None:
     source = area.map(0, _PAGES).fill()
     area.hole(20, _PAGES)
     before = vmstat.status()

@@ -56,12 +56,17 @@ def _mremap(source: Mapping, to: int | None, pages: int, flags: int = 0) -> None
 
 
 def _each_allocation(
-    call: Callable[[], object], *, failed: Callable[[], object], succeeded: Callable[[], object]
+    call: Callable[[], object],
+    *,
+    failed: Callable[[], object],
+    succeeded: Callable[[], object],
+    needs_memory: bool = True,
 ) -> None:
     """Make a call again and again, failing at each allocation in turn until there are none left to fail.
 
     :param failed: called when it has failed.
     :param succeeded: called when it has succeeded, also without the memory; undoes it.
+    :param needs_memory: whether it is an error if no allocation fails, because the call always makes one.
     """
     failures = 0
     for number in range(1, _MOST_CHANCES):
@@ -79,6 +84,8 @@ def _each_allocation(
             continue
         succeeded()
         if not injected:
+            if not (failures or needs_memory):
+                pytest.skip("the call needed no memory this time: the tree of mappings had room")
             assert failures, "no allocation failed: is fault injection in order?"
             return
     raise AssertionError(f"the call has more than {_MOST_CHANCES} chances to fail")
@@ -115,7 +122,7 @@ def test_growing_out_of_memory(how: str) -> None:
         area.hole(0, area.pages)
         source = area.map(first, _USED).fill()
         length = _USED + _MANY
-        # Growing over all of a gap needs memory for the tree of mappings, growing into it does not.
+        # Growing over all of a gap mostly needs memory for the tree of mappings, growing into it does not.
         area.map(first + length, 1, shared=True)
         other = (first + length, 1)
 
@@ -136,7 +143,8 @@ def test_growing_out_of_memory(how: str) -> None:
             source.check()
 
         with failing(kind):
-            _each_allocation(grow, failed=failed, succeeded=succeeded)
+            # In place it depends on how full the node of the maple tree is.
+            _each_allocation(grow, failed=failed, succeeded=succeeded, needs_memory=moves)
         assert_found(source.check())
 
 
