@@ -99,7 +99,6 @@ _GROWTHS: Final = {
 }
 
 
-@pytest.mark.shared_guest
 @pytest.mark.parametrize("how", _GROWTHS)
 def test_growing_out_of_memory(how: str) -> None:
     """Row 95 (fault-inject-anon-vma): a mapping grows by 64 MiB, in place or elsewhere, and each memory allocation of
@@ -148,7 +147,6 @@ def test_growing_out_of_memory(how: str) -> None:
         assert_found(source.check())
 
 
-@pytest.mark.shared_guest
 @pytest.mark.parametrize("kind", ["slab", "page-table"])
 def test_dontunmap_out_of_memory(kind: str) -> None:
     """Row 95 (fault-inject-anon-vma): a mapping of 64 MiB moves with DONTUNMAP, and each memory allocation of that
@@ -259,7 +257,6 @@ def test_what_a_failed_unmapping_leaves(kind: str) -> None:
 _FORKED: Final = 24
 
 
-@pytest.mark.shared_guest
 def test_a_fork_out_of_memory() -> None:
     """No row: a process with many large mappings forks, and memory allocations of that fail in turn.
 
@@ -304,7 +301,6 @@ _REPEATS: Final = 15
 _CHAIN: Final = 64
 
 
-@pytest.mark.shared_guest
 def test_splitting_out_of_memory(area: CarveOut, own_group: Memcg | None) -> None:
     """No row: a mapping that was forked eight times is split, and each memory allocation of that fails in turn, fifteen
     times.
