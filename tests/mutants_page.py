@@ -94,6 +94,9 @@ def _score(score: Score, known: Mapping[str, Mutant]) -> Iterator[str]:
     yield f"### {score.kernel}, {score.arch}"
     yield ""
     yield f"Linux {score.release}. {table.total(replace(score, results=results))}."
+    untried = {each.name for each in known.values() if score.kernel in each.variants} - {each.name for each in results}
+    if untried:
+        yield f"{len(untried)} mutants have no recorded result yet."
     yield ""
     open_ = [each for each in results if each.state is not State.KILLED]
     if open_:
@@ -102,7 +105,7 @@ def _score(score: Score, known: Mapping[str, Mutant]) -> Iterator[str]:
         for each in open_:
             mutant = known[each.name]
             why = f" ({each.state})" if each.state is not State.SURVIVED else ""
-            yield f"| `{each.name}`{why} | {mutant.breaks} | {mutant.equivalent or mutant.shows} |"
+            yield f"| `{each.name}`{why} | {_line(mutant.breaks)} | {_line(mutant.equivalent or mutant.shows)} |"
         yield ""
     for group in dict.fromkeys(each.group for each in results):
         yield f"<details><summary>{group}: {_count(results, group)}</summary>"
@@ -123,7 +126,11 @@ def _count(results: Sequence[Result], group: str) -> str:
 def _row(result: Result, mutant: Mutant) -> str:
     real = f" A bug once, fixed by {mutant.commit}." if mutant.commit else ""
     by = f"`{table.short(result.kills[0].test)}`".replace("|", "\\|") if result.kills else str(result.state)
-    return f"| `{result.name}` | {mutant.breaks}{real} | `{mutant.places}` | {by} |"
+    return f"| `{result.name}` | {_line(mutant.breaks)}{real} | `{mutant.places}` | {by} |"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def merged(old: Sequence[Score], new: Sequence[Score]) -> list[Score]:
