@@ -35,12 +35,12 @@ def test_programs(seed: int) -> None:
     system.require_nodes(2)
     generator = Generator(seed, kinds())
     executor = Executor()
-    for number in range(_PROGRAMS):
-        program = generator.next().program
-        wire = [tuple(each) for each in language.to_wire(program)]
-        with advised_folios():
+    with advised_folios():
+        for number in range(_PROGRAMS):
+            program = generator.next().program
+            wire = [tuple(each) for each in language.to_wire(program)]
             failure = executor.run(wire, thorough=False, layout=True).failure
-        assert failure is None, (
-            f"{failure.text} ({failure.oracle}) after program {number}. Save it, and give its file to "
-            f"harness explore --replay:\n{language.to_json(program)}"
-        )
+            assert failure is None, (
+                f"{failure.text} ({failure.oracle}) after program {number}. Save it, and give its file to "
+                f"harness explore --replay:\n{language.to_json(program)}"
+            )

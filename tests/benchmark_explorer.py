@@ -29,8 +29,6 @@ from harness.machine import payload, provision
 from harness.markers import MARKERS
 from harness.options import MachineOptions
 
-_PYTEST_ARGS = ("guest_tests", "--tb=auto")
-
 
 @dataclass(frozen=True)
 class Run:
@@ -56,7 +54,7 @@ def look(spec: BootSpec, mutant: str, seed: int, minutes: float, progress: Progr
     """
     kernel, machine = provision.provision(spec, MachineOptions(mutant=mutant), progress)
     tests = payload.tests_archive(payload.LIBRARY, MARKERS)
-    fleet = Fleet(machine, tests, list(_PYTEST_ARGS), False, progress, mutant)
+    fleet = Fleet(machine, tests, list(payload.LIBRARY_ARGS), False, progress, mutant)
     runner = Runner(fleet)
     began = time.monotonic()
     runs: list[Run] = []

@@ -25,7 +25,7 @@ DEBUG: Final = Path("/sys/kernel/debug")
 #: what can be made to fail: the directory in debugfs, the option that brings it, and its settings
 KINDS: Final[Mapping[str, tuple[str, str, Mapping[str, str]]]] = {
     "slab": ("failslab", "FAILSLAB", {}),
-    "page-table": ("fail_page_alloc", "FAIL_PAGE_ALLOC", {"min_order": "0"}),
+    "page-table": ("fail_page_alloc", "FAIL_PAGE_ALLOC", {"min-order": "0"}),
 }
 
 
@@ -39,7 +39,7 @@ def failing(kind: str) -> Iterator[None]:
     system.require_file("/proc/thread-self/fail-nth", "FAULT_INJECTION")
     with ExitStack() as stack:
         for setting, value in {"verbose": "0", "ignore-gfp-wait": "N", **settings}.items():
-            stack.enter_context(knob(place / setting.replace("_", "-"), value))
+            stack.enter_context(knob(place / setting, value))
         yield
 
 

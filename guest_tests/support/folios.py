@@ -82,9 +82,14 @@ def huge_page(mapping: Mapping, at: int) -> Mapping:
 # --- smaller large folios ----------------------------------------------------------------------------------------
 
 
+def _enabled(size: int) -> Path:
+    """Where folios of ``size`` bytes are turned on."""
+    return THP / f"hugepages-{size >> 10}kB/enabled"
+
+
 def mthp_size() -> int:
     """The size in bytes of large folios of 16 pages, else of 8, that anonymous memory can have (6.8); else skips."""
-    wanted = {size for size in (8 * PAGE_SIZE, 16 * PAGE_SIZE) if (THP / f"hugepages-{size >> 10}kB/enabled").exists()}
+    wanted = {size for size in (8 * PAGE_SIZE, 16 * PAGE_SIZE) if _enabled(size).exists()}
     if not wanted:
         pytest.skip(
             f"needs Linux 6.8 and CONFIG_TRANSPARENT_HUGEPAGE: no {THP}/hugepages-*kB/enabled, "
@@ -96,7 +101,7 @@ def mthp_size() -> int:
 @contextmanager
 def mthp(size: int) -> Iterator[None]:
     """Folios of ``size`` bytes for faults, and no larger ones, while the block runs."""
-    with knob(THP / f"hugepages-{size >> 10}kB/enabled", "always"):
+    with knob(_enabled(size), "always"):
         yield
 
 
@@ -104,8 +109,7 @@ def mthp(size: int) -> Iterator[None]:
 def advised_folios() -> Iterator[None]:
     """Folios of 4 and 8 pages for memory with MADV_HUGEPAGE, while the block runs, if the kernel has them (6.8)."""
     with ExitStack() as stack:
-        for pages in (4, 8):
-            enabled = THP / f"hugepages-{pages * PAGE_SIZE >> 10}kB/enabled"
+        for enabled in (_enabled(4 * PAGE_SIZE), _enabled(8 * PAGE_SIZE)):
             if enabled.exists():
                 stack.enter_context(knob(enabled, "madvise"))
         yield

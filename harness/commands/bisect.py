@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import options as shared
+from harness.commands.numbers import count, minutes
 from harness.errors import HarnessError, UsageError
 from harness.host import files
 from harness.host.terminal import ProgressLine
@@ -78,30 +79,16 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     shared.PRESET.declare(parser.add_argument)
     shared.ARCH.declare(parser.add_argument, action="store", default=None)
     parser.add_argument(
-        "--repeat", type=_count, default=1, metavar="N", help="run the tests N times; good is what never fails"
+        "--repeat", type=count, default=1, metavar="N", help="run the tests N times; good is what never fails"
     )
     parser.add_argument(
-        "--minutes", type=_minutes, default=30.0, metavar="N", help="end the tests of a kernel then (default: 30)"
+        "--minutes", type=minutes, default=30.0, metavar="N", help="end the tests of a kernel then (default: 30)"
     )
     for option in shared.MACHINE:
         option.declare(parser.add_argument)
     parser.add_argument(
         "words", nargs="*", metavar="TESTS", help="for pytest, after --; before them +PATCHES, for kernels built here"
     )
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-def _minutes(text: str) -> float:
-    minutes = float(text)
-    if not 0 < minutes <= 24 * 60:
-        raise ValueError
-    return minutes
 
 
 def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from harness import options as shared
+from harness.commands.numbers import minutes
 from harness.deadline import Deadline
 from harness.errors import UsageError
 from harness.explore import files
@@ -29,9 +30,6 @@ from harness.markers import MARKERS
 from harness.options import MachineOptions
 from harness.programs.language import Kind, Program
 
-#: As pytest's plug-in gives them when nothing else is asked for, so that both share one template.
-PYTEST_ARGS = ("guest_tests", "--tb=auto")
-
 #: The exit statuses, which are pytest's.
 _NOTHING, _FAILURES, _INTERRUPTED = 0, 1, 2
 
@@ -47,7 +45,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
     shared.KERNEL.declare(parser.add_argument, required=True)
     shared.ARCH.declare(parser.add_argument, action="store", default=None)
-    parser.add_argument("--minutes", type=_minutes, default=1.0, metavar="N", help="how long (default: 1)")
+    parser.add_argument("--minutes", type=minutes, default=1.0, metavar="N", help="how long (default: 1)")
     parser.add_argument("--seed", type=int, default=None, metavar="N", help="make the programs of an earlier run again")
     parser.add_argument(
         "--save",
@@ -59,13 +57,6 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--replay", type=Path, metavar="FILE", help="run one saved program, and say what it shows")
     for option in shared.MACHINE:
         option.declare(parser.add_argument)
-
-
-def _minutes(text: str) -> float:
-    minutes = float(text)
-    if not 0 < minutes <= 24 * 60:
-        raise ValueError
-    return minutes
 
 
 def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
@@ -108,7 +99,7 @@ def _opened(spec: BootSpec, chosen: argparse.Namespace, progress: ProgressLine) 
     """A kernel, the name of the accelerator that it runs with, and what runs programs on it."""
     kernel, machine = provision.provision(spec, MachineOptions.of(vars(chosen)), progress)
     tests = payload.tests_archive(payload.LIBRARY, MARKERS)
-    fleet = Fleet(machine, tests, list(PYTEST_ARGS), False, progress, chosen.mutant)
+    fleet = Fleet(machine, tests, list(payload.LIBRARY_ARGS), False, progress, chosen.mutant)
     runner = Runner(fleet)
     try:
         runner.open()

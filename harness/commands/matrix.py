@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import options as shared
+from harness.commands.numbers import count
 from harness.errors import UsageError
 from harness.host import files
 from harness.host.terminal import ProgressLine, colourful
@@ -36,7 +37,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the matrix")
     parser.add_argument("--group", action="append", default=[], metavar="NAME", help="only this group; may be repeated")
-    parser.add_argument("--jobs", type=_count, default=1, metavar="N", help="cells side by side (default: 1)")
+    parser.add_argument("--jobs", type=count, default=1, metavar="N", help="cells side by side (default: 1)")
     parser.add_argument("--again", action="store_true", help="also run cells whose results are kept")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the results to FILE as one HTML page")
@@ -122,13 +123,6 @@ def _executor(chosen: argparse.Namespace) -> Executor:
     from harness.matrix.cluster import ClusterExecutor
 
     return ClusterExecutor(chosen.scheduler, chosen.jobs)
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
 
 
 class _Seldom:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import options as shared
+from harness.commands.numbers import count
 from harness.errors import UsageError
 from harness.host import files
 from harness.host.terminal import ProgressLine, colourful
@@ -50,7 +51,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--sample", action="store_true", help="only the mutants of the sample, and only their tests")
     parser.add_argument("--all", action="store_true", help="run all tests against each mutant, not until one fails")
     parser.add_argument("--list", action="store_true", help="list the mutants, and run nothing")
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="mutants side by side (default: 2)")
+    parser.add_argument("--jobs", type=count, default=2, metavar="N", help="mutants side by side (default: 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the results to FILE as one HTML page")
     shared.DEBIAN_MIRROR.declare(parser.add_argument)
@@ -162,6 +163,7 @@ def _baseline(cell: Cell, executor: LocalExecutor, mirror: str, progress: Progre
     from harness.host.cache import Cache
     from harness.machine import provision
     from harness.matrix import keys
+    from harness.matrix.run import Planned
     from harness.matrix.store import ResultStore
     from harness.mutants import scoring
     from harness.options import MachineOptions
@@ -173,7 +175,7 @@ def _baseline(cell: Cell, executor: LocalExecutor, mirror: str, progress: Progre
     key, store = keys.key(identity), ResultStore()
     if (kept := store.get(key)) is not None:
         return scoring.check(kept)
-    executor.submit(scoring.baseline_job(cell))
+    executor.submit(Planned(cell, key, identity).task)
     done = 0
 
     def tick() -> None:

@@ -18,9 +18,6 @@ from harness.machine.qemu import Machine
 from harness.markers import MARKERS
 from harness.options import MachineOptions
 
-#: As pytest's plug-in gives them when nothing else is asked for, so that both share one template.
-PYTEST_ARGS = ("guest_tests", "--tb=auto")
-
 
 def shell(spec: BootSpec, options: MachineOptions, command: Sequence[str], progress: ProgressLine) -> int:
     """``harness shell``: a fresh guest, a shell or one command in it, and its exit status.
@@ -35,7 +32,7 @@ def shell(spec: BootSpec, options: MachineOptions, command: Sequence[str], progr
     line = command[0] if len(command) == 1 else shlex.join(command)
     kernel, machine = provision.provision(spec, options, progress)
     tests = payload.tests_archive(payload.LIBRARY, MARKERS)
-    fleet = Fleet(machine, tests, list(PYTEST_ARGS), False, progress, options.mutant)
+    fleet = Fleet(machine, tests, list(payload.LIBRARY_ARGS), False, progress, options.mutant)
     guest, _ = fleet.fresh()
     try:
         progress("starting the SSH server in the guest")

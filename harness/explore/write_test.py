@@ -89,7 +89,7 @@ def _stacks(story: Story) -> list[str]:
 
 def _imports(story: Story, text: str) -> list[str]:
     lines = [*_HEAD]
-    if "ExitStack()" in " ".join(_stacks(story)):
+    if story.forks or story.kinds & _HOLDS:
         lines += ["from contextlib import ExitStack", ""]
     if "pytest." in text:
         lines += ["import pytest", ""]

@@ -65,6 +65,10 @@ PYTEST_INI = "[pytest]\npythonpath = .\nmarkers =\n"
 #: The library for guest tests. It goes along with tests that live elsewhere.
 LIBRARY = paths.GUEST_TESTS
 
+#: pytest's command line in a guest for :data:`LIBRARY`, as the plug-in gives it when nothing else is asked for. Whoever
+#: uses both shares one template with it.
+LIBRARY_ARGS = ("guest_tests", "--tb=auto")
+
 #: What all files of a directory of tests may hold together, in bytes. They travel in one message to the agent, and
 #: each guest keeps them in its memory twice.
 MAX_TESTS = 16 << 20

@@ -17,6 +17,9 @@ from harness.matrix.job import Ended, Job
 from harness.matrix.outcome import Report, State
 from harness.matrix.store import ResultStore
 
+#: pytest's options about what it prints and keeps.
+REPORTING = ("-q", "--tb=short", "-p", "no:cacheprovider")
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -33,10 +36,9 @@ class Planned:
     def task(self) -> Job:
         """What an executor runs."""
         cell = self.cell
-        reporting = ["-q", "--tb=short", "-p", "no:cacheprovider", "-n", str(cell.workers)]
         return Job(
             name=cell.name,
-            python=["-m", "pytest", *cell.arguments, *reporting],
+            python=["-m", "pytest", *cell.arguments, *REPORTING, "-n", str(cell.workers)],
             seconds=cell.minutes * 60,
             content=job.content(),
             resources=list(cell.resources),

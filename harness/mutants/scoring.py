@@ -20,6 +20,7 @@ from harness.matrix import job
 from harness.matrix.definition import Cell
 from harness.matrix.executor import Executor
 from harness.matrix.job import Ended, Job
+from harness.matrix.run import REPORTING
 from harness.mutants import baseline
 from harness.mutants.baseline import Baseline, pytest_name
 from harness.mutants.order import History, ordered
@@ -35,8 +36,6 @@ PROGRAMS = 600
 
 #: Minutes after which a run of tests is ended.
 _MINUTES = 30.0
-
-_REPORTING = ("-q", "--tb=short", "-p", "no:cacheprovider")
 
 
 @dataclass
@@ -138,7 +137,7 @@ class Scoring:
         self._executor.submit(
             Job(
                 name=trial.mutant.name,
-                python=["-m", "pytest", *_REPORTING, *kernel, *trial.runs[0]],
+                python=["-m", "pytest", *REPORTING, *kernel, *trial.runs[0]],
                 seconds=_MINUTES * 60,
                 content=self._content,
                 resources=[],
@@ -231,13 +230,8 @@ def cell_of(spec: BuildSpec, tests: Sequence[str]) -> Cell:
         arch=str(spec.arch),
         options=f"--mutant={RECORD}",
         tests=tuple(chosen),
+        minutes=60.0,
     )
-
-
-def baseline_job(cell: Cell) -> Job:
-    """The run without any mutant."""
-    python = ["-m", "pytest", *_REPORTING, "-n", str(cell.workers), *cell.arguments]
-    return Job(name=cell.name, python=python, seconds=_MINUTES * 120, content=job.content(), resources=[])
 
 
 def check(ended: Ended) -> Baseline:

@@ -18,7 +18,6 @@ import paramiko
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from harness.commands import shell
 from harness.guests.fleet import Fleet
 from harness.guests.guest import Guest
 from harness.host.cache import silent
@@ -51,7 +50,7 @@ def running(kernel: str = KERNEL) -> Iterator[Guest]:
     assert isinstance(spec, BootSpec)
     _, machine = provision.provision(spec, MachineOptions(), silent)
     tests = payload.tests_archive(payload.LIBRARY, MARKERS)
-    fleet = Fleet(machine, tests, list(shell.PYTEST_ARGS), False, silent)
+    fleet = Fleet(machine, tests, list(payload.LIBRARY_ARGS), False, silent)
     guest, _ = fleet.fresh()
     try:
         yield guest
