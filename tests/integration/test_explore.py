@@ -72,13 +72,13 @@ def test_a_program_is_replayed(lost: Path) -> None:
 def test_a_kernel_that_loses_a_page_is_found_out_and_c_shows_it_too(lost: Path, tmp_path: Path) -> None:
     done = _explore(f"--replay={lost}", kernel=BROKEN)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "FAILURE (walk): page 48 does not move to another node" in done.stdout
+    assert "FAILURE (walk): page 16 does not move to another node" in done.stdout
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("needs a C compiler")
     program: Program = from_json(LOST)
     source = tmp_path / "lost.c"
-    source.write_text(write_c(story(program, []), "page 48 is lost", "6.17", "lost"))
+    source.write_text(write_c(story(program, []), "page 16 is lost", "6.17", "lost"))
     options = ["-Wall", "-Wextra", "-Werror", "-static", "-s", "-o"]
     subprocess.run([compiler, *options, tmp_path / "lost", source], check=True)
     assert _in_guest(tmp_path / "lost", BROKEN) == (1, "The kernel is wrong.")
@@ -87,7 +87,7 @@ def test_a_kernel_that_loses_a_page_is_found_out_and_c_shows_it_too(lost: Path, 
 
 def test_the_guest_test_that_is_written_shows_it_too() -> None:
     with Lab() as lab:
-        text = write_test(story(from_json(LOST), []), "page 48 is lost", "6.17", "lost")
+        text = write_test(story(from_json(LOST), []), "page 16 is lost", "6.17", "lost")
         path = lab.write("test_lost.py", text)
         assert lab.run(path, kernel=KERNEL)["test_lost"].outcome == "passed"
         broken = lab.run(path, kernel=BROKEN)["test_lost"]
