@@ -16,6 +16,8 @@ from guest_tests.mm.probes import Place
 from guest_tests.mm.proctree import Child, ChildDied
 from guest_tests.mm.syscalls import PROT_READ, PROT_RW
 from guest_tests.mm.userfault import MODE_WP, Userfault
+from guest_tests.mm.vmstat import slab_objects
+from guest_tests.mm.waiting import wait_until
 from guest_tests.support.folios import huge_page, is_large, pmd_size, stamp, thp
 from guest_tests.support.found import assert_found, assert_found_at, require_migration
 from guest_tests.support.holds import Ring, Spliced, require_ring
@@ -233,6 +235,25 @@ def test_wiped_memory_is_empty_in_a_child(area: CarveOut, moved: bool) -> None:
     assert_found(mapping.check())
 
 
+def test_wiped_memory_merges_with_new_memory_in_a_child(area: CarveOut) -> None:
+    """No row: memory with MADV_WIPEONFORK is faulted, its process forks, and the child maps more behind it.
+
+    ::
+
+        parent   |wwww|
+        child    |....|++++|      +: new, with the same advice
+
+    Every kernel: the child's mapping has nothing of the parent's anon_vma, so it merges with the new one.
+    """
+    wiped = area.map(0, 4).fill().madvise(syscalls.MADV_WIPEONFORK)
+    with Child() as child:
+        new = child.call(area.map, 4, 4)
+        child.call(new.madvise, syscalls.MADV_WIPEONFORK)
+        found = maps.vmas_between(area.page(0), area.page(8), child.pid)
+    assert len(found) == 1, f"wiped and new memory of a child did not merge: {'; '.join(map(str, found))}"
+    assert_found(wiped.check())
+
+
 def test_memory_locks_are_not_inherited(area: CarveOut) -> None:
     """No row: a process locks memory and forks.
 
@@ -321,3 +342,31 @@ def test_every_generation_is_found(area: CarveOut) -> None:
         assert_found_at(*(Place(mapping.page(0), process) for process in family))
         assert_found_at(*(Place(mapping.page(1), process) for process in family[1:]))
     assert_found(mapping.check())
+
+
+def test_a_chain_of_forks_needs_few_anon_vmas() -> None:
+    """No row: a child inherits 40 mappings and forks, its child forks, and so on. Each ends when it has a child.
+
+    A child may use the anon_vma of an ancestor that has ended, and frees the one that it was to have
+    (anon_vma_fork(), mm/rmap.c; 7a3ef208e662). Without that the anon_vmas of all generations are kept.
+
+    Every kernel: after 30 generations there are not many more anon_vmas than after one, and when all have ended none
+    is left of them. Allocators keep some for each processor, so that five for each mapping are allowed.
+    """
+    mappings, generations, allowed = 40, 30, 200
+    with carve_out(2 * mappings) as area:
+        family = [area.map(2 * index, 1).fill(seed=index) for index in range(mappings)]
+        before = slab_objects("anon_vma")
+        with Child() as youngest:
+            for _ in range(generations):
+                parent, youngest = youngest, youngest.fork(outlive_parent=True)
+                parent.kill()
+            grown = slab_objects("anon_vma") - before
+            for mapping in family:
+                youngest.call(mapping.check)
+            assert_found_at(Place(family[0].address), Place(family[0].address, youngest))
+    assert grown < allowed, f"{grown} more anon_vmas for {mappings} mappings of the {generations}th generation"
+    try:  # RCU frees with a delay
+        wait_until(lambda: slab_objects("anon_vma") - before < allowed, "anon_vmas to be freed", seconds=5)
+    except TimeoutError:
+        pytest.fail(f"{slab_objects('anon_vma') - before} anon_vmas are left of {generations} generations")

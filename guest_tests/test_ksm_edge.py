@@ -17,7 +17,15 @@ from guest_tests.mm.mapping import CarveOut, Mapping, move
 from guest_tests.mm.probes import Place, Probe
 from guest_tests.mm.probes.migration import SoftOffline
 from guest_tests.mm.probes.poison import HwPoison
-from guest_tests.support.found import assert_found, assert_found_by, destroys, every_probe, places_of, usable
+from guest_tests.support.found import (
+    assert_found,
+    assert_found_at,
+    assert_found_by,
+    destroys,
+    every_probe,
+    places_of,
+    usable,
+)
 from guest_tests.support.holds import Spliced
 from guest_tests.support.ksm_scenes import (
     SAME,
@@ -100,6 +108,36 @@ def test_found_after_a_move_to_a_node_that_is_not_merged_across(probe: Probe, ar
     assert_found_by(probe, pair.places, "a merge on one node, a migration to another and a scan")
     if not destroys(probe):
         pair.check()
+
+
+def test_equal_pages_of_two_nodes_are_not_merged(area: CarveOut, ksm: Ksm) -> None:
+    """Row 124 (across-nodes-0): a merged page is migrated to the other node with merge_across_nodes=0, and an equal
+    page is on the first one.
+
+    ::
+
+        node 0                   | A |     equal, not merged
+        node 1   | A | . | A |             merged on node 0, then moved here by move_pages()
+
+    Every kernel: the page on the first node keeps a frame of its own there, and the other two stay merged.
+    """
+    system.require_nodes(2)
+    ksm.set(merge_across_nodes=0)
+    pair = hugh(area, ksm)
+    here = numa.node_of(pair.stayed.address)
+    there = next(node for node in numa.nodes() if node != here)
+    assert numa.move_pages(0, [pair.stayed.address], [there], numa.MPOL_MF_MOVE_ALL) == [there]
+    third = area.map(10, 1)
+    numa.mbind(third.address, third.length, numa.MPOL_BIND, [here])
+    third.fill_same(SAME).madvise(syscalls.MADV_MERGEABLE)
+    ksm.scan()
+    assert_unmerged(third, [pair.stayed, pair.moved])
+    assert_merged(pair.places)
+    nodes = numa.nodes_of([third.address, pair.stayed.address, pair.moved.address])
+    assert nodes == [here, there, there], f"the three pages are on nodes {nodes}"
+    assert_found_at(*pair.places)
+    assert_found(third.check())
+    pair.check()
 
 
 # --- swap --------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from guest_tests.mm.syscalls import (
     MREMAP_MUST_RELOCATE_ANON,
     MREMAP_RELOCATE_ANON,
 )
+from guest_tests.mm.vmstat import slab_objects
 from guest_tests.mm.waiting import wait_until
 from guest_tests.support.checks import Accounts, State, counted, expect_layout, fails
 from guest_tests.support.failing import KINDS, failing, fails_at
@@ -365,22 +366,6 @@ def test_out_of_memory(relocate: bool, flags: int, kind: str) -> None:
 # --- again and again ---------------------------------------------------------------------------------------------
 
 
-def _anon_vmas() -> int:
-    """How many anon_vmas there are in the system.
-
-    KASAN keeps freed objects, which count as in use until the cache is shrunk (kasan_cache_shrink(),
-    mm/kasan/generic.c).
-    """
-    shrink = Path("/sys/kernel/slab/anon_vma/shrink")
-    if shrink.exists():
-        shrink.write_text("1")
-    for line in Path("/proc/slabinfo").read_text().splitlines():
-        words = line.split()
-        if words[0] == "anon_vma":
-            return int(words[1])
-    pytest.skip("needs CONFIG_SLUB_DEBUG=y: /proc/slabinfo does not count anon_vma")
-
-
 @pytest.mark.parametrize("how", ["pinned", "injected"])
 def test_failing_again_and_again(relocate: bool, area: CarveOut, how: str) -> None:
     """Row 97 (fail-accounting): a thousand moves with flag 16 are refused, because a page is pinned or because
@@ -404,7 +389,7 @@ def test_failing_again_and_again(relocate: bool, area: CarveOut, how: str) -> No
             # From the first failure on every relocation fails at its first folio.
             (_DEBUG / "fail_mremap_relocate" / "times").write_text("-1")
         refused_move(relocate, area, source, to)
-        state, books, anon_vmas = State.of(area), Accounts.now(), _anon_vmas()
+        state, books, anon_vmas = State.of(area), Accounts.now(), slab_objects("anon_vma")
         code = errno.EFAULT if relocate else errno.EINVAL
         for _ in range(moves):
             try:
@@ -421,9 +406,9 @@ def test_failing_again_and_again(relocate: bool, area: CarveOut, how: str) -> No
     assert abs(now.vm_size - books.vm_size) < slack, f"{moves} refused moves turned {books} into {now}"
     assert abs(now.rss_anon - books.rss_anon) < slack, f"{moves} refused moves turned {books} into {now}"
     try:  # RCU passes them to KASAN with a delay (CONFIG_SLUB_RCU_DEBUG)
-        wait_until(lambda: _anon_vmas() - anon_vmas < moves // 10, "anon_vmas to be freed", seconds=2)
+        wait_until(lambda: slab_objects("anon_vma") - anon_vmas < moves // 10, "anon_vmas to be freed", seconds=2)
     except TimeoutError:
-        pytest.fail(f"{moves} refused moves left {_anon_vmas() - anon_vmas} anon_vmas behind")
+        pytest.fail(f"{moves} refused moves left {slab_objects('anon_vma') - anon_vmas} anon_vmas behind")
     assert_found(source)
 
 

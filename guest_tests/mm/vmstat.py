@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Counters of the system (/proc/vmstat, /proc/meminfo) and of processes (/proc/PID/status), as integers."""
+"""Counters of the system (/proc/vmstat, meminfo and slabinfo) and of processes (/proc/PID/status), as integers."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import pytest
 
 Pid = int | str
 
@@ -30,6 +32,26 @@ def meminfo() -> dict[str, int]:
     """/proc/meminfo in kB (``HugePages_*`` are counts): ``MemFree``, ``Committed_AS``, ``HardwareCorrupted`` …."""
     pairs = (line.partition(":") for line in Path("/proc/meminfo").read_text().splitlines())
     return {name: int(value.split()[0]) for name, _, value in pairs}
+
+
+def slab_objects(cache: str) -> int:
+    """How many objects of a slab cache are in use in the whole system (/proc/slabinfo).
+
+    Those that a processor keeps for its next allocations count as well. A cache without a constructor and other
+    peculiarities may be merged with others and not have a line of its own. KASAN keeps freed objects, which count
+    until the cache is shrunk (kasan_cache_shrink(), mm/kasan/generic.c), so it is shrunk first.
+
+    :raises pytest.skip.Exception: if this kernel does not count them.
+    """
+    shrink = Path(f"/sys/kernel/slab/{cache}/shrink")
+    if shrink.exists():
+        shrink.write_text("1")
+    slabs = Path("/proc/slabinfo")
+    for line in slabs.read_text().splitlines() if slabs.exists() else ():
+        words = line.split()
+        if words[0] == cache:
+            return int(words[1])
+    pytest.skip(f"needs CONFIG_SLUB_DEBUG=y: /proc/slabinfo does not count {cache}")
 
 
 def status(pid: Pid = "self") -> dict[str, int]:

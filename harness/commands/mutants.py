@@ -85,6 +85,8 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     for score in scores:
         for line in table.lines(score, known, width, Paint(colourful(sys.stdout))):
             print(line)
+        if chosen.all and (idle := table.idle(score)):
+            print(f"Each mutant that these notice, another module notices too: {', '.join(map(table.short, idle))}.")
     if chosen.json:
         files.write(chosen.json, outcome.to_json(scores, started))
     if chosen.html:
