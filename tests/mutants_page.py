@@ -39,6 +39,7 @@ fork() or of the reference series. `harness mutants` says which of them the gues
 harness mutants --kernel=unpatched --kernel=relocate-anon     # all of them, each until a test fails
 harness mutants --kernel=unpatched --only=ksm-walk-by-address # one of them
 harness mutants --kernel=unpatched --group=vma-merge --all    # every test that notices
+harness mutants --kernel=relocate-anon --audit                # what the audit of kernel memory notices, too
 harness mutants --kernel=relocate-anon --sample               # the sample that runs in CI
 harness mutants --kernel=unpatched --list
 pytest --kernel=unpatched:mutants --mutant=ksm-walk-by-address guest_tests/test_question.py
@@ -91,7 +92,7 @@ def page(scores: Sequence[Score], known: Mapping[str, Mutant], programs: int) ->
 
 def _score(score: Score, known: Mapping[str, Mutant]) -> Iterator[str]:
     results = [each for each in score.results if each.name in known]
-    yield f"### {score.kernel}, {score.arch}"
+    yield f"### {score.kernel}, {score.arch}{', with the audit' if score.audited else ''}"
     yield ""
     yield f"Linux {score.release}. {table.total(replace(score, results=results))}."
     untried = {each.name for each in known.values() if score.kernel in each.variants} - {each.name for each in results}
@@ -135,13 +136,14 @@ def _line(text: str) -> str:
 
 def merged(old: Sequence[Score], new: Sequence[Score]) -> list[Score]:
     """Recorded results, with those of another run in place of the old ones of the same mutants."""
-    found = {(each.kernel, each.arch): each for each in old}
+    found = {(each.kernel, each.arch, each.audited): each for each in old}
     for score in new:
-        before = found.get((score.kernel, score.arch))
+        key = score.kernel, score.arch, score.audited
+        before = found.get(key)
         results = {each.name: each for each in before.results} if before else {}
         results |= {each.name: each for each in score.results if each.state is not State.NOT_RUN}
         ordered = sorted(results.values(), key=lambda each: (each.group, each.name))
-        found[score.kernel, score.arch] = replace(score, results=ordered)
+        found[key] = replace(score, results=ordered)
     return list(found.values())
 
 

@@ -65,6 +65,7 @@ def score(
         Scripted(noted),
         History(),
         everything=everything,
+        audit=True,
         tell=lambda result: None,
         progress=lambda text: None,
     )
@@ -83,6 +84,17 @@ def test_only_tests_that_reach_a_mutant_are_run_against_it_and_the_first_failure
     assert (result.state, result.reaching, result.ran) == (State.KILLED, 2, 1)
     assert result.kills == (Kill(test="guest_tests/test_a.py::test_one", how=How.TEST, message="no page"),)
     assert runs == [["guest_tests/test_a.py::test_one[k]", "guest_tests/test_a.py::test_two[k]"]]
+
+
+def test_what_the_audit_reports_beside_a_failure_is_counted() -> None:
+    report = "after the failure: 7.3.4 (x86_64): 1 error\nerror: wrong index: pfn 0x5"
+    for text, seen in ((report, True), ("at the end: no error: all is well", False)):
+        failed = reaching("test_one", "no-growth", word="failed", message="no page")
+        failed = replace(failed, sections=(("audit of memory", text),))
+        ((result,), _) = score(lambda task, failed=failed: ended(task["name"], failed))
+        assert result.kills[0].audited is seen
+        told = table.total(replace(SCORE, results=(result,), audited=True))
+        assert f"1 by checks of tests; the audit reported {int(seen)} of them" in told
 
 
 def test_a_survivor_meets_the_explorer_last() -> None:
@@ -237,7 +249,9 @@ def test_recorded_results_keep_what_a_new_run_did_not_try() -> None:
     again = replace(SURVIVOR, state=State.KILLED, kills=KILLED.kills)
     untried = replace(KILLED, state=State.NOT_RUN, kills=())
     other = replace(SCORE, kernel="relocate-anon")
-    (first, second) = mutants_page.merged([SCORE], [replace(SCORE, results=(again, untried)), other])
+    audited = replace(SCORE, audited=True)
+    (first, second, third) = mutants_page.merged([SCORE], [replace(SCORE, results=(again, untried)), other, audited])
+    assert third.audited
     assert [(each.name, each.state) for each in first.results] == [
         ("grows-twice", State.KILLED),
         ("no-growth", State.KILLED),

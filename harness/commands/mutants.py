@@ -34,6 +34,9 @@ _NOT_CLIPPED = 1 << 16
 #: The preset that compiles mutants in.
 _PRESET = "mutants"
 
+#: The preset that an audit needs.
+_DEBUG_INFORMATION = "dwarf"
+
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
@@ -50,6 +53,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--group", action="append", default=[], metavar="NAME", help="only this group; may be repeated")
     parser.add_argument("--sample", action="store_true", help="only the mutants of the sample, and only their tests")
     parser.add_argument("--all", action="store_true", help="run all tests against each mutant, not until one fails")
+    parser.add_argument("--audit", action="store_true", help="audit kernel memory too, and say what the audit notices")
     parser.add_argument("--list", action="store_true", help="list the mutants, and run nothing")
     parser.add_argument("--jobs", type=count, default=2, metavar="N", help="mutants side by side (default: 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE as JSON")
@@ -106,7 +110,8 @@ def _mutants(text: str, chosen: argparse.Namespace) -> tuple[BuildSpec, list[Mut
     from harness.kernels import grammar
     from harness.kernels.built import BuildSpec
 
-    named = text if _PRESET in text.split(":") else f"{text}:{_PRESET}"
+    presets = [_PRESET, *([_DEBUG_INFORMATION] if chosen.audit else [])]
+    named = ":".join((text, *(each for each in presets if each not in text.split(":"))))
     spec = grammar.parse(named, arch.find(chosen.arch) if chosen.arch else None)
     mutants = spec.mutants() if isinstance(spec, BuildSpec) else None
     if not isinstance(spec, BuildSpec) or mutants is None:
@@ -132,7 +137,8 @@ def _score(spec: BuildSpec, mutants: Sequence[Mutant], chosen: argparse.Namespac
     from harness.mutants.outcome import Score
     from harness.mutants.scoring import Scoring, cell_of
 
-    cell = cell_of(spec, sorted({test for each in mutants for test in each.sample}) if chosen.sample else ())
+    tests = sorted({test for each in mutants for test in each.sample}) if chosen.sample else []
+    cell = cell_of(spec, tests, audit=chosen.audit)
     executor = LocalExecutor(chosen.jobs)
     history = History()
 
@@ -142,7 +148,17 @@ def _score(spec: BuildSpec, mutants: Sequence[Mutant], chosen: argparse.Namespac
 
     try:
         before = _baseline(cell, executor, chosen.debian_mirror, progress)
-        scoring = Scoring(cell, mutants, before, executor, history, everything=chosen.all, tell=tell, progress=progress)
+        scoring = Scoring(
+            cell,
+            mutants,
+            before,
+            executor,
+            history,
+            everything=chosen.all,
+            audit=chosen.audit,
+            tell=tell,
+            progress=progress,
+        )
         try:
             scoring.run()
         except KeyboardInterrupt:
@@ -153,6 +169,7 @@ def _score(spec: BuildSpec, mutants: Sequence[Mutant], chosen: argparse.Namespac
             release=before.release,
             accelerator=before.accelerator,
             results=scoring.results,
+            audited=chosen.audit,
         )
     finally:
         executor.cancel()

@@ -56,6 +56,8 @@ class Kill:
     how: How
     #: the first line of its failure
     message: str
+    #: whether the audit reported errors, also if a check of the test failed first
+    audited: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,8 @@ class Score:
     release: str
     accelerator: str
     results: Sequence[Result]
+    #: whether kernel memory was audited
+    audited: bool = False
 
     def count(self, state: State) -> int:
         """How many mutants are in a state."""

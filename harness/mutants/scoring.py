@@ -7,6 +7,7 @@ mutant before its first test, so no mutant costs a boot.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,13 +27,19 @@ from harness.mutants.baseline import Baseline, pytest_name
 from harness.mutants.order import History, ordered
 from harness.mutants.outcome import How, Kill, Result, State
 from harness.report.record import Item
-from harness.report.results import Outcome
+from harness.report.results import AUDIT_SECTION, Outcome
 
 #: The tests that run the explorer's programs.
 EXPLORED = "guest_tests/test_explored.py"
 
 #: How many of its programs a mutant has to survive that no test has noticed.
 PROGRAMS = 600
+
+#: Has kernel memory audited after each test that moved memory.
+AUDITING = "--audit=end"
+
+#: How an audit's report begins the line of an error.
+_AUDIT_ERROR = re.compile(r"^error: ", re.MULTILINE)
 
 #: Minutes after which a run of tests is ended.
 _MINUTES = 30.0
@@ -63,6 +70,7 @@ class Scoring:
     :param before: the tests without any mutant.
     :param executor: runs pytest.
     :param everything: run all tests against each mutant, and not only until the first kill.
+    :param audit: audit kernel memory in each run.
     :param tell: is given each result.
     :param progress: shows how far it is.
     """
@@ -76,6 +84,7 @@ class Scoring:
         history: History,
         *,
         everything: bool,
+        audit: bool,
         tell: Callable[[Result], None],
         progress: Progress,
     ) -> None:
@@ -84,6 +93,7 @@ class Scoring:
         self._executor = executor
         self._history = history
         self._everything = everything
+        self._auditing = [AUDITING] if audit else []
         self._tell = tell
         self._progress = progress
         self._waiting = deque(sorted(mutants, key=self._expected))
@@ -137,7 +147,7 @@ class Scoring:
         self._executor.submit(
             Job(
                 name=trial.mutant.name,
-                python=["-m", "pytest", *REPORTING, *kernel, *trial.runs[0]],
+                python=["-m", "pytest", *REPORTING, *kernel, *self._auditing, *trial.runs[0]],
                 seconds=_MINUTES * 60,
                 content=self._content,
                 resources=[],
@@ -177,7 +187,7 @@ class Scoring:
         expected = how is How.LOST and (before is None or mutant in before.reached)
         if mutant not in reached and not expected:
             return None
-        return Kill(test=item.test, how=how, message=item.message)
+        return Kill(test=item.test, how=how, message=item.message, audited=_audited(item))
 
     def _finish(self, trial: _Trial) -> None:
         if trial.kills:
@@ -218,17 +228,23 @@ def _how(item: Item) -> How:
     return How.EXPLORER if item.test.startswith(EXPLORED) else How.TEST
 
 
-def cell_of(spec: BuildSpec, tests: Sequence[str]) -> Cell:
+def _audited(item: Item) -> bool:
+    """Whether the audit of a test reported errors."""
+    return any(title == AUDIT_SECTION and _AUDIT_ERROR.search(text) for title, text in item.sections)
+
+
+def cell_of(spec: BuildSpec, tests: Sequence[str], *, audit: bool) -> Cell:
     """The run without any mutant, as the cell of a matrix.
 
     :param tests: ids without a kernel's label; empty for all tests.
+    :param audit: audit kernel memory.
     """
     chosen = [pytest_name(test, spec.label).removeprefix("guest_tests/") for test in tests]
     return Cell(
         group="mutants",
         kernel=spec.text,
         arch=str(spec.arch),
-        options=f"--mutant={RECORD}",
+        options=" ".join((f"--mutant={RECORD}", *([AUDITING] if audit else ()))),
         tests=tuple(chosen),
         minutes=60.0,
     )

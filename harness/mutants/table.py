@@ -59,7 +59,9 @@ def total(score: Score) -> str:
     rest = "".join(f"; {score.count(state)} {state}" for state in others)
     share = f" ({percent(len(killed), score.tried)})" if score.tried else ""
     typical = f"; median time to kill {median(each.seconds for each in killed):.1f} s" if killed else ""
-    return f"{len(killed)} of {score.tried} killed{share}{': ' if said else ''}{said}{rest}{typical}"
+    seen = sum(any(kill.audited for kill in each.kills) for each in killed)
+    audited = f"; the audit reported {seen} of them" if score.audited else ""
+    return f"{len(killed)} of {score.tried} killed{share}{': ' if said else ''}{said}{audited}{rest}{typical}"
 
 
 def percent(part: int, whole: int) -> str:
@@ -94,6 +96,7 @@ def _row(result: Result) -> str:
 def _by(result: Result) -> str:
     first, *others = result.kills
     how = f" ({_WAYS[first.how]})" if first.how is not How.TEST else ""
+    how += ", and the audit reported it" if first.audited and first.how is not How.AUDIT else ""
     return f"{how} and {plural(len(others), 'other test')}" if others else how
 
 

@@ -12,6 +12,7 @@ from harness.deadline import Deadline
 from harness.errors import HarnessError
 from harness.guests.guest import Guest
 from harness.host import safe_text
+from harness.report.results import AUDIT_SECTION
 
 if TYPE_CHECKING:
     from harness.audit.live import Auditor
@@ -81,4 +82,4 @@ class Audits:
         text += "\n".join(f"{label}: {safe_text.escape(found.report())}" for label, found in auditor.done)
         if (failed or errors or self._when == "each-move") and (path := auditor.save_picture(title)):
             text += f"\ndrawn in {path}"
-        return Audited(len(auditor.done), auditor.seconds, errors, (("audit of memory", text),))
+        return Audited(len(auditor.done), auditor.seconds, errors, ((AUDIT_SECTION, text),))

@@ -24,6 +24,9 @@ KERNEL_PARAMETER = "_kernel"
 #: A test records this property to say what the kernel lacks, and that passing means no more than that.
 LACKS = "lacks"
 
+#: The title of the evidence that holds a test's audits.
+AUDIT_SECTION = "audit of memory"
+
 
 class Outcome(StrEnum):
     """What became of a test on one kernel."""
