@@ -28,7 +28,7 @@ types: setup ## mypy, strict
 	$(BIN)/mypy
 
 unit: setup unit-host ## the harness's own tests; those below tests/integration boot real kernels
-	$(BIN)/pytest tests -m 'not builds_kernel and not debuginfo'
+	$(BIN)/pytest tests -m 'not builds_kernel and not debuginfo' -n 2 --dist=worksteal
 
 slow: setup build-host ## tests that compile kernels or fetch hundreds of MB
 	$(BIN)/pytest tests -m 'builds_kernel or debuginfo'
