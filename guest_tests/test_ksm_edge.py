@@ -164,6 +164,22 @@ def _in_swap_cache(area: CarveOut, ksm: Ksm) -> Iterator[Pair]:
         yield pair
 
 
+def test_pages_that_return_from_swap_are_found(area: CarveOut, ksm: Ksm) -> None:
+    """Row 112 (hugh-reclaim): a merged and moved pair is swapped out and read back, first here and then there.
+
+    The first read brings in an ordinary page for one address, and the swap cache has it. It has the wrong index for the
+    other address, so that the second read has to copy it (ksm_might_need_to_copy(), mm/ksm.c).
+
+    Every kernel: both hold their data, and a walk finds each.
+    """
+    memcg.require_memcg()
+    swap.require_swap()
+    pair = hugh(area, ksm)
+    reclaim_group(pair.places)
+    pair.check()
+    assert_found(pair.stayed, pair.moved)
+
+
 def _moved_in_swap_cache(area: CarveOut, ksm: Ksm) -> Pair:
     """A merged pair, of which one swap entry was moved while the page was in the swap cache; both are read back."""
     with _in_swap_cache(area, ksm) as pair:

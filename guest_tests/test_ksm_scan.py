@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from guest_tests.mm import ksm as mm_ksm
-from guest_tests.mm import maps, pagemap, swap, syscalls, system
+from guest_tests.mm import maps, pagemap, swap, syscalls, system, vmstat
 from guest_tests.mm.ksm import Ksm
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, move
 from guest_tests.mm.proctree import Child
@@ -167,6 +167,25 @@ def test_zero_pages_count_for_each_process(area: CarveOut, ksm: Ksm) -> None:
     )
 
 
+def test_zero_pages_are_not_resident(ksm: Ksm) -> None:
+    """Row 131 (counters): KSM replaces a child's 256 empty pages by the zero page (use_zero_pages), and the child ends.
+
+    Every kernel: RssAnon of the child falls by these pages, and the kernel has nothing to say of it when it ends.
+    """
+    ksm.set(use_zero_pages=1)
+    with carve_out(256) as area, Child() as child:
+        mapping = child.call(area.map, 0, 256)
+        child.call(mapping.fill_same, 0)
+        child.call(mapping.madvise, syscalls.MADV_MERGEABLE)
+        before = vmstat.status(child.pid)["RssAnon"]
+        ksm.scan()
+        less = before - vmstat.status(child.pid)["RssAnon"]
+        zeros = len(set(pagemap.pfns(mapping.address, mapping.pages, child.pid)))
+        assert zeros == 1, f"256 empty pages map {zeros} frames, not the zero page alone"
+        # Each thread counts up to 32 pages, or so many for each CPU, before they show.
+        assert less > mapping.length // 2 >> 10, f"RssAnon fell by {less} kB when 256 pages became the zero page"
+
+
 # --- knobs -------------------------------------------------------------------------------------------------------
 
 
@@ -187,28 +206,27 @@ def test_smart_scan_skips_only_if_it_is_on(area: CarveOut, ksm: Ksm) -> None:
     assert_found(mapping.check())
 
 
-#: A page of the carve-out below whose page offset has a high number in each of its lowest two bytes. KSM keeps the page
-#: offset of a merged page where it has the age and the number of skips of any other (struct ksm_rmap_item, 6.7).
-_OLD: Final = 0x2828
-
-
-def test_a_page_that_was_merged_is_not_old(ksm: Ksm) -> None:
+def test_a_page_that_was_merged_is_not_old(area: CarveOut, ksm: Ksm) -> None:
     """No row: with smart_scan one of three merged pages is written, is different for a scan, and is equal again (6.7).
 
-    Every kernel: the page is merged again by the next ten scans. No more than eight skip it (skip_age(), mm/ksm.c).
+    KSM keeps the page offset of a merged page where any other page has its age, which is the part above its lowest 32
+    bits, and the number of scans that skip it (struct ksm_rmap_item, 7.3). A carve-out has such page offsets.
+
+    Every kernel: the page is merged by the next two scans. The first notes its checksum. A page that is older than
+    three scans would be skipped (should_skip_rmap_item(), mm/ksm.c).
     """
     _require("smart_scan", "6.7")
-    ksm.set(smart_scan=1, sleep_millisecs=20)  # few scans more than asked for
-    with carve_out(_OLD + 3) as area:
-        trio = area.map(_OLD, 3).fill_same(SAME)
-        ksm.merge(trio)
-        last = trio.part(2).fill(seed=1)
-        ksm.scan(1)
-        assert_unmerged(last, [trio.part(0)])
-        last.fill_same(SAME)
-        ksm.scan(10)
-        assert_merged(places_of(trio))
-        assert_found_at(*places_of(trio))
+    ksm.set(smart_scan=1)
+    trio = area.map(0, 3).fill_same(SAME).madvise(syscalls.MADV_MERGEABLE)
+    ksm.scan_exactly(3)
+    assert_merged(places_of(trio))
+    last = trio.part(2).fill(seed=1)
+    ksm.scan_exactly(1)
+    assert_unmerged(last, [trio.part(0)])
+    last.fill_same(SAME)
+    ksm.scan_exactly(2)
+    assert_merged(places_of(trio))
+    assert_found_at(*places_of(trio))
 
 
 def test_the_advisor_keeps_to_its_maximum(area: CarveOut, ksm: Ksm) -> None:

@@ -90,17 +90,13 @@ def test_new_memory_stays_soft_dirty(area: CarveOut) -> None:
     Path("/proc/self/clear_refs").write_text("4")
     new = area.map(5, 5, prot=PROT_READ)
     expect_layout(area, [(0, 5), (5, 5)], "a read-only mapping beside one that may be written")
-    marks = _soft_dirty(new)
+    marks = pagemap.soft_dirty(new.address, new.pages)
     assert all(marks), f"new memory must be soft-dirty, but is: {marks}"
     new.mprotect(PROT_RW)
     expect_layout(area, [(0, 10)], "new memory of the same protection")
-    marks = _soft_dirty(new)
+    marks = pagemap.soft_dirty(new.address, new.pages)
     assert all(marks), f"new memory must be soft-dirty also after it has merged, but is: {marks}"
     assert_found(old.check(), new.fill(seed=1))
-
-
-def _soft_dirty(mapping: Mapping) -> list[bool]:
-    return [entry.soft_dirty for entry in pagemap.entries(mapping.address, mapping.pages)]
 
 
 def test_guard_pages_of_a_file_are_forked(area: CarveOut, file: int) -> None:

@@ -205,6 +205,16 @@ def is_ksm(address: int, pid: int | str = "self") -> bool:
     return merged(address, 1, pid)[0]
 
 
+def _ksmd() -> Path:
+    """The directory of ksmd in /proc."""
+    return next(path.parent for path in Path("/proc").glob("[0-9]*/comm") if path.read_text() == "ksmd\n")
+
+
+def _sleeps(process: Path) -> bool:
+    """Whether a process sleeps until something happens, as its /proc/PID/stat says."""
+    return (process / "stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 class Ksm:
     """Control of KSM: ksmd is stopped except during :meth:`scan`. Every knob is restored in the end."""
 
@@ -261,6 +271,22 @@ class Ksm:
             wait_until(lambda: read("full_scans") >= goal, f"{passes} full scans of ksmd", seconds=20.0)
         finally:
             self.stop()
+
+    def scan_exactly(self, passes: int) -> None:
+        """Let ksmd complete a number of scans and no more, if all mergeable memory is less than pages_to_scan.
+
+        A pause of a minute follows each scan. A change of sleep_millisecs ends a pause (ksm_do_scan() and
+        ksm_scan_thread(), mm/ksm.c), so that it must be made while ksmd sleeps.
+
+        :raises TimeoutError: if ksmd makes no progress.
+        """
+        self.stop()
+        ksmd = _ksmd()
+        for _ in range(passes):
+            wait_until(lambda: _sleeps(ksmd), "ksmd to sleep")
+            write("sleep_millisecs", 60_001 if read("sleep_millisecs") == 60_000 else 60_000)
+            wait_until(lambda: _sleeps(ksmd), "ksmd to sleep")
+            self.scan(1)
 
     def scan_until(self, done: Callable[[], bool], what: str) -> None:
         """Let ksmd scan one page at a time, with a pause after each, and stop it in the middle of a scan.
