@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from guest_tests.mm import pagemap, swap, syscalls
+from guest_tests.mm import pagemap, swap, syscalls, vmstat
 from guest_tests.mm.mapping import PAGE_SIZE, ZERO, CarveOut, Mapping, carve_out, move
 from guest_tests.mm.probes.ageing import IdleBitmap, drain
 from guest_tests.mm.probes.place import Page, Place, observe, touch
@@ -145,6 +145,26 @@ def test_an_old_address_leads_nowhere(way: str) -> None:
         source.contents = [ZERO] * source.pages
         source.part(0, source.pages - 1).check()
         assert_found(moved.check())
+
+
+def test_page_tables_move_as_a_whole() -> None:
+    """No row: memory that fills four page tables moves with MREMAP_DONTUNMAP to a place that has none.
+
+    Every kernel: the tables move with it, so that VmPTE is as before. Both places would have tables if each entry moved
+    by itself, and the move would cost as much per page as any other.
+    """
+    pages = 4 * pmd_size() // PAGE_SIZE
+    with thp("never"), carve_out(3 * pages) as area:
+        area.hole(0, 3 * pages)
+        start = pmd_size() // PAGE_SIZE
+        source, to = stamp(area.map(start, pages)), area.page(start + pages)
+        flags = syscalls.MREMAP_MAYMOVE | syscalls.MREMAP_FIXED | syscalls.MREMAP_DONTUNMAP
+        before = vmstat.status()["VmPTE"]
+        syscalls.call("mremap", source.address, source.length, source.length, flags, to)
+        more = vmstat.status()["VmPTE"] - before
+        assert more < 4 * PAGE_SIZE >> 10, f"a move of four page tables took {more} kB for tables"
+        moved = Mapping(to, source.pages, source.contents)
+        assert_found(moved.part(0, 8).check(), moved.part(pages - 8, 8).check())
 
 
 def test_the_head_of_a_mapping_stays() -> None:

@@ -75,6 +75,85 @@ def test_the_head_of_a_mapping_joins_its_neighbour(area: CarveOut) -> None:
     assert_found(whole)
 
 
+@pytest.mark.parametrize("faulted", [False, True], ids=["untouched", "faulted"])
+def test_a_mapping_grows_up_to_its_neighbour(area: CarveOut, faulted: bool) -> None:
+    """No row: a mapping grows in place into the hole before untouched memory of the same kind.
+
+    ::
+
+        before   |aaaa|    |nnnn|
+        after    |aaaaggggnnnn|
+
+    Every kernel: they are one mapping afterwards; if the first was faulted, from 6.16 on.
+    """
+    first, behind = area.map(0, 4), area.map(8, 4)
+    if faulted:
+        first.fill()
+    area.hole(4, 4)
+    syscalls.call("mremap", first.address, first.length, 2 * first.length, 0, 0)
+    one = not faulted or system.release() >= (6, 16, 0)
+    expect_layout(area, [(0, 12)] if one else [(0, 8), (8, 4)], "a mapping that grew up to its neighbour")
+    assert_found(first.fill(), behind.fill(seed=1))
+
+
+@pytest.mark.parametrize("faulted", ["none", "p", "n", "m"])
+def test_the_middle_becomes_equal(area: CarveOut, faulted: str) -> None:
+    """No row: the middle one of three mappings is read-only, at most one of the three is faulted, and mprotect() makes
+    the middle one writable.
+
+    ::
+
+        before   |pppp|mmmm|nnnn|
+        after    |ppppmmmmnnnn|
+
+    Every kernel: they are one mapping, and every page is found, of whichever part it was.
+    """
+    parts = {"p": area.map(0, 4), "m": area.map(4, 4), "n": area.map(8, 4)}
+    if faulted in parts:
+        parts[faulted].fill()
+    parts["m"].mprotect(PROT_READ)
+    expect_layout(area, [(0, 4), (4, 4), (8, 4)], "a read-only mapping between two others")
+    parts["m"].mprotect(PROT_RW)
+    expect_layout(area, [(0, 12)], "three mappings that are equal")
+    if faulted in parts:
+        assert_found(parts[faulted].check())
+    assert_found(*(part.fill(seed=1) for part in parts.values()))
+
+
+@pytest.mark.parametrize("faulted", ["none", "p", "n"])
+def test_new_memory_closes_a_hole(area: CarveOut, faulted: str) -> None:
+    """No row: memory is mapped into the hole between two mappings, of which at most one is faulted.
+
+    ::
+
+        before   |pppp|    |nnnn|
+        after    |ppppmmmmnnnn|
+
+    Every kernel: they are one mapping, and every page is found, of whichever part it was.
+    """
+    parts = {"p": area.map(0, 4), "n": area.map(8, 4)}
+    if faulted in parts:
+        parts[faulted].fill()
+    new = area.map(4, 4)
+    expect_layout(area, [(0, 12)], "new memory between two mappings that it may merge with")
+    if faulted in parts:
+        assert_found(parts[faulted].check())
+    assert_found(*(part.fill(seed=1) for part in (*parts.values(), new)))
+
+
+def test_memory_that_forks_wipe_keeps_to_itself(area: CarveOut) -> None:
+    """No row: new memory is mapped beside memory with MADV_WIPEONFORK, and is written.
+
+    Every kernel: the two stay apart, and a child has the data of the new one.
+    """
+    wiped = area.map(0, 4).madvise(syscalls.MADV_WIPEONFORK)
+    new = area.map(4, 4).fill()
+    expect_layout(area, [(0, 4), (4, 4)], "memory that a fork wipes and memory that it keeps")
+    with Child() as child:
+        child.call(new.check)
+    assert_found(wiped.fill(seed=1), new)
+
+
 def test_new_memory_stays_soft_dirty(area: CarveOut) -> None:
     """No row: soft-dirty marks are cleared, memory is mapped beside old memory, and merges with it by mprotect()
     (6.19, 6707915e030a).

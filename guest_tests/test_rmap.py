@@ -14,6 +14,7 @@ from guest_tests.mm.probes import Place
 from guest_tests.mm.probes.ageing import IdleBitmap, drain
 from guest_tests.mm.probes.poison import HwPoison
 from guest_tests.mm.proctree import Child
+from guest_tests.mm.syscalls import PROT_READ
 from guest_tests.mm.userfault import FEATURE_MOVE, MODE_MISSING, Userfault
 from guest_tests.support.folios import huge_page, is_large, pmd_size, stamp, thp
 from guest_tests.support.found import assert_found, assert_found_by, require_migration, usable
@@ -129,6 +130,29 @@ def test_a_huge_page_that_is_used_in_part_is_queued_for_splitting() -> None:
         rose = vmstat.delta(before, "thp_deferred_split_page")
         assert rose >= 1, "a half of a huge page was unmapped, but it was not queued for splitting"
         assert_found(stamp(mapping.part(0, pages // 2), seed=1))
+
+
+def test_a_split_mapping_does_not_count_as_huge() -> None:
+    """No row: one page of a huge page becomes read-only, which splits its mapping.
+
+    Every kernel: AnonHugePages rises by the huge page when it is mapped, and falls by it when the mapping is split.
+    """
+    pages = pmd_size() // PAGE_SIZE
+    with carve_out(pages) as area:
+        mapping = area.map(0, pages)
+        before = _anon_huge()
+        with thp():
+            mapping = stamp(huge_page(mapping, mapping.address))
+        assert _anon_huge() - before == mapping.length >> 10, "AnonHugePages does not count a huge page"
+        mapping.part(1).mprotect(PROT_READ)
+        left = _anon_huge() - before
+        assert left == 0, f"AnonHugePages counts {left} kB of a huge page that small entries map"
+        assert_found(mapping.check())
+
+
+def _anon_huge() -> int:
+    Path("/proc/sys/vm/stat_refresh").write_text("1")  # as in _mlocked()
+    return vmstat.meminfo()["AnonHugePages"]
 
 
 # --- accesses ----------------------------------------------------------------------------------------------------

@@ -265,3 +265,10 @@ def test_the_recorded_page_names_survivors_first_and_each_killer() -> None:
     assert "| `grows-twice` | It grows. | It does not grow. |" in text
     assert "| `no-growth` | It grows. | `` | `test_a.py::test_one` |" in text
     assert "1 of 2 killed (50 %)" in text
+
+
+def test_the_recorded_page_leaves_out_what_another_architecture_takes() -> None:
+    known = {**KNOWN, "grows-twice": replace(KNOWN["grows-twice"], arch="arm64")}
+    text = mutants_page.page([SCORE], known, 600)
+    assert "grows-twice" not in text
+    assert "1 of 1 killed (100 %)" in text

@@ -24,8 +24,9 @@ SWITCH = "MUTANT"
 NAME = re.compile(r"[a-z][a-z0-9-]{2,60}")
 
 _HEADING = re.compile(r"@@ (\S+) (\w+)")
-_KEYS = {"breaks", "shows", "commit", "variants", "equivalent", "sample", "diff"}
+_KEYS = {"breaks", "shows", "commit", "variants", "arch", "equivalent", "sample", "diff"}
 _VARIANTS = ("unpatched", "relocate-anon")
+_ARCHES = ("x86_64", "arm64")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Mutant:
     #: the tests that are run against it in a sample: ids without a kernel's label; empty if it is not in the sample
     sample: tuple[str, ...]
     hunks: tuple[Hunk, ...]
+    #: the architecture without which it changes nothing; empty if any will do
+    arch: str = ""
 
     @property
     def places(self) -> str:
@@ -134,6 +137,8 @@ def _mutant(name: str, group: str, table: Any) -> Mutant:
     variants = tuple(table.get("variants", _VARIANTS))
     if not variants or not set(variants) <= set(_VARIANTS):
         raise ValueError(f"'variants' names {', '.join(_VARIANTS)}, or some of them")
+    if table.get("arch", _ARCHES[0]) not in _ARCHES:
+        raise ValueError(f"'arch' names one of {', '.join(_ARCHES)}")
     return Mutant(
         name=name,
         group=group,
@@ -144,6 +149,7 @@ def _mutant(name: str, group: str, table: Any) -> Mutant:
         equivalent=table.get("equivalent", ""),
         sample=tuple(table.get("sample", ())),
         hunks=tuple(_hunks(table["diff"].splitlines())),
+        arch=table.get("arch", ""),
     )
 
 
