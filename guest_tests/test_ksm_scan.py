@@ -212,7 +212,7 @@ def test_a_page_that_was_merged_is_not_old(area: CarveOut, ksm: Ksm) -> None:
     KSM keeps the page offset of a merged page where any other page has its age, which is the part above its lowest 32
     bits, and the number of scans that skip it (struct ksm_rmap_item, 7.3). A carve-out has such page offsets.
 
-    Every kernel from 7.3 on: the page is merged by the next two scans. The first notes its checksum. A page that is
+    Every kernel: from 7.3 on the page is merged by the next two scans. The first notes its checksum. A page that is
     older than three scans would be skipped (should_skip_rmap_item(), mm/ksm.c), and older kernels let it grow older.
     """
     system.require_kernel(7, 3, "a page that was merged starts with a new age")
