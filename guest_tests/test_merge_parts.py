@@ -129,13 +129,15 @@ def test_new_memory_closes_a_hole(area: CarveOut, faulted: str) -> None:
         before   |pppp|    |nnnn|
         after    |ppppmmmmnnnn|
 
-    Every kernel: they are one mapping, and every page is found, of whichever part it was.
+    Every kernel: they are one mapping (if one was faulted, from 6.12 on), and every page is found, of whichever part it
+    was.
     """
     parts = {"p": area.map(0, 4), "n": area.map(8, 4)}
     if faulted in parts:
         parts[faulted].fill()
     new = area.map(4, 4)
-    expect_layout(area, [(0, 12)], "new memory between two mappings that it may merge with")
+    if faulted == "none" or system.release() >= (6, 12, 0):  # 6.1 makes two of them
+        expect_layout(area, [(0, 12)], "new memory between two mappings that it may merge with")
     if faulted in parts:
         assert_found(parts[faulted].check())
     assert_found(*(part.fill(seed=1) for part in (*parts.values(), new)))
