@@ -126,6 +126,10 @@ FAIL_ON = Option(
     help="what makes the exit status 1: a test that failed (default), or one that regressed against the first kernel "
     "of its architecture",
 )
+BISECT = Option(
+    name="--bisect",
+    help="end with the statuses of `git bisect run`: 0 good, 1 bad, 125 no verdict, 128 and more to stop",
+)
 MUTANT = Option(
     name="--mutant",
     metavar="NAME",
@@ -176,6 +180,7 @@ OPTIONS = (
     HTML,
     ARTIFACTS,
     FAIL_ON,
+    BISECT,
     EXPLORE,
     EXPLORE_SEED,
     MUTANT,

@@ -16,7 +16,7 @@ from harness.bisect import journal, packages, step, story
 from harness.bisect.asking import Asking
 from harness.bisect.journal import Journal
 from harness.bisect.search import Direction, Found, WrongBaseline, search
-from harness.bisect.step import State, Step
+from harness.bisect.step import Step
 from harness.bisect.trial import Criterion, Trial
 from harness.debian.apt import Archive
 from harness.debian.apt_root import Package
@@ -28,6 +28,7 @@ from harness.kernels.kernel import BootSpec
 from harness.matrix.job import Ended, Job
 from harness.options import MachineOptions
 from harness.report.record import Item
+from harness.report.state import State, judge_items
 from tests.matrix_runs import Scripted, ended, line
 
 GOOD, BAD, NONE = State.GOOD, State.BAD, State.NONE
@@ -53,7 +54,7 @@ GOOD, BAD, NONE = State.GOOD, State.BAD, State.NONE
     ids=["passed", "lacking", "xfailed", "failed", "failed and missed", "missed", "error", "skipped", "strict", "none"],
 )
 def test_the_record_decides_what_a_kernel_is(items: Sequence[Item], state: State, message: str) -> None:
-    found, why = step.judge_items(items)
+    found, why = judge_items(items)
     assert found is state
     assert message in why
     assert "\n" not in why
@@ -393,7 +394,7 @@ def told(found: Found) -> str:
 
 
 def recorded_step(name: str, *items: Item) -> Step:
-    state, message = step.judge_items(items)
+    state, message = judge_items(items)
     return Step(name=name, state=state, message=message, seconds=61.0, results=ended(name, *items)["results"])
 
 

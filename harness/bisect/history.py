@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.bisect.search import Ask, Direction, Found
-from harness.bisect.step import State, Step
+from harness.bisect.step import Step
 from harness.build.source import UNCONFIGURED, git_complaint, run_git
 from harness.errors import HarnessError, SpecError
 from harness.host import safe_text
+from harness.report.state import State
 
 #: The terms of ``git bisect`` for the older and the newer side. It does not let "good" be the newer one.
 _TERMS = {State.GOOD: ("good", "bad"), State.BAD: ("broken", "fixed")}

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness import paths
-from harness.bisect.step import State, Step
+from harness.bisect.step import Step
 from harness.errors import UsageError
 from harness.host import safe_text
 from harness.host.cache import host_trouble
 from harness.host.files import check_writable
+from harness.report.state import State
 
 #: Names the format in the first line of a file.
 FORMAT = "mremap-harness bisect"

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from harness.bisect.step import State, Step
+from harness.bisect.step import Step
 from harness.errors import HarnessError
+from harness.report.state import State
 
 
 class WrongBaseline(HarnessError):

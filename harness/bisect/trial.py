@@ -3,26 +3,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from harness.bisect import step
-from harness.bisect.step import State, Step
-from harness.errors import BuildError, FetchError, HarnessError, HostError, UsageError
-from harness.guests.guest import Patience
-from harness.guests.template import TemplateError
-from harness.guests.template_store import TemplateStore
+from harness.bisect.step import Step
+from harness.errors import FetchError, HarnessError
+from harness.guests import template_store
 from harness.host.cache import Progress
 from harness.kernels.kernel import BootSpec
 from harness.machine import provision
 from harness.matrix.executor import Executor
 from harness.matrix.job import Ended, Job
 from harness.options import MachineOptions
-
-#: Errors that are no property of the kernel: a bisect stops.
-_STOPS = (HostError, FetchError, UsageError)
+from harness.report.state import STOPS, State, why_not_ready
 
 #: More options of pytest. Its guests collect the tests as those of a run by hand do, and share their template.
 _QUIET = ("-q", "-p", "no:cacheprovider")
@@ -48,10 +43,7 @@ def ready(spec: BootSpec, options: MachineOptions, progress: Progress) -> None:
     :raises HarnessError: whatever goes wrong, by its kind.
     """
     _, machine = provision.provision(spec, options, progress)
-    store = TemplateStore()
-    # A host that cannot save guests boots one for each test.
-    with contextlib.closing(store), contextlib.suppress(TemplateError):
-        store.base(machine, Patience.scaled(machine.accelerator.slowdown), progress)
+    template_store.boot(machine, progress)
 
 
 class Trial:
@@ -78,7 +70,7 @@ class Trial:
         self._options = options
         self._executor = executor
         self._progress = progress
-        self._stops = tuple(each for each in _STOPS if not (lenient and each is FetchError))
+        self._stops = tuple(each for each in STOPS if not (lenient and each is FetchError))
         self._ready = ready
 
     def of(self, name: str, spec: BootSpec) -> Step:
@@ -95,8 +87,7 @@ class Trial:
         except self._stops:
             raise
         except HarnessError as error:
-            what = "" if isinstance(error, BuildError | FetchError) else "it does not boot: "
-            message = what + str(error).partition("\n")[0]
+            message = why_not_ready(error)
             return Step(name=name, state=State.NONE, message=message, seconds=time.monotonic() - began)
         state, message, results = self._run(spec)
         return Step(name=name, state=state, message=message, seconds=time.monotonic() - began, results=results)

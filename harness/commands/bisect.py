@@ -28,14 +28,21 @@ if TYPE_CHECKING:  # the other commands of harness need none of it
     from harness.bisect.trial import Criterion, Trial
     from harness.kernels.built import BuildSpec
 
-#: The exit statuses of ``bisect-step`` that make ``git bisect run`` stop: trouble of the host, and a wrong request.
-TROUBLE, WRONG_REQUEST = 128, 129
-
 #: The exit statuses of ``bisect``.
 _FOUND, _NOT_FOUND, _INTERRUPTED = 0, 1, 130
 
 #: Options of pytest that the kernels of a bisect are given in another way, or that would change what a failure is.
-_TAKEN = ("--kernel", "--arch", "--preset", "--append", "--results", "--expect-findings", "--keep", "--answer")
+_TAKEN = (
+    "--kernel",
+    "--arch",
+    "--preset",
+    "--append",
+    "--results",
+    "--expect-findings",
+    "--keep",
+    "--answer",
+    "--bisect",
+)
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -105,6 +112,8 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
 
 def run_step(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     """Run ``bisect-step``; returns its exit status."""
+    from harness.report import state
+
     try:
         return _step(chosen, progress)
     except KeyboardInterrupt:
@@ -114,15 +123,15 @@ def run_step(chosen: argparse.Namespace, progress: ProgressLine) -> int:
         if not isinstance(error, HarnessError):
             traceback.print_exc()
         print(f"harness: {error}", file=sys.stderr)
-        return WRONG_REQUEST if isinstance(error, UsageError) else TROUBLE
+        return state.WRONG_REQUEST if isinstance(error, UsageError) else state.TROUBLE
     finally:
         progress.clear()
 
 
 def _step(chosen: argparse.Namespace, progress: ProgressLine) -> int:
-    from harness.bisect.step import State
     from harness.kernels import built
     from harness.matrix.table import clock
+    from harness.report.state import STATUS
 
     series, tests = _series(chosen), _tests(chosen)
     text = f"{Path(chosen.tree).expanduser().absolute()}{series}"
@@ -133,7 +142,7 @@ def _step(chosen: argparse.Namespace, progress: ProgressLine) -> int:
         step = trial.of(spec.label, spec)
     progress.clear()
     print(f"{spec.label}: {step.state} ({clock(step.seconds)}): {step.message}")
-    return {State.GOOD: 0, State.BAD: 1, State.NONE: 125}[step.state]
+    return STATUS[step.state]
 
 
 def _series(chosen: argparse.Namespace) -> str:
@@ -277,7 +286,7 @@ def _arch(chosen: argparse.Namespace) -> Architecture:
 
 def _direction(chosen: argparse.Namespace) -> Direction:
     from harness.bisect.search import Direction
-    from harness.bisect.step import State
+    from harness.report.state import State
 
     return Direction(State.BAD if chosen.fixed else State.GOOD)
 

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     :param argv: arguments without the program's name; None takes the process's own.
     """
-    from harness.commands import bisect, matrix
+    from harness.commands import matrix
 
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["test"]:  # all that follows is pytest's: argparse would stop at the first option
@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen = _parser().parse_args(words)
     except SystemExit as left:
         # argparse ends with 2, which would say that a matrix was interrupted, or that a commit is bad.
-        wrong = {"matrix": matrix.WRONG_REQUEST, "bisect-step": bisect.WRONG_REQUEST}.get("".join(words[:1]), 2)
+        from harness.report import state
+
+        wrong = {"matrix": matrix.WRONG_REQUEST, "bisect-step": state.WRONG_REQUEST}.get("".join(words[:1]), 2)
         raise SystemExit(wrong if left.code == 2 else left.code) from None
     if argv is None:
         # Whoever limits the time of a command ends it so: it shall say what it has until then, as after Ctrl-C.

@@ -141,6 +141,18 @@ class TemplateStore:
             raise TemplateError(f"{self.root} has no room for {size >> 20} MiB of guest memory")
 
 
+def boot(machine: qemu.Machine, progress: Progress) -> None:
+    """Boot a kernel to its agent, unless there is a template of it. A run of tests then clones that guest.
+
+    :raises BootError: if it does not reach its agent.
+    :raises HostError: if QEMU cannot be started.
+    """
+    store = TemplateStore()
+    # A host that cannot save guests boots one for each test.
+    with contextlib.closing(store), contextlib.suppress(TemplateError):
+        store.base(machine, Patience.scaled(machine.accelerator.slowdown), progress)
+
+
 def _remove_unless_used(entry: Path) -> bool:
     """Remove a template unless a run uses it."""
     with (entry / RECORD).open() as file:

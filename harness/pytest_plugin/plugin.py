@@ -9,6 +9,7 @@ the project installed imports this module, so it imports little: what a run with
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,12 +43,27 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     if not config.getoption("kernel"):
+        if config.getoption("bisect"):
+            raise pytest.UsageError("--bisect says what a kernel is: give --kernel, for example --kernel=. --build")
         return
     from harness.pytest_plugin import start
 
     if config.args_source is not config.ArgsSource.ARGS:
         config.args[:] = [str(guest_tests(config))]
     start.start(config, guest_tests(config))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> Generator[None, int, int]:
+    """With ``--bisect``, end with a status at which ``git bisect run`` stops where pytest's own is 2 to 5."""
+    if not config.getoption("bisect"):
+        return (yield)
+    from harness.pytest_plugin import bisect
+
+    try:
+        return bisect.stopping((yield))
+    except pytest.UsageError as error:
+        return bisect.refuse(error)
 
 
 def guest_tests(config: pytest.Config) -> Path:

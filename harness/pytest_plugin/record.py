@@ -17,7 +17,7 @@ from harness.errors import HarnessError
 from harness.pytest_plugin.session import GuestTests
 from harness.pytest_plugin.sinks import Sink
 from harness.pytest_plugin.target import Target
-from harness.report import record
+from harness.report import record, state
 from harness.report.record import Header, Item, KernelFacts, Recording
 
 #: The phase in the report that pytest-xdist makes of a test whose worker died.
@@ -33,6 +33,7 @@ class Record:
     def __init__(self, guests: GuestTests, config: pytest.Config, sinks: Sequence[Sink]) -> None:
         self._guests = guests
         self._command = ("pytest", *config.invocation_params.args)
+        self._bisects = config.getoption("bisect")
         self._began = time.time()
         self._sinks = list(sinks)
         self._header: Header | None = None
@@ -98,7 +99,8 @@ class Record:
             with self._kept(sink):
                 self._said.append(sink.end(recording))
         if self._trouble and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            # To git bisect run, the status of failed tests would say that the kernel is bad.
+            session.exitstatus = state.TROUBLE if self._bisects else pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say where files are, and which could not be written."""

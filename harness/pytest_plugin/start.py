@@ -22,6 +22,7 @@ from harness.pytest_plugin.session import GuestTests
 from harness.pytest_plugin.testrun import Policy
 
 if TYPE_CHECKING:
+    from harness.pytest_plugin.bisect import Bisect
     from harness.pytest_plugin.junit import JUnitEvidence
     from harness.pytest_plugin.record import Record
 
@@ -59,6 +60,7 @@ def start(config: pytest.Config, tests: Path) -> None:
         "harness-record": record,
         "harness-gate": _gate(config, guests, record),
         "harness-junit": _junit(config, guests),
+        "harness-bisect": _bisect(config, guests, record),
     }
     for name, feature in features.items():
         if feature is not None:
@@ -101,6 +103,19 @@ def _gate(config: pytest.Config, guests: GuestTests, record: Record | None) -> G
             "--fail-on=regressed compares kernels of one architecture: give --kernel twice, the baseline first"
         )
     return Gate(record) if record is not None else None
+
+
+def _bisect(config: pytest.Config, guests: GuestTests, record: Record | None) -> Bisect | None:
+    """What makes the exit status of ``--bisect``.
+
+    :raises pytest.UsageError: if other options contradict.
+    """
+    if not config.getoption("bisect"):
+        return None
+    from harness.pytest_plugin import bisect
+
+    bisect.check(config, len(guests.targets))
+    return bisect.Bisect(guests, record) if record is not None else None
 
 
 def _junit(config: pytest.Config, guests: GuestTests) -> JUnitEvidence | None:
