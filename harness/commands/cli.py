@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from harness import __version__
-    from harness.commands import audit, bisect, explore, matrix, mutants, report, userland
+    from harness.commands import audit, bisect, cache, explore, kernels, matrix, mutants, report, userland
 
     parser = argparse.ArgumentParser(
         prog="harness",
@@ -69,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("test", help="run pytest with all that follows; with --kernel=SPEC it runs guest tests")
     audit.add_to(commands)
     bisect.add_to(commands)
+    cache.add_to(commands)
     explore.add_to(commands)
+    kernels.add_to(commands)
     matrix.add_to(commands)
     mutants.add_to(commands)
     report.add_to(commands)
@@ -128,6 +130,18 @@ def _bisect_step(chosen: argparse.Namespace) -> int:
     return bisect.run_step(chosen, _progress())
 
 
+def _cache(chosen: argparse.Namespace) -> int:
+    from harness.commands import cache
+
+    return cache.run(chosen)
+
+
+def _kernels(chosen: argparse.Namespace) -> int:
+    from harness.commands import kernels
+
+    return kernels.run(chosen, _progress())
+
+
 def _explore(chosen: argparse.Namespace) -> int:
     from harness.commands import explore
 
@@ -171,8 +185,10 @@ _COMMANDS = {
     "audit": _audit,
     "bisect": _bisect,
     "bisect-step": _bisect_step,
+    "cache": _cache,
     "doctor": _doctor,
     "explore": _explore,
+    "kernels": _kernels,
     "matrix": _matrix,
     "mutants": _mutants,
     "report": _report,

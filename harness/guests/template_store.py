@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -20,6 +21,7 @@ from harness.guests.guest import Guest, Patience
 from harness.guests.template import RECORD, Template, TemplateError, freeze, load, loaded, ram_files, seal, thaw
 from harness.host.cache import Progress, sha256
 from harness.host.process import find_program
+from harness.host.pruning import Kept, disk_size, free
 from harness.machine import qemu
 from harness.machine.vm import Vm
 
@@ -101,6 +103,14 @@ class TemplateStore:
                 seal(fresh, ready, collected)
             return self._hold(loaded(directory, base.machine))
 
+    def kept(self) -> list[Kept]:
+        """All templates that are kept."""
+        return [
+            Kept("templates", entry.name, disk_size(entry), _used(entry), partial(_remove_if_old, entry))
+            for entry in (sorted(self.root.iterdir()) if self.root.is_dir() else [])
+            if (entry / RECORD).exists() and not entry.suffix
+        ]
+
     def _hold(self, template: Template) -> Template:
         """Keep other runs from removing a template until :meth:`close`."""
         # The lock of the entry is not used for this: it belongs to the run that makes the template.
@@ -151,6 +161,19 @@ def boot(machine: qemu.Machine, progress: Progress) -> None:
     # A host that cannot save guests boots one for each test.
     with contextlib.closing(store), contextlib.suppress(TemplateError):
         store.base(machine, Patience.scaled(machine.accelerator.slowdown), progress)
+
+
+def _used(entry: Path) -> float:
+    """When a template was last used, in seconds since the epoch."""
+    with contextlib.suppress(OSError):
+        return (entry / RECORD).stat().st_mtime
+    return 0.0
+
+
+def _remove_if_old(entry: Path, before: float) -> bool:
+    """See :class:`harness.host.pruning.Kept`."""
+    with free(entry.with_name(f"{entry.name}.lock")) as ours:
+        return ours and (entry / RECORD).exists() and _used(entry) < before and _remove_unless_used(entry)
 
 
 def _remove_unless_used(entry: Path) -> bool:

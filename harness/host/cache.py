@@ -23,7 +23,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,10 @@ REHASH_AFTER = 24 * 3600
 #: clock of file systems advances every 1 to 10 ms.
 RACY_NS = 20_000_000
 
-_MANIFEST = "manifest.json"
-_PENDING = ".new-"
+#: The file of an entry that lists the others. Its mtime says when the entry was last used.
+MANIFEST = "manifest.json"
+#: What the name of an entry begins with while it is made or removed.
+PENDING = ".new-"
 _SAFE_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~@=-]{0,120}\Z")
 
 
@@ -81,6 +83,8 @@ def locked(path: Path, waiting_for: str, progress: Progress = silent) -> Iterato
                     progress(f"waiting for {waiting_for}")
                     told = True
                 time.sleep(0.05)
+        with suppress(OSError):
+            os.utime(file.fileno())  # shows when it was last used
         yield
 
 
@@ -151,11 +155,11 @@ class Cache:
     def get(self, kind: str, key: str, *, name: str = "data") -> Path | None:
         """The file or directory that is cached under ``key``; None if it is missing or damaged."""
         entry = self._path(kind, key)
-        return entry / name if _intact(entry) else None
+        return entry / name if _usable(entry) else None
 
     def digest(self, path: Path) -> str:
         """The SHA-256 of a file that :meth:`file` returned, from its manifest."""
-        files = json.loads((path.parent / _MANIFEST).read_text())["files"]
+        files = json.loads((path.parent / MANIFEST).read_text())["files"]
         return str(files[path.name]["sha256"])
 
     def _path(self, kind: str, key: str) -> Path:
@@ -167,15 +171,15 @@ class Cache:
 
     def _entry(self, kind: str, key: str, make: Callable[[Path], None], name: str) -> Path:
         entry = self._path(kind, key)
-        if _intact(entry):
+        if _usable(entry):
             return entry / name
-        lock = self._lock(entry)
+        lock = self.lock_of(entry)
         with locked(lock, f"another run that makes {kind} {key}", self.progress), host_trouble(self.root):
-            if _intact(entry):
+            if _usable(entry):
                 return entry / name
             entry.parent.mkdir(parents=True, exist_ok=True)
             self._sweep(entry.parent)
-            pending = entry.with_name(_PENDING + entry.name)
+            pending = entry.with_name(PENDING + entry.name)
             _remove(pending)
             if entry.exists():
                 log.warning("%s does not match its recorded digest: making it again", entry)
@@ -193,13 +197,32 @@ class Cache:
                 raise
         return entry / name
 
-    def _lock(self, entry: Path) -> Path:
+    def hold(self, path: Path) -> None:
+        """Keep the entry that ``path`` is in until this process ends. Paths outside of the cache are left alone.
+
+        :param path: what :meth:`file`, :meth:`tree` or :meth:`get` returned, or a path below it.
+        :raises HostError: if it was removed meanwhile.
+        """
+        if not path.is_relative_to(self.root):
+            return
+        kind, key, *_ = path.relative_to(self.root).parts
+        entry = self.root / kind / key
+        if entry in _HELD:
+            return
+        try:
+            _HELD[entry] = os.open(entry, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            raise HostError(f"{entry} was removed while this run began: start it again") from None
+        fcntl.flock(_HELD[entry], fcntl.LOCK_SH)
+
+    def lock_of(self, entry: Path) -> Path:
+        """The file that is locked while an entry is made or removed."""
         return self.root / "locks" / f"{entry.parent.name}-{entry.name}.lock"
 
     def _sweep(self, kind: Path) -> None:
         """Remove entries that killed runs did not finish: those whose lock is free."""
-        for pending in kind.glob(_PENDING + "*"):
-            lock = self._lock(pending.with_name(pending.name.removeprefix(_PENDING)))
+        for pending in kind.glob(PENDING + "*"):
+            lock = self.lock_of(pending.with_name(pending.name.removeprefix(PENDING)))
             with lock.open("a") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -208,11 +231,24 @@ class Cache:
                 _remove(pending)
 
 
+#: Open directories of the entries that this process has locked.
+_HELD: dict[Path, int] = {}
+
+
+def _usable(entry: Path) -> bool:
+    """Whether an entry is intact; notes that it is used now."""
+    if not _intact(entry):
+        return False
+    with suppress(OSError):  # a cache that cannot be written to can still be used
+        os.utime(entry / MANIFEST)
+    return True
+
+
 def _files(entry: Path) -> list[Path]:
     found = []
     for directory, _, names in os.walk(entry):
         found += [Path(directory, name) for name in names]
-    return sorted(path for path in found if path.name != _MANIFEST or path.parent != entry)
+    return sorted(path for path in found if path.name != MANIFEST or path.parent != entry)
 
 
 def _stat(path: Path) -> list[int]:
@@ -235,15 +271,15 @@ def _record(entry: Path) -> None:
 
 def _write_manifest(entry: Path, files: dict[str, Any]) -> None:
     # The name contains the process ID, because two processes may do this at the same time.
-    new = entry / f".{_MANIFEST}.{os.getpid()}"
+    new = entry / f".{MANIFEST}.{os.getpid()}"
     new.write_text(json.dumps({"hashed": time.time_ns(), "boot": _boot_id(), "files": files}))
-    new.rename(entry / _MANIFEST)
+    new.rename(entry / MANIFEST)
 
 
 def _intact(entry: Path) -> bool:
     """Whether every file of ``entry`` exists and has the content that the manifest records."""
     try:
-        manifest = json.loads((entry / _MANIFEST).read_bytes())
+        manifest = json.loads((entry / MANIFEST).read_bytes())
         hashed, files = int(manifest["hashed"]), dict(manifest["files"])
         fresh = manifest["boot"] == _boot_id() and 0 <= time.time_ns() - hashed < REHASH_AFTER * 10**9
         again = False

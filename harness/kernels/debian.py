@@ -159,8 +159,18 @@ def packaged(archive: Archive, wanted: Architecture) -> list[str]:
     listed = archive.packages(wanted, RELEASED)
     with contextlib.suppress(HarnessError):  # the index of an unreleased suite expires on a mirror that stands still
         listed += archive.packages(wanted, UNRELEASED)
-    found = (re.match(r"\d+(\.\d+)+(?!.*~rc)", each.version) for each in listed if _is_kernel(each, wanted))
-    return sorted({each[0] for each in found if each}, key=version_key)
+    return sorted(set(filter(None, (upstream(each, wanted) for each in listed))), key=version_key)
+
+
+def upstream(package: Package, wanted: Architecture) -> str:
+    """The upstream version of a kernel package; empty if it is a candidate (-rc), or no kernel for ``wanted``."""
+    found = re.match(r"\d+(\.\d+)+(?!.*~rc)", package.version) if _is_kernel(package, wanted) else None
+    return found[0] if found else ""
+
+
+def is_whole(package: Package, listed: Sequence[Package]) -> bool:
+    """Whether a list has all packages that a kernel consists of."""
+    return not _closure(package, listed)[1]
 
 
 def _is_kernel(package: Package, wanted: Architecture) -> bool:

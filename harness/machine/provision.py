@@ -35,4 +35,7 @@ def provision(spec: BootSpec, options: MachineOptions, progress: Progress) -> tu
         cpus=options.cpus,
         icount=options.icount,
     )
+    for path in (machine.kernel, machine.initrd, kernel.vmlinux):
+        if path is not None:
+            cache.hold(path)  # QEMU opens them for each guest, which may be hours later
     return kernel, machine
