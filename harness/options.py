@@ -49,7 +49,7 @@ KERNEL = Option(
     repeatable=True,
     help="a kernel to run the guest tests on: debian:VERSION, debian:SUITE, a build tree, an image, a .deb, "
     "ssh://USER@HOST, or one to build: git:PATH@REVISION, or a variant such as relocate-anon; +PATCHES and :PRESET "
-    "may follow. Repeat it to compare kernels.",
+    "may follow, and +- for the series on standard input. Repeat it to compare kernels.",
 )
 BUILD = Option(name="--build", help="build each source tree that --kernel names, in the cache")
 PRESET = Option(

@@ -150,13 +150,14 @@ def _series(chosen: argparse.Namespace) -> str:
 
     :raises UsageError: if one does not exist.
     """
-    found = []
-    while chosen.words and chosen.words[0].startswith("+"):
-        path = Path(chosen.words.pop(0)[1:]).expanduser().absolute()
-        if not path.exists():
-            raise UsageError(f"there is no patch, mbox or directory {path}")
-        found.append(f"+{path}")
-    return "".join(found)
+    from harness.build import posted
+
+    count = next((place for place, word in enumerate(chosen.words) if not word.startswith("+")), len(chosen.words))
+    words, chosen.words = posted.named(chosen.words[:count]), chosen.words[count:]
+    found = [Path(word[1:]).expanduser().absolute() for word in words]
+    if missing := [path for path in found if not path.exists()]:
+        raise UsageError(f"there is no patch, mbox or directory {missing[0]}")
+    return "".join(f"+{path}" for path in found)
 
 
 def _building(chosen: argparse.Namespace) -> BuildOptions:

@@ -27,6 +27,7 @@ _WHAT = {
     "initrds": "initramfs of guests",
     "kernels": "Debian's kernels, unpacked",
     "layouts": "layouts of kernel structures, for the audit",
+    "series": "patch series that standard input had",
     "sources": "kernel sources and output directories",
     "templates": "booted guests, which clones are made of",
     "userlands": "userlands of guests",

@@ -100,10 +100,12 @@ def _doctor(chosen: argparse.Namespace) -> int:
 
 def _shell(chosen: argparse.Namespace) -> int:
     from harness import arch
+    from harness.build import posted
     from harness.commands import shell
     from harness.kernels import grammar, kernel
 
-    spec = grammar.parse(chosen.kernel, arch.find(chosen.arch) if chosen.arch else None)
+    (text,) = posted.named([chosen.kernel])
+    spec = grammar.parse(text, arch.find(chosen.arch) if chosen.arch else None)
     if isinstance(spec, kernel.SshSpec):
         raise UsageError(f"{spec} is no virtual machine: log in with: ssh -p {spec.port} {spec.user}@{spec.host}")
     command = chosen.command[1:] if chosen.command[:1] == ["--"] else chosen.command

@@ -18,6 +18,7 @@ The harness builds these in the cache; the tree or repository is not changed::
     git:~/linux@v7.3           a revision
     ~/linux                    a source tree with its uncommitted changes, with --build, or with patches or presets
     …+fix.mbx  …+patches/      any of these with patches: an mbox, a patch, or a directory of patches; repeatable
+    …+-                        with the series on standard input: see harness/build/posted.py
     …:debug:dwarf:64k          any of these with presets, and on arm64 with a page size; the default is --preset
 
 :func:`parse` reads local files only, because tests are collected with it. :meth:`BootSpec.resolve` fetches and builds.

@@ -12,6 +12,7 @@ import os
 from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,6 +86,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.path.is_relative_to(directory):
                 item.add_marker(pytest.mark.skip(reason="runs in a guest: give --kernel, for example --kernel=debian:"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of pytest-xdist which kernels are tested: it parses the command line once more."""
+    if kernels := node.config.getoption("kernel"):
+        from harness.pytest_plugin import start
+
+        node.workerinput[start.WORKER_KERNELS] = kernels
 
 
 @pytest.hookimpl(optionalhook=True)

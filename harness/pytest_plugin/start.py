@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from harness.pytest_plugin.record import Record
 
 
+#: The key under which workers of pytest-xdist are told the names of the kernels.
+WORKER_KERNELS = "mremap-harness kernels"
+
+
 def start(config: pytest.Config, tests: Path) -> None:
     """Register the plug-ins of this run.
 
@@ -140,7 +144,31 @@ def _specs(config: pytest.Config) -> list[BootSpec | SshSpec]:
     presets = tuple(word for each in config.getoption("preset") for word in each.split(":") if word)
     building = BuildOptions(config.getoption("build"), presets)
     wanted: list[Architecture | None] = [arch.find(name) for name in config.getoption("arch")]
-    return [spec for each in wanted or [None] for spec in grammar.parse_all(config.getoption("kernel"), each, building)]
+    config.option.kernel = kernels = _with_series(config)
+    return [spec for each in wanted or [None] for spec in grammar.parse_all(kernels, each, building)]
+
+
+def _with_series(config: pytest.Config) -> list[str]:
+    """The names of the kernels, with the file of a series that standard input has."""
+    # The standard input of a worker of pytest-xdist is not the user's. See pytest_configure_node.
+    texts: list[str] = getattr(config, "workerinput", {}).get(WORKER_KERNELS) or config.getoption("kernel")
+    if not any("+-" in text for text in texts):
+        return texts
+    from harness.build import posted
+
+    def read() -> bytes:
+        capture = config.pluginmanager.get_plugin("capturemanager")
+        if capture is None:
+            return posted.standard_input()
+        # At this point pytest has /dev/null in the place of standard input, and lets output pass.
+        capture.suspend_global_capture(in_=True)
+        try:
+            return posted.standard_input()
+        finally:
+            capture.resume_global_capture()
+            capture.suspend_global_capture()
+
+    return posted.named(texts, read)
 
 
 def _guest_args(config: pytest.Config, tests: Path) -> list[str]:
