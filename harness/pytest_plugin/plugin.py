@@ -18,6 +18,7 @@ import pytest
 
 from harness import options
 from harness.markers import MARKERS
+from harness.pytest_plugin import defaults
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,10 +27,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for option in options.OPTIONS:
         # pytest-html has an option of that name. Without this, no pytest of the environment would start.
         if option is not options.HTML or find_spec("pytest_html") is None:
-            option.declare(group.addoption)
+            option.declare(group.addoption, **_completed(option))
+    defaults.declare(parser)
     parser.addini(
         "guest_tests", "the directory of the tests that run in guests (default: the project's own)", default=""
     )
+
+
+def _completed(option: options.Option) -> dict[str, Any]:
+    """What lets a shell complete an option, while a shell does so."""
+    if "_ARGCOMPLETE" not in os.environ:
+        return {}
+    from harness.pytest_plugin import completion
+
+    return completion.settings(option)
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -49,14 +60,20 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     from harness.pytest_plugin import start
 
-    if config.args_source is not config.ArgsSource.ARGS:
+    # A project whose configuration names kernels has its other tests run as well.
+    only_guest_tests = not (defaults.kernels_from_file(config) and config.getini("guest_tests"))
+    if config.args_source is not config.ArgsSource.ARGS and only_guest_tests:
         config.args[:] = [str(guest_tests(config))]
     start.start(config, guest_tests(config))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> Generator[None, int, int]:
-    """With ``--bisect``, end with a status at which ``git bisect run`` stops where pytest's own is 2 to 5."""
+    """Take defaults from the configuration file. With ``--bisect``, end as ``git bisect run`` wants.
+
+    That is a status at which it stops, where pytest's own is 2 to 5.
+    """
+    defaults.fill(config)
     if not config.getoption("bisect"):
         return (yield)
     from harness.pytest_plugin import bisect
