@@ -175,6 +175,19 @@ def test_memory_that_cannot_fit_is_one_line(tmp_path: Path) -> None:
         TemplateStore(tmp_path)._make_room(1 << 43)
 
 
+@pytest.mark.parametrize(("size", "used"), [(64 << 20, False), (4 << 30, True)])
+def test_a_tmpfs_that_is_too_small_for_any_template_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, used: bool
+) -> None:
+    """As /dev/shm in a container."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(total=size))
+    (tmp_path / "shm").mkdir()
+    root = template_store._default_root(tmp_path / "shm")
+    assert root.is_relative_to(tmp_path / "shm") is used
+    assert root.is_relative_to(tmp_path / "cache") is not used
+
+
 def test_a_store_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (

@@ -33,6 +33,10 @@ FORMAT = 1
 _SHARE = 0.25
 
 
+#: The memory of a small guest in bytes. A tmpfs whose share is less holds no template.
+_SMALLEST = 256 << 20
+
+
 #: A template is removed when it was not used for this many seconds.
 _MAX_AGE = 7 * 86400.0
 
@@ -210,9 +214,9 @@ def _full_disk_reported(root: Path) -> Iterator[None]:
         raise
 
 
-def _default_root() -> Path:
-    shm = Path("/dev/shm")
-    if os.access(shm, os.W_OK):
+def _default_root(shm: Path = Path("/dev/shm")) -> Path:
+    # Containers have 64 MB there unless they are told otherwise. No template fits into that.
+    if os.access(shm, os.W_OK) and shutil.disk_usage(shm).total * _SHARE >= _SMALLEST:
         return shm / f"{paths.APP}-{os.geteuid()}"
     return paths.cache_dir() / "templates"
 
