@@ -111,6 +111,16 @@ def test_a_small_cache_disk_is_said() -> None:
     assert finding.remedy == "buy a bigger one"
 
 
+def test_guests_that_are_kept_on_a_disk_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a container, whose /dev/shm is small."""
+    monkeypatch.setattr(doctor, "_TEMPLATES_NEED", 0)
+    finding = doctor._templates(tmp_path / "templates")
+    assert finding.state is State.LESS
+    assert "/dev/shm cannot hold them" in finding.text
+    assert "--shm-size" in finding.remedy
+    assert doctor._templates(Path("/dev/shm/templates")).state is State.OK
+
+
 def test_a_missing_compiler_is_optional(bare: Path) -> None:
     finding = _found("build arm64")
     assert finding.state is State.OPTIONAL

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +25,7 @@ from harness.arch import ARCHITECTURES, Architecture
 from harness.debian.mirror import host_mirror
 from harness.debian.suites import STABLE
 from harness.errors import HarnessError
+from harness.guests.template_store import TemplateStore
 from harness.host import memory, requirements
 from harness.host.cache import Cache
 from harness.host.process import find_program, version_line
@@ -89,7 +90,7 @@ def checks() -> Iterator[Check]:
     yield from map(_program, _programs_of_guests())
     yield _userland() if userland.lacking_programs() else _mirror()
     yield _space("cache", paths.cache_dir(), _CACHE_NEEDS, "kernels and images", "set XDG_CACHE_HOME to a bigger disk")
-    yield _space("templates", Path("/dev/shm"), _TEMPLATES_NEED, "frozen guests", "mount -o remount,size=4G /dev/shm")
+    yield _templates(TemplateStore().root)
     yield _memory()
     yield _cores()
     yield _drgn()
@@ -210,6 +211,16 @@ def _space(name: str, directory: Path, needed: int, purpose: str, remedy: str) -
     if not os.access(existing, os.W_OK):
         return Check(name, State.LESS, f"{directory} may not be written by this user", remedy)
     return Check(name, State.OK, text) if free >= needed else Check(name, State.LESS, text, remedy)
+
+
+def _templates(root: Path) -> Check:
+    """Room for the guests that clones are made of."""
+    remedy = "mount -o remount,size=4G /dev/shm, or start the container with --shm-size=3g"
+    found = _space("templates", root, _TEMPLATES_NEED, "frozen guests", remedy)
+    if found.state is State.OK and not root.is_relative_to("/dev/shm"):
+        # On a disk. Clones map these files privately, and read them through the page cache.
+        return replace(found, state=State.LESS, text=f"{found.text}: /dev/shm cannot hold them", remedy=remedy)
+    return found
 
 
 def _memory() -> Check:
