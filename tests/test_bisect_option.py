@@ -87,7 +87,6 @@ def bisecting(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Run:
     )
 
 
-@pytest.mark.parametrize("workers", ["0", "2"], ids=["alone", "xdist"])
 @pytest.mark.parametrize(
     ("chosen", "status", "said"),
     [
@@ -99,13 +98,12 @@ def bisecting(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Run:
         ("test_skips", 125, "harness: no verdict: all of its tests skip: needs CONFIG_KSM"),
     ],
 )
-def test_what_the_tests_say_is_the_status(bisecting: Run, workers: str, chosen: str, status: int, said: str) -> None:
-    outcome = bisecting(chosen, "-n", workers)
+def test_what_the_tests_say_is_the_status(bisecting: Run, chosen: str, status: int, said: str) -> None:
+    outcome = bisecting(chosen)
     assert outcome.status == status, outcome.output
     outcome.said(said)
 
 
-@pytest.mark.parametrize("workers", ["0", "2"], ids=["alone", "xdist"])
 @pytest.mark.parametrize(
     ("trouble", "status", "said"),
     [
@@ -120,12 +118,27 @@ def test_what_the_tests_say_is_the_status(bisecting: Run, workers: str, chosen: 
     ids=lambda each: str(each).replace("'", "") if isinstance(each, dict) else "",
 )
 def test_a_kernel_that_cannot_be_asked_is_skipped_and_trouble_of_the_host_stops_git(
-    bisecting: Run, workers: str, trouble: dict[str, str], status: int, said: str
+    bisecting: Run, trouble: dict[str, str], status: int, said: str
 ) -> None:
-    outcome = bisecting("test_good", "-n", workers, **trouble)
+    outcome = bisecting("test_good", **trouble)
     assert outcome.status == status, outcome.output
     outcome.said(said)
     assert "passed" not in outcome.output, "tests ran on a kernel that cannot be asked"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "trouble", "status", "said"),
+    [
+        ("test_good or test_bad", {}, 1, "harness: bad: "),
+        ("test_good or test_no_guest", {}, 125, "test_no_guest could not be run: "),
+        ("test_good", {"LAB_BOOT": "BootError: the agent was not reached"}, 125, "it does not boot: the agent"),
+        ("test_good", {"LAB_BOOT": "HostError: no QEMU"}, 128, "no QEMU"),
+    ],
+)
+def test_workers_change_nothing(bisecting: Run, chosen: str, trouble: dict[str, str], status: int, said: str) -> None:
+    outcome = bisecting(chosen, "-n", "2", **trouble)
+    assert outcome.status == status, outcome.output
+    outcome.said(said)
 
 
 @pytest.mark.parametrize(

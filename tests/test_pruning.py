@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -204,6 +207,19 @@ def test_holding_what_was_removed_says_what_to_do(cache: Cache) -> None:
     prune(cache, days=30)
     with pytest.raises(Exception, match="was removed while this run began: start it again"):
         cache.hold(path)
+
+
+def test_holding_waits_for_a_removal_that_is_under_way(cache: Cache) -> None:
+    path = entry(cache, "initrds", "old", days=31)
+    lock = os.open(path.parent, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # as the removal has it
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(cache.hold, path)
+        time.sleep(0.2)
+        assert not held.done()
+        shutil.rmtree(path.parent)
+        os.close(lock)
+        assert "was removed" in str(held.exception(timeout=30))
 
 
 def test_a_kernel_outside_of_the_cache_needs_no_lock(cache: Cache, tmp_path: Path) -> None:

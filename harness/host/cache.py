@@ -210,10 +210,12 @@ class Cache:
         if entry in _HELD:
             return
         try:
-            _HELD[entry] = os.open(entry, os.O_RDONLY | os.O_DIRECTORY)
+            lock = os.open(entry, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            _HELD[entry] = lock
+            path.stat()  # while this waited for the lock, its owner may have removed the entry
         except FileNotFoundError:
             raise HostError(f"{entry} was removed while this run began: start it again") from None
-        fcntl.flock(_HELD[entry], fcntl.LOCK_SH)
 
     def lock_of(self, entry: Path) -> Path:
         """The file that is locked while an entry is made or removed."""
