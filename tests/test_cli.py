@@ -42,6 +42,18 @@ def test_every_command_says_which_version_it_is(command: list[str], capsys: pyte
     assert capsys.readouterr().out == f"mremap-harness {__version__}\n"
 
 
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word() -> None:
+    program = "from harness.commands import cli; import sys; sys.exit(cli.main(['kernels']))"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
 def test_a_command_that_is_told_to_end_ends_as_after_ctrl_c() -> None:
     program = textwrap.dedent(
         """

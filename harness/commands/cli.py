@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -43,12 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever limits the time of a command ends it so: it shall say what it has until then, as after Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return _COMMANDS[chosen.command_name](chosen)
+        status = _COMMANDS[chosen.command_name](chosen)
+        sys.stdout.flush()
+        return status
     except UsageError as error:
         print(f"harness: {error}", file=sys.stderr)
         return 2
     except HarnessError as error:
         print(f"harness: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # Whoever read the output has seen enough. Python would complain once more when it flushes it at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130
