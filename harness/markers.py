@@ -8,6 +8,7 @@ MARKERS = (
     "guest_timeout(seconds): how long the test may take with hardware virtualisation; scaled for emulation",
     "icount: counts instructions, and is left out without --icount",
     "explore: runs programs of the explorer, and is left out without --explore",
+    "kselftest: runs a test of upstream, and is left out without --kselftest",
     "question: part of the answer that --answer gives",
     "finding(name, match): shows a kernel bug that harness/judging/findings.toml describes, by failing with a message "
     "that contains match",

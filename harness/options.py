@@ -146,6 +146,19 @@ EXPLORE = Option(
 EXPLORE_SEED = Option(
     name="--explore-seed", metavar="N", type=int, default=1, help="what these programs are made from (default: 1)"
 )
+KSELFTEST = Option(
+    name="--kselftest",
+    metavar="NAME",
+    repeatable=True,
+    help="run upstream's own test of this name, such as merge, instead of the guest tests; mm stands for all of them, "
+    "docs/kselftest.md lists them. Repeat it for several.",
+)
+KSELFTEST_TREE = Option(
+    name="--kselftest-tree",
+    metavar="DIR",
+    help="the kernel source tree that upstream's tests are compiled from (default: the source of the kernel, or "
+    "Debian's package of it)",
+)
 DEBIAN_MIRROR = Option(
     name="--debian-mirror",
     metavar="URI",
@@ -184,6 +197,8 @@ OPTIONS = (
     EXPLORE,
     EXPLORE_SEED,
     MUTANT,
+    KSELFTEST,
+    KSELFTEST_TREE,
     DEBIAN_MIRROR,
     USERLAND,
 )
@@ -206,6 +221,10 @@ class MachineOptions:
     icount: bool = False
     #: the mutant that is active in guests, or "record"; empty for none
     mutant: str = ""
+    #: the upstream tests that guests have; none if they have no upstream tests
+    kselftest: tuple[str, ...] = ()
+    #: the source of these tests; None for the kernel's own
+    kselftest_tree: Path | None = None
     #: base URI of a Debian mirror; empty for the host's own
     debian_mirror: str = ""
     #: a file with the guest's userland; None makes it, or takes it from the cache
@@ -220,9 +239,15 @@ class MachineOptions:
             cpus=values["guest_cpus"],
             icount=values.get("icount", False),
             mutant=values.get("mutant", ""),
+            kselftest=tuple(values.get("kselftest", ())),
+            kselftest_tree=_path(values.get("kselftest_tree", "")),
             debian_mirror=values["debian_mirror"],
-            userland=Path(values["userland"]).expanduser() if values["userland"] else None,
+            userland=_path(values["userland"]),
         )
+
+
+def _path(text: str) -> Path | None:
+    return Path(text).expanduser() if text else None
 
 
 @dataclass(frozen=True)

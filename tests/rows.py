@@ -34,6 +34,7 @@ OWN = (
     "test_example.py",
     "test_explored.py",
     "test_explorer.py",
+    "test_kselftest.py",
     "test_library.py",
     "test_library_system.py",
     "test_probes.py",

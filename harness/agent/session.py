@@ -68,6 +68,7 @@ class HostDriven:
         parser.addoption("--icount", action="store_true")
         parser.addoption("--explore", type=int, default=0)
         parser.addoption("--explore-seed", type=int, default=1)
+        parser.addoption("--kselftest", action="append", default=[])
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Keep what went wrong for the host."""

@@ -17,11 +17,21 @@ from harness.kernels.kernel import Kernel
 from harness.kernels.modules import Module
 from harness.machine import cpio, payload, userland
 
+#: Where the guest has upstream's tests.
+UPSTREAM = "harness/kselftest"
 
-def initramfs(kernel: Kernel, cache: Cache, archive: Archive, given: Path | None = None) -> Path:
+
+def initramfs(
+    kernel: Kernel,
+    cache: Cache,
+    archive: Archive,
+    given: Path | None = None,
+    upstream: Mapping[str, bytes] | None = None,
+) -> Path:
     """The initramfs for a kernel, from the cache if it is there.
 
     :param given: a file with the userland, see :func:`harness.machine.userland.provided`.
+    :param upstream: the files of upstream's tests, see :mod:`harness.kselftest.contents`.
     :raises UsageError: if that file cannot be used.
     :raises FetchError: if the userland cannot be had.
     :raises HostError: if this host cannot make the userland.
@@ -30,6 +40,7 @@ def initramfs(kernel: Kernel, cache: Cache, archive: Archive, given: Path | None
         payload.agent_layer(),
         modules_layer(modules.select(kernel.modules, kernel.config)),
         config_layer(kernel.config),
+        *([upstream_layer(upstream)] if upstream else []),
     ]
     base = userland.provided(kernel.arch, given, cache, archive)
     parts = (cache.digest(base), *(hashlib.sha256(layer).hexdigest() for layer in layers))
@@ -52,6 +63,11 @@ def config_layer(config: Mapping[str, str]) -> bytes:
     text = "".join(f"CONFIG_{name}={value}\n" for name, value in sorted(config.items()))
     entries = [cpio.file("etc/harness/config", text.encode())] if config else []
     return cpio.archive([cpio.directory("etc/harness"), *entries])
+
+
+def upstream_layer(files: Mapping[str, bytes]) -> bytes:
+    """Pack upstream's tests."""
+    return cpio.archive(cpio.file(f"{UPSTREAM}/{name}", data, executable=True) for name, data in files.items())
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -18,17 +18,23 @@ def provision(spec: BootSpec, options: MachineOptions, progress: Progress) -> tu
     :raises UsageError: if there is no such kernel, or the userland cannot be used.
     :raises FetchError: if something cannot be had.
     :raises HostError: if this host lacks a program, or space.
+    :raises BuildError: if something has to be compiled for it, and cannot be.
     """
     if options.mutant:
         spec.check_mutant(options.mutant)
     cache = Cache(progress=progress)
     archive = Archive(cache, options.debian_mirror, progress)
     kernel = spec.resolve(cache, archive)
+    upstream = None
+    if options.kselftest:
+        from harness.kselftest import contents  # takes the builder along
+
+        upstream = contents.files(kernel, options.kselftest_tree, cache, archive)
     machine = qemu.Machine(
         arch=kernel.arch,
         accelerator=accelerator.choose(kernel.arch, icount=options.icount),
         kernel=kernel.boot_image,
-        initrd=initramfs(kernel, cache, archive, options.userland),
+        initrd=initramfs(kernel, cache, archive, options.userland, upstream),
         page_size=image_format.page_size(kernel.boot_image),
         append=options.append,
         memory=options.memory,

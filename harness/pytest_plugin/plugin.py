@@ -93,7 +93,7 @@ def guest_tests(config: pytest.Config) -> Path:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip guest tests without ``--kernel``: they must not touch the host's memory. Leave out what nobody asked for."""
-    for marker in ("icount", "explore"):
+    for marker in ("icount", "explore", "kselftest"):
         marked = [item for item in items if item.get_closest_marker(marker)]
         if marked and not config.getoption(marker):
             config.hook.pytest_deselected(items=marked)

@@ -14,12 +14,14 @@ from harness.errors import UsageError
 from harness.judging.findings import Expect
 from harness.kernels import grammar
 from harness.kernels.kernel import BootSpec, SshSpec
+from harness.kselftest import catalog
 from harness.options import BuildOptions, MachineOptions
 from harness.pytest_plugin import target
 from harness.pytest_plugin.features import Answer, Comparison, Costs, ExpectedFindings, Gate
 from harness.pytest_plugin.progress import TerminalProgress
 from harness.pytest_plugin.session import GuestTests
 from harness.pytest_plugin.testrun import Policy
+from harness.pytest_plugin.upstream import Upstream
 
 if TYPE_CHECKING:
     from harness.pytest_plugin.bisect import Bisect
@@ -44,6 +46,8 @@ def start(config: pytest.Config, tests: Path) -> None:
         config.pluginmanager.register(Keep(config), "harness-keep")
     progress = TerminalProgress(config)
     try:
+        # Host and guest make one item of each name.
+        config.option.kselftest = catalog.choose(config.getoption("kselftest"))
         targets = target.targets(_specs(config), MachineOptions.of(vars(config.option)), progress)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
@@ -65,6 +69,7 @@ def start(config: pytest.Config, tests: Path) -> None:
         "harness-gate": _gate(config, guests, record),
         "harness-junit": _junit(config, guests),
         "harness-bisect": _bisect(config, guests, record),
+        "harness-upstream": Upstream(config) if config.getoption("kselftest") else None,
     }
     for name, feature in features.items():
         if feature is not None:
@@ -182,4 +187,5 @@ def _guest_args(config: pytest.Config, tests: Path) -> list[str]:
         args.append("--icount")
     if config.getoption("explore"):
         args += [f"--explore={config.getoption('explore')}", f"--explore-seed={config.getoption('explore_seed')}"]
+    args += [f"--kselftest={name}" for name in config.getoption("kselftest")]
     return args + ["-v"] * max(0, config.getoption("verbose"))

@@ -113,7 +113,12 @@ class VirtualTarget(Target):
         """See :class:`Target`."""
         append = f" --append={shlex.quote(self._options.append)}" if self._options.append else ""
         mutant = f" --mutant={self._options.mutant}" if self._options.mutant else ""
-        return f"pytest --kernel={shlex.quote(self.spec.text)} --arch={self.spec.arch}{append}{mutant}"
+        upstream = "".join(f" --kselftest={name}" for name in self._options.kselftest)
+        if self._options.kselftest_tree:
+            upstream += f" --kselftest-tree={shlex.quote(str(self._options.kselftest_tree))}"
+        if upstream and self._options.memory != MachineOptions.memory:
+            upstream += f" --guest-memory={self._options.memory}"
+        return f"pytest --kernel={shlex.quote(self.spec.text)} --arch={self.spec.arch}{append}{mutant}{upstream}"
 
     def prepare(self) -> None:
         """See :class:`Target`."""
@@ -186,6 +191,8 @@ def targets(specs: list[BootSpec | SshSpec], options: MachineOptions, progress: 
             raise UsageError("--icount needs a virtual machine, whose clock can count: leave out ssh:// kernels")
         elif options.mutant:
             raise UsageError("--mutant needs kernels that are built here: leave out ssh:// kernels")
+        elif options.kselftest:
+            raise UsageError("--kselftest brings programs along in the initramfs: leave out ssh:// kernels")
         else:
             found[spec.label] = BoardTarget(spec, progress)
     return found
