@@ -6,7 +6,7 @@ ARCH ?=
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint types unit slow small guest pair sample explore matrix mutants costs bench soak setup host build-host unit-host bench-host clean
+.PHONY: run test lint types unit slow small guest pair sample kselftest explore matrix mutants costs bench soak setup host build-host unit-host bench-host clean
 
 # Compilers are only needed for a kernel that is neither packaged, nor a machine, nor a file or tree that exists.
 built = $(if $(filter debian:% ssh:%,$(KERNEL))$(wildcard $(KERNEL)),,build-host)
@@ -14,7 +14,7 @@ built = $(if $(filter debian:% ssh:%,$(KERNEL))$(wildcard $(KERNEL)),,build-host
 run: setup $(built) ## boot a kernel and print the answer; KERNEL=debian:7.3 ARCH=arm64 KERNEL=relocate-anon choose another
 	$(BIN)/pytest --kernel='$(KERNEL)' $(if $(ARCH),--arch=$(ARCH)) --answer
 
-test: lint types unit small guest pair sample ## every gate
+test: lint types unit small guest pair sample kselftest ## every gate
 
 lint: setup ## style, formatting, and which room may import from which
 	$(BIN)/ruff check
@@ -44,6 +44,9 @@ pair: setup build-host ## the guest suite on the reference kernel and its unpatc
 
 sample: setup build-host ## some of the mutants, at least one of each kind: every one of them must be noticed
 	$(BIN)/harness mutants --kernel=relocate-anon --sample
+
+kselftest: setup build-host ## upstream's own tests of merging, the reverse map and mremap(), on the reference kernel
+	$(BIN)/pytest --kernel=relocate-anon --kselftest=merge --kselftest=rmap --kselftest=mremap_dontunmap
 
 bench: setup bench-host .venv/bench $(built) ## speed, beside virtme-ng; KERNEL=debian:7.3 ARCH=x86_64 choose another kernel
 	$(BIN)/python tests/benchmark.py --kernel='$(KERNEL)' $(if $(ARCH),--arch=$(ARCH)) --suite

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import pytest
 
 from guest_tests.support import audited, kselftest, ktap
-from guest_tests.support.kselftest import Outcome
+from guest_tests.support.kselftest import Broken, Outcome
 from guest_tests.support.ktap import Verdict
 
 
@@ -21,6 +21,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def outcome(upstream: str, request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Outcome:
     """How the program ended. It runs here, so that a test that says nothing of the kernel is an error in set-up."""
+    try:
+        return _run(upstream, request, record_property)
+    except Broken as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+def _run(upstream: str, request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Outcome:
     test = kselftest.find(upstream)
     test.require()
     subtests = request.getfixturevalue("subtests") if hasattr(pytest, "Subtests") else None  # pytest 9

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -94,6 +94,7 @@ class Test:
             here = each["machine"] in ("", platform.machine()) and (
                 not each["most_cpus"] or (os.cpu_count() or 1) <= each["most_cpus"]
             )
+            here = here and not (each["without"] and system.has_config(each["without"]))
             if here and fnmatch.fnmatchcase(subtest, each["subtest"]):
                 return str(each["reason"])
         return ""
@@ -132,7 +133,8 @@ def run(test: Test, tell: Tell) -> Outcome:
 
     program, args = test.fields["program"], test.fields["args"]
     limit = waiting.patience(test.fields["seconds"])
-    ended = _execute([str(DIRECTORY / program), *args], limit, take)
+    with _settings(test.fields["settings"]):
+        ended = _execute(program, args, limit, take)
     _judge(program, ended, reader, outcome, limit)
     return outcome
 
@@ -148,7 +150,7 @@ def _judge(program: str, ended: _Ended, reader: ktap.Reader, outcome: Outcome, l
     elif ended.status < 0:
         name = signal.Signals(-ended.status).name
         outcome.failures.append(f"{program} was ended by {name}, after {reader.count} subtests{last}")
-    elif reader.gave_up:
+    elif reader.gave_up and reader.plan != reader.count:  # some say so as well when all was run and something failed
         outcome.failures.append(f"{program} gave up after {reader.count} subtests: {reader.gave_up}{last}")
     elif ended.status == _SKIP:
         outcome.skipped = reader.skipped or said.partition("\n")[0] or "it gives no reason"
@@ -156,11 +158,27 @@ def _judge(program: str, ended: _Ended, reader: ktap.Reader, outcome: Outcome, l
         raise Broken(f"{program} ended with status {ended.status}, and {trouble}{last}")
     elif reader.skipped:
         outcome.skipped = reader.skipped
+    elif outcome.subtests[Verdict.SKIPPED] and reader.count == len(outcome.subtests[Verdict.SKIPPED]):
+        outcome.skipped = f"it skipped each of {reader.count} subtests: {outcome.subtests[Verdict.SKIPPED][0]}"
     elif ended.status and not any(outcome.subtests[each] for each in (Verdict.FAILED, Verdict.XFAILED)):
         outcome.failures.append(f"{program} ended with status {ended.status}, and no subtest failed{last}")
     if failed := outcome.subtests[Verdict.FAILED]:
         more = f" and {len(failed) - 20} more" if len(failed) > 20 else ""
-        outcome.failures.insert(0, f"{len(failed)} subtests failed: {', '.join(failed[:20])}{more}")
+        noun = "subtests" if len(failed) > 1 else "subtest"
+        outcome.failures.insert(0, f"{len(failed)} {noun} failed: {', '.join(failed[:20])}{more}")
+
+
+@contextlib.contextmanager
+def _settings(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Write to files of the kernel that exist, and write back in the end what they held."""
+    before = {path: path.read_text() for path in map(Path, wanted) if path.exists()}
+    for path in before:
+        path.write_text(wanted[str(path)])
+    try:
+        yield
+    finally:
+        for path, value in before.items():
+            path.write_text(value)
 
 
 @dataclass(frozen=True)
@@ -173,15 +191,17 @@ class _Ended:
     stderr: str
 
 
-def _execute(argv: list[str], seconds: float, take: Callable[[str], None]) -> _Ended:
+def _execute(program: str, args: list[str], seconds: float, take: Callable[[str], None]) -> _Ended:
     """Run a program with what it starts, in a directory of its own.
 
     :param take: called with each line that it prints.
     """
     with tempfile.TemporaryDirectory(prefix="kselftest-") as directory:
+        # ksm_functional_tests starts itself again by this name.
+        Path(directory, program).symlink_to(DIRECTORY / program)
         try:
             process = subprocess.Popen(
-                argv,
+                [f"./{program}", *args],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -190,17 +210,17 @@ def _execute(argv: list[str], seconds: float, take: Callable[[str], None]) -> _E
                 start_new_session=True,
             )
         except OSError as error:
-            raise Broken(f"{argv[0]} cannot be started: {error.strerror}") from error
-        # If memory runs out, this program is to end, and not the agent.
-        with contextlib.suppress(OSError):
-            Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
-        try:
-            flooded, stderr, late = _read(process, time.monotonic() + seconds, take)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            status = process.wait()
-        return _Ended(None if late else status, flooded, stderr)
+            raise Broken(f"{program} cannot be started: {error.strerror}") from error
+        with process:
+            # If memory runs out, this program is to end, and not the agent.
+            with contextlib.suppress(OSError):
+                Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
+            try:
+                flooded, stderr, late = _read(process, time.monotonic() + seconds, take)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        return _Ended(None if late else process.returncode, flooded, stderr)
 
 
 def _read(process: subprocess.Popen[bytes], until: float, take: Callable[[str], None]) -> tuple[bool, str, bool]:

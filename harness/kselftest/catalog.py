@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,15 @@ _TABLE = Path(__file__).with_name("programs.toml")
 
 @dataclass(frozen=True)
 class Known:
-    """A failure that is the test's own fault, or that this machine causes."""
+    """A failure that is the test's own fault, or that a small machine or an option causes; with the reason."""
 
     #: a shell pattern for the names of subtests
     subtest: str
     reason: str
     #: only on guests with at most this many CPUs; 0 for all
     most_cpus: int = 0
+    #: only on kernels without this option, without ``CONFIG_``; empty for all
+    without: str = ""
     #: only on this machine, as ``uname -m`` says it; empty for all
     machine: str = ""
 
@@ -50,6 +52,8 @@ class Upstream:
     nodes: int = 1
     #: options that the kernel must have, without ``CONFIG_``
     config: tuple[str, ...] = ()
+    #: what to write to which file before the program runs; a file that the kernel does not have is left out
+    settings: Mapping[str, str] = field(default_factory=dict)
     known: tuple[Known, ...] = ()
 
 

@@ -113,11 +113,10 @@ class VirtualTarget(Target):
         """See :class:`Target`."""
         append = f" --append={shlex.quote(self._options.append)}" if self._options.append else ""
         mutant = f" --mutant={self._options.mutant}" if self._options.mutant else ""
-        upstream = "".join(f" --kselftest={name}" for name in self._options.kselftest)
-        if self._options.kselftest_tree:
-            upstream += f" --kselftest-tree={shlex.quote(str(self._options.kselftest_tree))}"
-        if upstream and self._options.memory != MachineOptions.memory:
-            upstream += f" --guest-memory={self._options.memory}"
+        tree = self._options.kselftest_tree
+        upstream = f" --kselftest-tree={shlex.quote(str(tree))}" if tree else ""
+        if self._options.kselftest:  # what some of these tests need
+            upstream += f" --guest-memory={self._options.memory} --guest-cpus={self._options.cpus}"
         return f"pytest --kernel={shlex.quote(self.spec.text)} --arch={self.spec.arch}{append}{mutant}{upstream}"
 
     def prepare(self) -> None:

@@ -20,6 +20,7 @@ from harness.judging import console_log, findings
 from harness.judging.verdict import Judgement, Observation, Verdict, judge, missed
 from harness.machine import payload
 from harness.markers import MARKERS
+from harness.pytest_plugin import upstream
 from harness.pytest_plugin.audits import Audited, Audits, When
 from harness.pytest_plugin.pool import Fate, Isolation, Lease, Pool
 from harness.pytest_plugin.target import Target
@@ -212,7 +213,7 @@ class TestRunner:
         where = f" from {kernel.provenance}" if kernel else ""
         running = safe_text.escape(f"{ready.release}, {ready.machine}")
         facts = [f"kernel:  {running}{where}", *self._open()[0].source.facts(lease.guest)]
-        again = f"{self.target.again} {shlex.quote(selector(item))}"
+        again = f"{self.target.again}{upstream.option(item)} {shlex.quote(selector(item))}"
         return [("kernel console", shown), ("machine", "\n".join(facts)), ("run it again", again)]
 
 
