@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,8 +15,11 @@ from guest_tests.mm import waiting
 from guest_tests.support import kselftest, ktap
 from guest_tests.support.kselftest import Broken, Outcome
 from guest_tests.support.ktap import Verdict
+from harness import arch
+from harness.build.source import TreeSource
 from harness.errors import UsageError
-from harness.kselftest import catalog
+from harness.kernels.local import TreeSpec
+from harness.kselftest import catalog, sources
 from harness.kselftest.catalog import Known, Upstream
 from harness.machine import initramfs
 from tests.lab import wait_until
@@ -46,6 +50,36 @@ def test_every_known_failure_has_a_reason() -> None:
 
 def test_host_and_guest_agree_where_the_programs_are() -> None:
     assert f"/{initramfs.UPSTREAM}" == str(kselftest.DIRECTORY)
+
+
+# --- where the sources come from ---
+
+
+@pytest.mark.parametrize(
+    ("version", "package"),
+    [("6.12.118", "linux-source-6.12"), ("6.16.3", "linux-source-7.2"), ("9.0", "linux-source-7.3")],
+)
+def test_a_packaged_kernel_has_the_source_of_its_series_or_the_next(
+    monkeypatch: pytest.MonkeyPatch, version: str, package: str
+) -> None:
+    have = [SimpleNamespace(name=f"linux-source-{each}") for each in ("7.3", "6.12", "7.2", "6.1")]
+    monkeypatch.setattr(
+        sources, "search", lambda archive, host, fits: SimpleNamespace(fitting=[each for each in have if fits(each)])
+    )
+    told: list[str] = []
+    kernel = SimpleNamespace(spec=None, version=version)
+    assert sources.find(kernel, None, SimpleNamespace(progress=told.append)).source.label == package
+    assert bool(told) == (package.removeprefix("linux-source-") not in version)
+
+
+def test_a_build_tree_has_its_own_source_also_behind_an_output_directory(tmp_path: Path) -> None:
+    (tmp_path / "linux" / sources.DIRECTORY).mkdir(parents=True)
+    (tmp_path / "linux" / sources.DIRECTORY / "Makefile").touch()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/source").symlink_to(tmp_path / "linux")
+    for path in (tmp_path / "linux", tmp_path / "out"):
+        kernel = SimpleNamespace(spec=TreeSpec("out", "out", arch.host(), path))
+        assert sources.find(kernel, None, None).source == TreeSource(tmp_path / "linux")
 
 
 # --- KTAP ---
