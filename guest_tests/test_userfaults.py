@@ -179,6 +179,28 @@ def test_a_huge_page_leaves_a_userfaultfd() -> None:
         assert_found(moved.check())
 
 
+@pytest.mark.finding("uffd-merged-neighbour", match="memory left its userfaultfd because other memory moved beside it")
+def test_a_neighbour_stays_with_its_userfaultfd(area: CarveOut) -> None:
+    """No row: untouched memory that is registered with a userfaultfd, without the event, moves beside other memory of
+    the same userfaultfd (6.1).
+
+    ::
+
+        before   |nnnn|    |    |ssss|     both registered
+        after    |nnnn|ssss|               n is registered, s has left
+
+    Every kernel: the neighbour is still registered. Some kernels have the finding uffd-merged-neighbour.
+    """
+    neighbour, source = area.map(0, 4), area.map(20, 4)
+    with Userfault() as uffd:
+        for mapping in (neighbour, source):
+            uffd.register(mapping, MODE_MISSING)
+        moved = move(source, area.page(4))
+        assert not _registered(moved), "memory is still registered after a move without the event"
+        assert _registered(neighbour), "memory left its userfaultfd because other memory moved beside it"
+    assert_found(neighbour.fill(), moved.fill(seed=1))
+
+
 def test_swapped_out_memory_leaves_a_userfaultfd(area: CarveOut) -> None:
     """Row 87 (soft-dirty-and-uffd-wp): write-protected memory moves while it is swapped out, without the event (6.13).
 
