@@ -11,8 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from guest_tests import test_kselftest as guest
 from guest_tests.mm import waiting
-from guest_tests.support import kselftest, ktap
+from guest_tests.support import audited, kselftest, ktap
+from guest_tests.support.audited import Seen
 from guest_tests.support.kselftest import Broken, Outcome
 from guest_tests.support.ktap import Verdict
 from harness import arch
@@ -255,3 +257,19 @@ def test_a_setting_holds_while_the_program_runs(run: Run, tmp_path: Path) -> Non
     script = f'[ "$(cat {knob})" = 0 ] || exit 1\n{says(PASSES)}'
     assert not run(script, settings={str(knob): "0", str(tmp_path / "missing"): "0"}).failures
     assert knob.read_text() == "1"
+
+
+# --- what the guest test makes of it ---
+
+
+def test_an_audit_after_the_program_that_finds_something_fails_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = Seen("1 error", 1, [{"severity": "error", "sentence": "page 7 is lost"}], {}, {})
+    monkeypatch.setattr(audited, "auditor", lambda config: SimpleNamespace(look=lambda label: wrong))
+    asked = SimpleNamespace(config=SimpleNamespace(getoption=lambda name, default: "end"))
+    with pytest.raises(AssertionError, match="audited after the program, the reverse map is wrong:\npage 7 is lost"):
+        guest.test_program(Outcome(), asked)
+
+
+def test_without_audit_nothing_is_audited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audited, "auditor", lambda config: SimpleNamespace())
+    guest.test_program(Outcome(), SimpleNamespace(config=SimpleNamespace(getoption=lambda name, default: "off")))
