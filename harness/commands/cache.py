@@ -26,9 +26,11 @@ _WHAT = {
     "images": "kernel images, unpacked",
     "initrds": "initramfs of guests",
     "kernels": "Debian's kernels, unpacked",
+    "kselftests": "upstream's tests, compiled",
     "layouts": "layouts of kernel structures, for the audit",
     "series": "patch series that standard input had",
     "sources": "kernel sources and output directories",
+    "sysroots": "libraries that upstream's tests are linked with",
     "templates": "booted guests, which clones are made of",
     "userlands": "userlands of guests",
 }
