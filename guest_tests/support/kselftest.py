@@ -76,10 +76,7 @@ class Test:
     fields: dict[str, Any]
 
     def require(self) -> None:
-        """Skip the test if this machine or kernel has not what the program needs.
-
-        :raises Broken: if the program does not compile.
-        """
+        """Skip the test if this machine or kernel has not what the program needs."""
         memory, cpus = self.fields["memory"], self.fields["cpus"]
         if (total := _memory()) < memory * (1 - _KEPT):
             pytest.skip(f"needs {memory} MiB of memory, this guest has {total}: give --guest-memory={memory}")
