@@ -379,7 +379,8 @@ def test_a_full_disk_says_where_and_what_to_do(two: Lab, tmp_path: Path) -> None
 
 
 def test_a_full_template_store_costs_speed_and_one_line(two: Lab) -> None:
-    mount = 'mount -t tmpfs -o size=64m none /dev/shm && exec "$0" "$@"'
+    # A smaller one would not be used at all: guests would be kept on disk.
+    mount = 'mount -t tmpfs -o size=1100m none /dev/shm && fallocate -l 1040m /dev/shm/somebodys && exec "$0" "$@"'
     outcome = two.run("-k", "test_one", wrapper=[*private_mounts(), "sh", "-c", mount])
     assert outcome.status == 0
     assert outcome["test_one"].properties["guest"] == "cold boot"
@@ -390,8 +391,8 @@ def test_a_full_template_store_costs_speed_and_one_line(two: Lab) -> None:
 def test_a_template_store_that_fills_up_meanwhile_costs_no_more(two: Lab) -> None:
     """Somebody takes the room after it was counted: QEMU dies of it, by SIGBUS, in the middle of the boot."""
     mount = (
-        "mount -t tmpfs -o size=680m none /dev/shm && "
-        "{ until ls /dev/shm/*/*.new/ram0; do sleep 0.05; done; fallocate -l 650m /dev/shm/somebodys; } "
+        "mount -t tmpfs -o size=1100m none /dev/shm && fallocate -l 420m /dev/shm/somebodys && "
+        "{ until ls /dev/shm/*/*.new/ram0; do sleep 0.05; done; fallocate -l 650m /dev/shm/more; } "
         '>/dev/null 2>&1 & exec "$0" "$@"'
     )
     outcome = two.run("-k", "test_one", wrapper=[*private_mounts(), "sh", "-c", mount])
