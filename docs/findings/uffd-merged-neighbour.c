@@ -61,13 +61,12 @@ static int registered(const unsigned char *at)
 	return found;
 }
 
-static unsigned char *map(unsigned char *at, int pages)
+static void map(unsigned char *at, int pages)
 {
 	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
 
 	if (mmap(at, pages * page_size, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED)
 		cannot("no memory");
-	return at;
 }
 
 static int userfaultfd(void)
@@ -104,8 +103,10 @@ int main(void)
 	area = mmap(NULL, 8 * page_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (area == MAP_FAILED)
 		cannot("no address space");
-	neighbour = map(area, 2);
-	source = map(area + 4 * page_size, 2);
+	neighbour = area;
+	source = area + 4 * page_size;
+	map(neighbour, 2);
+	map(source, 2);
 	to = area + 2 * page_size;
 	fd = userfaultfd();
 	enlist(fd, neighbour, 2);
