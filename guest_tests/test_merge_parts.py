@@ -96,9 +96,9 @@ def test_a_mapping_grows_up_to_its_neighbour(area: CarveOut, faulted: bool) -> N
     assert_found(first.fill(), behind.fill(seed=1))
 
 
-@pytest.mark.parametrize("faulted", ["none", "p", "n", "m"])
+@pytest.mark.parametrize("faulted", ["none", "p", "n"])
 def test_the_middle_becomes_equal(area: CarveOut, faulted: str) -> None:
-    """No row: the middle one of three mappings is read-only, at most one of the three is faulted, and mprotect() makes
+    """No row: the middle one of three mappings is read-only, at most one of the others is faulted, and mprotect() makes
     the middle one writable.
 
     ::
@@ -106,15 +106,17 @@ def test_the_middle_becomes_equal(area: CarveOut, faulted: str) -> None:
         before   |pppp|mmmm|nnnn|
         after    |ppppmmmmnnnn|
 
-    Every kernel: they are one mapping, and every page is found, of whichever part it was.
+    Every kernel: they are one mapping (if one was faulted, from 6.16 on), and every page is found, of whichever part it
+    was.
     """
     parts = {"p": area.map(0, 4), "m": area.map(4, 4), "n": area.map(8, 4)}
-    if faulted in parts:
-        parts[faulted].fill()
     parts["m"].mprotect(PROT_READ)
+    if faulted in parts:
+        parts[faulted].fill()  # only now, or the parts that mprotect() makes would share its anon_vma
     expect_layout(area, [(0, 4), (4, 4), (8, 4)], "a read-only mapping between two others")
     parts["m"].mprotect(PROT_RW)
-    expect_layout(area, [(0, 12)], "three mappings that are equal")
+    if faulted == "none" or system.release() >= (6, 16, 0):
+        expect_layout(area, [(0, 12)], "three mappings that are equal")
     if faulted in parts:
         assert_found(parts[faulted].check())
     assert_found(*(part.fill(seed=1) for part in parts.values()))
