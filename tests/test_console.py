@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from harness.host.safe_text import decode, escape
-from harness.judging import console, console_log
-from harness.judging.console_grammar import RULES, Kind, Rule
+from harness.judging import console, console_log, titles
+from harness.judging.console_grammar import RULES
+from harness.judging.console_rule import Kind, Rule
 
 LOGS = Path(__file__).parent / "console_logs"
 
@@ -288,7 +289,7 @@ def test_the_pieces_of_a_console_add_up() -> None:
     assert sum(map(len, pieces)) + sum(map(len, marks)) == len(case.text)
     assert sum(len(console.parse(piece)) for piece in pieces) == len(case.reports)
     late = console.parse(console_log.aftermath(case.text, "2-list"))
-    assert [report.title for report in late] == ["WARNING in ct_kernel_exit (kernel/context_tracking.c:107)"]
+    assert [report.title for report in late] == ["WARNING in ct_kernel_exit"]
 
 
 def test_cutting_a_flooded_console_stays_quick() -> None:
@@ -326,4 +327,4 @@ def test_bytes_that_are_no_text_become_visible() -> None:
 def test_titles_are_safe_to_print() -> None:
     (report,) = console.parse("BUG: \x1b]0;owned\x07 \u202e" + "x" * 5_000 + "\n")
     assert report.title.isprintable()
-    assert len(report.title) < 2 * console.MAX_TITLE
+    assert len(report.title) < 2 * titles.MAX_TITLE

@@ -108,7 +108,7 @@ def test_a_test_that_skipped_and_broke_the_kernel_is_counted_once_as_failed(item
 
 def test_the_kernels_complaint_comes_first_and_the_tests_own_words_stay(item: pytest.Item) -> None:
     _, call, _ = reports_of(item, observation(FAILED, console=SPLAT))
-    assert call.longreprtext.startswith("the kernel complained during this test: Bad page state")
+    assert call.longreprtext.startswith("the kernel complained during this test: BUG: Bad page state")
     assert "assert 1 == 2" in call.longreprtext
 
 

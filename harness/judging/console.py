@@ -25,10 +25,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.host.safe_text import escape
 from harness.judging import console_grammar as grammar
-from harness.judging.console_grammar import RULES, Kind, Rule
-from harness.judging.console_log import MARKER, clean, plain, unprefixed
+from harness.judging import titles
+from harness.judging.console_grammar import RULES
+from harness.judging.console_log import MARKER, clean, plain, same_caller, unprefixed
+from harness.judging.console_rule import Kind, Rule
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Report:
     """One complaint of a kernel."""
 
     kind: Kind
-    #: one line without addresses, processor and process numbers, so that equal causes have equal titles; escaped
+    #: one line in the form that syzbot gives it, so that equal causes have equal titles; escaped
     title: str
     #: the kernel panicked, or a task died inside it: the guest must not be used any more
     fatal: bool
@@ -73,8 +74,6 @@ MAX_LINES = 600
 MAX_CHARS = 64 * 1024
 #: after this many reports only fatal ones are looked for, so that a flooded console is parsed in seconds
 MAX_REPORTS = 1000
-#: a title has at most this many characters
-MAX_TITLE = 200
 
 
 def parse(text: str, rules: Sequence[Rule] = RULES) -> list[Report]:
@@ -200,12 +199,10 @@ class _Parser:
     def report(self, start: _Start, first: int, last: int) -> Report:
         lines = [plain(line) for line in self.lines[first : last + 1]]
         body = "\n".join(unprefixed(line) for line in lines)
-        groups = {name: value or "" for name, value in start.match.groupdict().items()}
-        if start.rule.fact and (match := start.rule.fact.search(body)):
-            groups |= {name: value for name, value in match.groupdict().items() if value}
-        title = _title(start.rule.title, groups)
+        headline = self.lines[start.head]
+        spoken = "\n".join(unprefixed(line) for line in lines[start.head - first :] if same_caller(headline, line))
         fatal = start.rule.shape.fatal or grammar.DEATHS.search(body) is not None
-        return Report(start.rule.kind, title, fatal, _bounded(lines), first)
+        return Report(start.rule.kind, titles.title(start.rule, start.match, spoken), fatal, _bounded(lines), first)
 
 
 def _headline_test(rules: Sequence[Rule]) -> Callable[[str], object]:
@@ -214,24 +211,6 @@ def _headline_test(rules: Sequence[Rule]) -> Callable[[str], object]:
     # A hint that contains another one is not needed.
     hints = [hint for hint in hints if not any(other != hint and other in hint for other in hints)]
     return re.compile("|".join(map(re.escape, hints))).search if hints else lambda line: None
-
-
-_NUMBERS = (
-    (re.compile(r"\b0x[0-9a-fA-F]+|\b[0-9a-f]{8,}\b"), "N"),
-    (re.compile(r"\S{1,40}/\d+(?:/0x[0-9a-f]+)?"), "task"),
-    (re.compile(r"\b\d+(?=s?\b)"), "N"),
-)
-
-
-def _title(template: str, groups: dict[str, str]) -> str:
-    what = groups.get("what", "")
-    for pattern, stable in _NUMBERS:
-        what = pattern.sub(stable, what)
-    unknown = dict.fromkeys(re.findall(r"{(\w+)}", template), "")
-    title = template.format_map(unknown | groups | {"what": what})
-    # Facts are missing if the log ended early: remove the words that stand before them.
-    title = re.sub(r" (?:in|at)(?= (?:in|at)\b| ?$| \()| \(\)|:$", "", " ".join(title.split()))
-    return escape(title.strip()[:MAX_TITLE])
 
 
 def _bounded(lines: Sequence[str]) -> str:

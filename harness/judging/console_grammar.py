@@ -8,70 +8,10 @@ prefix, see :func:`harness.judging.console_log.clean`. :mod:`harness.judging.con
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from enum import StrEnum
 
+from harness.judging.console_rule import Kind, Rule, Shape, Variant
+from harness.judging.frames import FN, Choice, Where
 
-class Kind(StrEnum):
-    """What a report is about; the value is what reports show."""
-
-    PANIC = "panic"
-    BUG = "kernel BUG"
-    OOPS = "oops"
-    WARNING = "warning"
-    KASAN = "KASAN"
-    KCSAN = "KCSAN"
-    KMSAN = "KMSAN"
-    KFENCE = "KFENCE"
-    UBSAN = "UBSAN"
-    SLUB = "SLUB"
-    #: lockdep, and related checks: RCU usage, sleeping in atomic context, spinlock debugging
-    LOCKDEP = "lockdep"
-    RCU_STALL = "RCU stall"
-    SOFT_LOCKUP = "soft lockup"
-    HARD_LOCKUP = "hard lockup"
-    HUNG_TASK = "hung task"
-    BAD_PAGE = "bad page"
-    PAGE_TABLE_CHECK = "page table check"
-    #: kmemleak
-    LEAK = "memory leak"
-    #: the OOM killer ended a process: shown, but not a fault of the kernel, see :data:`harness.judging.console.ALLOWED`
-    OOM_KILL = "OOM kill"
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How a block of lines continues below its headline, and where it ends."""
-
-    #: a block ends after more than this many lines in a row that do not match :data:`BODY`
-    max_strays: int
-    #: matches the last line; None for reports that have no fixed last line
-    end: re.Pattern[str] | None = None
-    #: matches a second headline, of another rule, that continues this block; at most one
-    joins: re.Pattern[str] | None = None
-    #: the kernel, or the task that ran into it, never survives such a report
-    fatal: bool = False
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How one family of reports is recognised and what its title is."""
-
-    kind: Kind
-    shape: Shape
-    #: a literal that every such headline contains; lines without it are skipped quickly
-    hint: str
-    #: matches the headline
-    start: re.Pattern[str]
-    #: a format string for the title; its fields are the named groups of ``start`` and ``fact``, and numbers in
-    #: ``{what}`` are replaced
-    title: str
-    #: searched in the whole block for further named groups
-    fact: re.Pattern[str] | None = None
-
-
-#: a function name; suffixes such as .constprop.0 and .cold depend on the compiler and are left out
-_FN = r"(?P<fn>[A-Za-z_]\w*)(?:\.\w+)*\+0x"
 PANIC = re.compile(r"Kernel panic - not syncing: ?(?P<what>.*)")
 _PANIC_END = re.compile(r"---\[ end Kernel panic|Rebooting in \d")
 END_TRACE = re.compile(r"---\[ end trace")
@@ -81,17 +21,23 @@ _DIES = re.compile(
     r"(?:Internal error: |Oops: )?(?:Oops(?: - |: ))?(?P<what>[\w ]+?)(?:,[^:]*)?: [0-9a-f]{4,16} \[#\d+\]"
 )
 TRACE = re.compile(r"Call [Tt]race:")
-#: the function the kernel was in; addresses of user space have another code segment and no symbol
-_WHERE = re.compile(rf"^(?:RIP: 0010:|pc : ){_FN}", re.M)
 _ACCESS = re.compile(r"^(?P<access>Read|Write|Free) (?:of size|of addr|at addr)", re.M)
-#: the innermost stack frame that is not part of the scheduler
-_BLOCKED_IN = re.compile(rf"^ (?!_*schedule|io_schedule|preempt_schedule|__switch_to|context_switch){_FN}", re.M)
-_LOCK_AT = re.compile(rf", at: {_FN}|^(?P<file>\S+\.[ch]:\d+) ", re.M)
+
+#: the function the kernel was in; addresses of user space have another code segment and no symbol
+_IP = re.compile(rf"^(?:RIP: 0010:|pc : ){FN}", re.M)
+_HEADLINE = re.compile(rf"^.* in {FN}.*", re.M)
+_LOCK_AT = re.compile(rf", at: (?:\[<[0-9a-f]+>\] )?{FN}")
+#: the frames below an interrupt are those of the task that was interrupted
+_INTERRUPT = re.compile(r"^[ \t]+(?:asm_)?(?:sysvec_)?apic_timer_interrupt\+0x.*|^[ \t]+el1h_64_irq\+0x.*", re.M)
+_AT_IP = Where((_IP,))
+_IN_STACK = Where()
+_LOOPS = Where((_IP,), choice=Choice.CALLED)
+_LOCK = Where((_LOCK_AT,), choice=Choice.NAMED)
 
 #: 6.12: "WARNING: CPU: 1 PID: 2 at FILE:LINE FN"; 7.3: "WARNING: FILE:LINE at FN, CPU#1: COMM/2"
 _WARNING = re.compile(
-    r"WARNING: (?=CPU: \d+ PID: |at |\S+:\d+ at )(?:CPU: \d+ PID: \d+ )?"
-    rf"(?:at )?(?:(?P<site>[^\s:]+:\d+) ?)?(?:at )?(?:{_FN})?"
+    r"WARNING: (?:\[.*\] )?(?=CPU: \d+ PID: |at |\S+:\d+ at )(?:CPU: \d+ PID: \d+ )?"
+    rf"(?:at )?(?:[^\s:]+:\d+ ?)?(?:at )?(?:{FN})?"
 )
 #: the line "------------[ cut here ]------------" above the headline of a WARN() or BUG()
 CUT_HERE = re.compile(r"-+\[ cut here \]-+")
@@ -108,60 +54,150 @@ PANIC_TAIL = Shape(max_strays=3, end=_PANIC_END, fatal=True)
 _KILL = Shape(max_strays=200, end=re.compile(r".*: Killed process \d+ "))
 
 _r = re.compile
-_IN_BUG = "kernel BUG at {site} in {fn}"
 
-#: The rules in order: the first one that matches a line decides.
+_BUGS = (
+    Variant(_r(r"at mm/usercopy\.c"), "BUG: bad usercopy in {fn}", Where(skip=_r("usercopy|__check"))),
+    Variant(_r(r"at lib/list_debug\.c"), "BUG: corrupted list in {fn}", _IN_STACK),
+)
+#: warnings whose file says more than their function: these check what another function did
+_WARNINGS = (
+    Variant(
+        _r(r" lib/debugobjects\.c"),
+        "WARNING: ODEBUG bug in {fn}",
+        Where((_IP,), skip=_r("debug_|rcu|hrtimer_|timer_|work_|percpu_|vunmap|vfree|__free_")),
+    ),
+    Variant(_r(r" mm/usercopy\.c"), "WARNING: bad usercopy in {fn}", Where((_IP,), skip=_r("usercopy|__check"))),
+    Variant(_r(r" lib/kobject\.c"), "WARNING: kobject bug in {fn}", _AT_IP),
+    Variant(_r(r" lib/refcount\.c"), "WARNING: refcount bug in {fn}", Where((_IP,), skip=_r("refcount"))),
+    Variant(_r(r" kernel/locking/lockdep\.c.*lock_"), "WARNING: locking bug in {fn}", _AT_IP),
+    Variant(_r(r" mm/\S+\.c.* k?.?malloc"), "WARNING: kmalloc bug in {fn}", _AT_IP),
+    Variant(_r(r" mm/vmalloc\.c.*__vmalloc_node"), "WARNING: zero-size vmalloc in {fn}", _AT_IP),
+)
+_LOCKS = (
+    Variant(
+        _r("possible circular locking"),
+        "possible deadlock in {fn}",
+        Where((_LOCK_AT, _LOCK_AT), None, _r("process_one_work|(?:flush|drain|destroy)_workqueue")),
+    ),
+    Variant(_r("possible (?:recursive|irq)"), "possible deadlock in {fn}", _LOCK),
+    Variant(_r("-safe -> "), "possible deadlock in {fn}", Where(stack=_r("^which became .* at:", re.M))),
+    Variant(_r("inconsistent lock state"), "{what} in {fn}", _IN_STACK),
+    Variant(_r("suspicious RCU usage"), "WARNING: {what} in {fn}", Where(skip=_r("rcu|kmem|slab"))),
+    Variant(_r("bad unlock"), "WARNING: bad unlock balance in {fn}", Where((_r(rf"^\[<[0-9a-f]+>\] {FN}", re.M),))),
+    Variant(_r("Nested lock"), "WARNING: nested lock was not taken in {fn}", _LOCK),
+)
+
+#: The rules in order: the first one that matches a line decides. Titles have the form that syzbot gives them.
 RULES: tuple[Rule, ...] = (
-    Rule(Kind.PANIC, PANIC_TAIL, "Kernel panic", PANIC, "Kernel panic: {what}"),
+    Rule(
+        Kind.PANIC,
+        PANIC_TAIL,
+        "Kernel panic",
+        PANIC,
+        "kernel panic: {what}",
+        variants=(Variant(_r("Attempted to kill init!"), "kernel panic: Attempted to kill init!"),),
+    ),
     Rule(
         Kind.PAGE_TABLE_CHECK,
         _DEATH,
         "kernel BUG at",
-        _r(r"kernel BUG at (?P<site>mm/page_table_check\.c:\d+)"),
-        _IN_BUG,
-        _WHERE,
+        _r(r"kernel BUG at mm/page_table_check\.c:\d+"),
+        "kernel BUG in {fn}",
+        _AT_IP,
     ),
-    Rule(Kind.BUG, _DEATH, "kernel BUG at", _r(rf"kernel BUG at (?:(?P<site>\S+:\d+)!|{_FN})"), _IN_BUG, _WHERE),
+    Rule(
+        Kind.BUG,
+        _DEATH,
+        "kernel BUG at",
+        _r(rf"kernel BUG at (?:\S+:\d+!|{FN})"),
+        "kernel BUG in {fn}",
+        _AT_IP,
+        variants=_BUGS,
+    ),
     Rule(
         Kind.OOPS,
         _DEATH,
         "BUG: ",
-        _r(
-            r"BUG: (?:unable to handle )?(?P<what>kernel NULL pointer dereference|page fault|\w+ stack guard page)"
-            r"(?= for address|, address| was hit)"
-        ),
-        "{what} in {fn}",
-        _WHERE,
+        _r(r"BUG: (?:unable to handle )?(?:page fault|kernel NULL pointer dereference)(?= for address|, address)"),
+        "BUG: unable to handle kernel paging request in {fn}",
+        _AT_IP,
+        variants=(Variant(_r("NULL"), "BUG: unable to handle kernel NULL pointer dereference in {fn}", _AT_IP),),
+    ),
+    Rule(
+        Kind.OOPS,
+        _DEATH,
+        " stack guard page",
+        _r(r"BUG: \w+ stack guard page was hit"),
+        "BUG: stack guard page was hit in {fn}",
+        _LOOPS,
     ),
     Rule(
         Kind.OOPS,
         _DEATH,
         "Unable to handle",
         _r(r"Unable to handle (?P<what>kernel .+?) at virtual address"),
-        "{what} in {fn}",
-        _WHERE,
+        "BUG: unable to handle {what} in {fn}",
+        _AT_IP,
     ),
     # Exceptions that print no headline of their own before this line, and logs in which that headline was lost.
-    Rule(Kind.OOPS, _DEATH, " [#", _DIES, "{what} in {fn}", _WHERE),
+    Rule(
+        Kind.OOPS,
+        _DEATH,
+        " [#",
+        _DIES,
+        "{what} in {fn}",
+        _AT_IP,
+        variants=(
+            Variant(_r("^Internal error"), "Internal error in {fn}", _AT_IP),
+            Variant(_r("stack segment"), "stack segment fault in {fn}", _AT_IP),
+        ),
+    ),
     Rule(
         Kind.KASAN,
         _BARS,
         "BUG: KASAN",
-        _r(rf"BUG: KASAN: (?P<what>[\w-]+)(?: in {_FN})?"),
+        _r(rf"BUG: KASAN: (?P<what>[\w-]+)(?: in {FN})?"),
         "KASAN: {what} {access} in {fn}",
+        Where((_HEADLINE,), skip=_r("kernel_fault|tag_check|mem_abort|^el1h?_")),
         _ACCESS,
+        variants=(
+            Variant(
+                _r("double-free|invalid-free"),
+                "KASAN: invalid-free in {fn}",
+                Where((_HEADLINE,), skip=_r("slab_|kfree|vunmap|vfree")),
+            ),
+        ),
     ),
     Rule(
         Kind.KCSAN,
         _BARS,
         "BUG: KCSAN",
-        _r(r"BUG: KCSAN: (?P<what>[\w-]+) in (?P<pair>[\w.]+(?: / [\w.]+)?)"),
-        "KCSAN: {what} in {pair}",
+        _r(r"BUG: KCSAN: (?P<what>[\w-]+(?:: race)?) in (?P<pair>\w+)[^ ]*(?P<other> / \w+)?"),
+        "KCSAN: {what} in {pair}{other}",
     ),
-    Rule(Kind.KMSAN, _BARS, "BUG: KMSAN", _r(rf"BUG: KMSAN: (?P<what>[\w-]+) in {_FN}"), "KMSAN: {what} in {fn}"),
-    Rule(Kind.KFENCE, _BARS, "BUG: KFENCE", _r(rf"BUG: KFENCE: (?P<what>[\w -]+) in {_FN}"), "KFENCE: {what} in {fn}"),
     Rule(
-        Kind.UBSAN, _CUTS, "UBSAN: ", _r(r"UBSAN: (?P<what>[\w-]+) in (?P<site>\S+:\d+):\d"), "UBSAN: {what} in {site}"
+        Kind.KMSAN,
+        _BARS,
+        "BUG: KMSAN",
+        _r(rf"BUG: KMSAN: (?P<what>[\w-]+) in {FN}"),
+        "KMSAN: {what} in {fn}",
+        Where((_HEADLINE,), None, _r("_encrypt$|^(?:crypto|cipher|drbg|rng)_")),
+    ),
+    Rule(
+        Kind.KFENCE,
+        _BARS,
+        "BUG: KFENCE",
+        _r(rf"BUG: KFENCE: (?P<what>[\w -]+) in {FN}"),
+        "KFENCE: {what} in {fn}",
+        Where((_HEADLINE,), None),
+    ),
+    Rule(
+        Kind.UBSAN,
+        _CUTS,
+        "UBSAN: ",
+        _r(r"UBSAN: (?P<what>[\w-]+) in \S+:\d+:\d"),
+        "UBSAN: {what} in {fn}",
+        Where(skip=_r("ubsan|overflow")),
     ),
     Rule(
         Kind.SLUB,
@@ -171,7 +207,12 @@ RULES: tuple[Rule, ...] = (
         "SLUB: {what} in {cache}",
     ),
     Rule(
-        Kind.SOFT_LOCKUP, _STACK, "soft lockup", _r(r"(?:watchdog: )?BUG: soft lockup"), "soft lockup in {fn}", _WHERE
+        Kind.SOFT_LOCKUP,
+        _STACK,
+        "soft lockup",
+        _r(r"(?:watchdog: )?BUG: soft lockup"),
+        "BUG: soft lockup in {fn}",
+        _LOOPS,
     ),
     Rule(
         Kind.HARD_LOCKUP,
@@ -179,65 +220,82 @@ RULES: tuple[Rule, ...] = (
         "hard LOCKUP",
         _r(r"(?:NMI )?(?:watchdog: )?(?:CPU\d+: )?Watchdog detected hard LOCKUP"),
         "hard lockup in {fn}",
-        _WHERE,
+        _LOOPS,
     ),
     Rule(
         Kind.RCU_STALL,
         _STACK,
         "INFO: ",
-        _r(r"(?:rcu: )?INFO: (?P<flavour>\w+) (?:self-)?detected (?P<what>expedited )?stalls? on"),
-        "{flavour} {what}stall in {fn}",
-        _WHERE,
+        _r(r"(?:rcu: )?INFO: \w+ (?:self-)?detected (?:expedited )?stalls? on"),
+        "INFO: rcu detected stall in {fn}",
+        Where((_IP,), skip=_r("apic_timer_interrupt|rcu"), choice=Choice.CALLED, below=_INTERRUPT),
     ),
     Rule(
         Kind.HUNG_TASK,
         _STACK,
         "INFO: task",
         _r(r"INFO: task .{1,40}:\d+ blocked(?: in I/O wait)? for more than"),
-        "task hung in {fn}",
-        _BLOCKED_IN,
+        "INFO: task hung in {fn}",
+        Where(choice=Choice.WAITS),
     ),
+    # Bots group them by where the page was allocated. Only the page owner knows (CONFIG_PAGE_OWNER).
     Rule(
         Kind.BAD_PAGE,
         _STACK,
         "BUG: Bad page",
         _r(r"BUG: (?P<what>Bad page (?:state|cache))"),
-        "{what}: {why}",
-        _r(r"^page dumped because: (?P<why>.+)", re.M),
+        "BUG: {what} in {fn}",
+        Where(
+            stack=_r("^page last allocated", re.M),
+            skip=_r("(?:free|put|get|update|release)_page|free_unref|^_*folio|page_frag_free|alloc|vmap|page_owner"),
+        ),
     ),
+    Rule(Kind.BAD_PAGE, _STACK, "BUG: Bad ", _r(r"BUG: (?P<what>Bad page map|Bad rss-counter state)"), "BUG: {what}"),
     Rule(
         Kind.BAD_PAGE,
-        _STACK,
-        "BUG: Bad ",
-        _r(
-            r"BUG: (?P<what>Bad page map|Bad rss-counter state)"
-            r"(?:.*? type:(?P<type>\w+)| in process .*?  (?P<level>p[gmtu4]+[de]):)?"
-        ),
-        "{what}: {type}{level}",
+        _LINE,
+        "BUG: non-zero",
+        _r(r"BUG: (?P<what>non-zero pgtables_bytes on freeing mm)"),
+        "BUG: {what}: NUM",
     ),
-    Rule(Kind.BAD_PAGE, _LINE, "BUG: non-zero", _r(r"BUG: (?P<what>non-zero pgtables_bytes on freeing mm)"), "{what}"),
     Rule(
         Kind.LOCKDEP,
         _STACK,
         "BUG: ",
         _r(
             r"BUG: (?P<what>(?:sleeping function called from invalid|assuming (?:atomic|non migratable)) context)"
-            r" at (?P<site>\S+)"
+            r" at \S+"
         ),
-        "{what} at {site}",
+        "BUG: {what} in {fn}",
+        _IN_STACK,
     ),
     Rule(
         Kind.LOCKDEP,
         _STACK,
         "BUG: ",
         _r(
-            r"BUG: (?P<what>scheduling while atomic|scheduling in a non-blocking section|(?:spin|rw)lock [\w ]+? on CPU"
-            r"|using \w+\(\) in preemptible|workqueue leaked atomic, lock or RCU|key \S+ has not been registered"
-            r"|MAX_\w+ too low)"
+            r"BUG: (?P<what>scheduling while atomic|scheduling in a non-blocking section"
+            r"|(?:spin|rw)lock [\w ]+?(?= on CPU)|using \w+\(\) in preemptible|workqueue leaked atomic, lock or RCU"
+            r"|key \S+ has not been registered|MAX_\w+ too low)"
         ),
-        "{what}",
+        "BUG: {what} in {fn}",
+        Where(skip=_r("schedule|spin_|_lock|_unlock|preempt|debug_|processor_id|this_cpu")),
+        variants=(
+            Variant(
+                _r("in preemptible"),
+                "BUG: {what} code in {fn}",
+                Where(skip=_r("preempt|debug_|processor_id|this_cpu")),
+            ),
+        ),
     ),
-    Rule(Kind.LOCKDEP, _STACK, "INFO: trying", _r(r"INFO: (?P<what>trying to register non-static key)"), "{what}"),
+    Rule(
+        Kind.LOCKDEP,
+        _STACK,
+        "INFO: trying",
+        _r(r"INFO: (?P<what>trying to register non-static key)"),
+        "INFO: {what} in {fn}",
+        Where(skip=_r("stack|lock|IRQ")),
+    ),
     # Each is listed by name, because the kernel also prints harmless lines that begin with WARNING.
     Rule(
         Kind.LOCKDEP,
@@ -249,18 +307,19 @@ RULES: tuple[Rule, ...] = (
             r"|held lock freed|lock held when returning to user space|Nested lock was not taken|chain_key collision"
             r")|WARNING: \S+/\d+ (?P<leak>still has locks held)"
         ),
-        "{what}{leak} in {fn}{file}",
-        _LOCK_AT,
+        "WARNING: {what}{leak} in {fn}",
+        _LOCK,
+        variants=_LOCKS,
     ),
     Rule(
         Kind.LOCKDEP,
         _PROSE,
         "BUG: Invalid",
-        _r(r"\[ BUG: (?P<what>Invalid wait context) \]"),
-        "{what} in {fn}",
-        _LOCK_AT,
+        _r(r"\[ BUG: Invalid wait context \]"),
+        "WARNING: locking bug in {fn}",
+        Where(skip=_r("lock_sock|release_sock")),
     ),
-    Rule(Kind.WARNING, _CUTS, "WARNING: ", _WARNING, "WARNING in {fn} ({site})"),
+    Rule(Kind.WARNING, _CUTS, "WARNING: ", _WARNING, "WARNING in {fn}", _AT_IP, variants=_WARNINGS),
     Rule(Kind.LEAK, _LINE, "kmemleak: ", _r(r"kmemleak: \d+ (?P<what>new suspected memory leaks)"), "kmemleak: {what}"),
     Rule(
         Kind.OOM_KILL,
@@ -268,10 +327,23 @@ RULES: tuple[Rule, ...] = (
         "invoked oom-killer",
         _r(r".{1,40} invoked oom-killer: "),
         "OOM kill ({limit})",
-        _r(r"^oom-kill:constraint=CONSTRAINT_(?P<limit>\w+)", re.M),
+        fact=_r(r"^oom-kill:constraint=CONSTRAINT_(?P<limit>\w+)", re.M),
     ),
     # Any other headline with "BUG: ". Must come after the rules whose headlines begin the same way.
-    Rule(Kind.BUG, _STACK, "BUG: ", _r(r"(?:[\w ]{1,30}: )?BUG: (?P<what>.+)"), "BUG: {what}"),
+    Rule(
+        Kind.BUG,
+        _STACK,
+        "BUG: ",
+        _r(r"(?:[\w ]{1,30}: )?BUG: (?P<what>.+)"),
+        "BUG: {what}",
+        variants=(
+            Variant(
+                _r("workqueue lockup"),
+                "BUG: workqueue lockup in {fn}",
+                Where((_r(r"^Workqueue: +\S+ +(?P<fn>\w+)", re.M),), None),
+            ),
+        ),
+    ),
     # A "cut here" line whose headline was lost. If there is a headline below it, that headline's rule applies.
     Rule(Kind.WARNING, _CUTS, "[ cut here ]", CUT_HERE, "report without a headline"),
 )

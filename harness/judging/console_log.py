@@ -20,7 +20,8 @@ _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
 #: log level, time stamp and caller id (CONFIG_PRINTK_CALLER); text before a time stamp is an unfinished line of user
 #: space
 _PREFIX = re.compile(
-    r"(?:.{0,200}?(?=\[ {0,4}\d+\.\d{6}\]))?(?:<\d{1,3}>)?(?:\[ {0,4}\d+\.\d{6}\])?(?:\[ *[TC]\d+\])? ?(?:<\d>)?"
+    r"(?:.{0,200}?(?=\[ {0,4}\d+\.\d{6}\]))?(?:<\d{1,3}>)?(?:\[ {0,4}\d+\.\d{6}\])?"
+    r"(?:\[ *(?P<caller>[TC]\d+)\])? ?(?:<\d>)?"
 )
 
 
@@ -40,6 +41,15 @@ def unprefixed(line: str) -> str:
 def clean(line: str) -> str:
     """A line as the kernel formatted it: without colours, carriage return and prefix."""
     return unprefixed(plain(line))
+
+
+def same_caller(headline: str, line: str) -> bool:
+    """Whether a plain line may belong to a headline: another task did not print it (CONFIG_PRINTK_CALLER).
+
+    A processor in an interrupt may print for another one, for example its stack.
+    """
+    caller, first = (match["caller"] if (match := _PREFIX.match(each)) else None for each in (line, headline))
+    return not caller or caller == first or caller.startswith("C")
 
 
 @dataclass(frozen=True)

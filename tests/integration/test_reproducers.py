@@ -25,7 +25,7 @@ _SHOWN, _NOT_SHOWN = 1, 0
 #: findings that take a configuration which no packaged kernel has
 _ONLY_BUILT = {"failed-unmap-committed"}
 #: what a kernel with the bug reports when the program ends
-_COMPLAINTS = {"uprobe-merge": "the kernel complained during this test: Bad rss-counter state: MM_ANONPAGES"}
+_COMPLAINTS = {"uprobe-merge": "the kernel complained during this test: BUG: Bad rss-counter state"}
 
 #: Runs in the guest, and finds the programs beside it: all files of a directory of guest tests travel into the guest.
 _GUEST_TEST = '''
