@@ -128,7 +128,7 @@ def _again_and_again(home: int, away: int, length: int) -> None:
         syscalls.call("mremap", away, length, PAGE_SIZE, flags, home)
 
 
-@pytest.mark.finding("uprobe-merge", match="Bad rss-counter state: MM_ANONPAGES")
+@pytest.mark.finding("uprobe-merge", match="type:MM_ANONPAGES")
 @pytest.mark.parametrize(
     ("first", "grown"),
     [

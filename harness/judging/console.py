@@ -13,7 +13,8 @@ How lines are combined into reports:
 - A dumped page, a dumped VMA or a bar of equal signs directly above a headline belongs to the report below it.
 - Lines that do not look like part of a report never extend one, and several of them in a row end it. So a log that is
   cut off or interleaved does not make reports longer. A marker of the agent ends any report.
-- Reports that two processors print at the same time are not separated.
+- With caller ids (CONFIG_PRINTK_CALLER), lines of another task neither extend nor end a report. Without them, reports
+  that two processors print at the same time are not separated.
 
 A guest can print anything. The size of all results is bounded, and titles are escaped. The text of a report is not:
 pass it through :func:`harness.host.safe_text.escape` before showing it.
@@ -174,6 +175,8 @@ class _Parser:
             if grammar.PANIC.match(line):
                 end, max_strays = grammar.PANIC_TAIL.end, grammar.PANIC_TAIL.max_strays
                 last, strays, over = here, 0, False
+            elif not same_caller(self.lines[start.head], self.lines[here]):
+                continue
             elif over:
                 if not grammar.TRAIL.match(line):
                     break
