@@ -358,7 +358,7 @@ BODY = re.compile(
         |oom_reaper)\b.{0,3}[:=]
     | (?:Modules\ linked\ in|Call\ [Tt]race|Oops|Internal\ error|pstate|pc\ :|lr\ :|sp\ :|pmr:|x\d+\ *:|\#PF|PGD\ |IDT:
         |Mem\ abort|Data\ abort|(?:user|swapper)\ pgtable|\[[0-9a-f]{8,}\]|ESR:|FAR:|---\[|={10}|-{10}
-        |page\ dumped|page_owner|vma\ |prot\ |pgoff\ |Object\ |Slab\ |Redzone\ |Padding\ |Bytes\ b4|FIX\ |Showing\ 
+        |page\ dumped|page_owner|vma\ |prot\ |pgoff\ |Object\ |Slab\ |Redzone\ |Padding\ |Bytes\ b4|FIX\ |Showing\
         |workqueue\ |pool\ \d
         |Sending\ NMI|NMI\ backtrace|SMP:|Shutting\ down\ cpus|Dumping\ ftrace|RCU\ |"echo\ 0|Future\ hung
         |INFO:\ (?:task\ .*\ (?:is\ )?blocked\ on|lockdep\ is|Stall\ ended)|(?:\d+\ |no\ )?locks?\ held\ by

@@ -159,10 +159,12 @@ def _all(body: str, where: Where) -> list[str]:
         if match := pattern.search(body, at):
             found.append(match["fn"])
             at = match.end()
-    if where.stack is None or interrupted:
+    match = None if where.stack is None or interrupted else where.stack.search(body, at)
+    if match:
+        at = match.end()
+    # A stack without a headline of its own follows what was found before it.
+    if at or interrupted:
         found += _frames(body[at:])
-    elif match := where.stack.search(body, at):
-        found += _frames(body[match.end() :])
     kept = [name for name in found if not _SKIPPED.search(name) and not (where.skip and where.skip.search(name))]
     return [_WRAPPER.sub("", name) for name in kept]
 
