@@ -271,6 +271,14 @@ def _headline(line: str) -> re.Match[str]:
     return match
 
 
+def test_only_the_first_frames_of_a_stack_are_looked_at() -> None:
+    body = "Call Trace:\n" + " memcpy+0x1/0x2\n" * frames.MAX_FRAMES + " move_ptes+0x1/0x2\n"
+    assert frames.function(body, Where()) == ""
+    assert frames.function(body.replace(" memcpy+0x1/0x2\n", "", 1), Where()) == "move_ptes"
+    long = "Call Trace:\n " + "a" * 1_000 + "+0x1/0x2\n"
+    assert frames.function(long, Where()) == "a" * frames.MAX_NAME
+
+
 def test_lines_of_another_task_neither_extend_nor_end_a_report() -> None:
     (each,) = (each for each in STATED if each.name == "arm64-680")
     (report,) = console.parse(each.text)

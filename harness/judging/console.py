@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from harness.judging import console_grammar as grammar
 from harness.judging import titles
 from harness.judging.console_grammar import RULES
-from harness.judging.console_log import MARKER, clean, plain, same_caller, unprefixed
+from harness.judging.console_log import MARKER, caller, clean, is_of, plain, unprefixed
 from harness.judging.console_rule import Kind, Rule
 
 
@@ -168,6 +168,7 @@ class _Parser:
         shape = start.rule.shape
         end, max_strays, joins = shape.end, shape.max_strays, shape.joins
         last, strays, over = start.head, 0, False
+        who = caller(self.lines[start.head])
         for here in range(start.head + 1, min(start.head + MAX_LINES, len(self.lines))):
             line = clean(self.lines[here])
             if MARKER.match(line):
@@ -175,7 +176,7 @@ class _Parser:
             if grammar.PANIC.match(line):
                 end, max_strays = grammar.PANIC_TAIL.end, grammar.PANIC_TAIL.max_strays
                 last, strays, over = here, 0, False
-            elif not same_caller(self.lines[start.head], self.lines[here]):
+            elif not is_of(self.lines[here], who):
                 continue
             elif over:
                 if not grammar.TRAIL.match(line):
@@ -202,8 +203,8 @@ class _Parser:
     def report(self, start: _Start, first: int, last: int) -> Report:
         lines = [plain(line) for line in self.lines[first : last + 1]]
         body = "\n".join(unprefixed(line) for line in lines)
-        headline = self.lines[start.head]
-        spoken = "\n".join(unprefixed(line) for line in lines[start.head - first :] if same_caller(headline, line))
+        who = caller(self.lines[start.head])
+        spoken = "\n".join(unprefixed(line) for line in lines[start.head - first :] if is_of(line, who))
         fatal = start.rule.shape.fatal or grammar.DEATHS.search(body) is not None
         return Report(start.rule.kind, titles.title(start.rule, start.match, spoken), fatal, _bounded(lines), first)
 

@@ -43,13 +43,20 @@ def clean(line: str) -> str:
     return unprefixed(plain(line))
 
 
-def same_caller(headline: str, line: str) -> bool:
-    """Whether a plain line may belong to a headline: another task did not print it (CONFIG_PRINTK_CALLER).
+def caller(line: str) -> str:
+    """The caller id of a line, such as "T412" or "C0"; empty without CONFIG_PRINTK_CALLER."""
+    match = _PREFIX.match(line)
+    return (match["caller"] if match else "") or ""
+
+
+def is_of(line: str, who: str) -> bool:
+    """Whether ``who`` may have printed a line: another task did not.
 
     A processor in an interrupt may print for another one, for example its stack.
+
+    :param who: a caller id. If it is empty, nothing is known of any line.
     """
-    caller, first = (match["caller"] if (match := _PREFIX.match(each)) else None for each in (line, headline))
-    return not caller or caller == first or caller.startswith("C")
+    return not who or (other := caller(line)) in ("", who) or other.startswith("C")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from itertools import islice
 
+#: so many frames are looked at
+MAX_FRAMES = 200
+#: so many characters of the name of a function are looked at
+MAX_NAME = 128
 #: a function name; suffixes such as .constprop.0 and .cold depend on the compiler and are left out
 FN = r"(?P<fn>[A-Za-z_]\w*)(?:\.\w+)*\+0x"
 
@@ -126,15 +131,12 @@ def function(body: str, where: Where) -> str:
     """
     if where.choice is Choice.NAMED:
         return next((match["fn"] for first in where.firsts if (match := first.search(body))), "")
-    found = _all(body, where)
-    if where.choice is Choice.WAITS:
-        for name in found:
-            if match := _WAITS_FOR.search(name):
-                return next(title for start, title in _WAITED_FOR.items() if match[0].startswith(start))
-        return next((name for name in found if not _WAITING.search(name)), "")
+    kept = _kept(body, where)
     if where.choice is Choice.CALLED:
-        return _called(found)
-    return found[0] if found else ""
+        return _called(list(kept))
+    if where.choice is Choice.WAITS:
+        return _waits(list(kept))
+    return next(kept, "")
 
 
 def _called(found: list[str]) -> str:
@@ -149,24 +151,38 @@ def _called(found: list[str]) -> str:
     return found[0] if found else ""
 
 
-def _all(body: str, where: Where) -> list[str]:
+def _waits(found: list[str]) -> str:
+    """What is waited for if that has a name of its own, or else the innermost function that does not just wait."""
+    for name in found:
+        if match := _WAITS_FOR.search(name):
+            return next(title for start, title in _WAITED_FOR.items() if match[0].startswith(start))
+    return next((name for name in found if not _WAITING.search(name)), "")
+
+
+def _kept(body: str, where: Where) -> Iterator[str]:
     """The functions that are not skipped, from the innermost on, without the wrappers of system calls."""
-    found, at = [], 0
+    for name in islice(_all(body, where), MAX_FRAMES):
+        name = name[:MAX_NAME]
+        if not _SKIPPED.search(name) and not (where.skip and where.skip.search(name)):
+            yield _WRAPPER.sub("", name)
+
+
+def _all(body: str, where: Where) -> Iterator[str]:
+    """The functions from the innermost on."""
+    at = 0
     interrupted = where.below.search(body) if where.below else None
     if interrupted:
         body = body[interrupted.end() :]
     for pattern in where.firsts:
         if match := pattern.search(body, at):
-            found.append(match["fn"])
+            yield match["fn"]
             at = match.end()
     match = None if where.stack is None or interrupted else where.stack.search(body, at)
     if match:
         at = match.end()
     # A stack without a headline of its own follows what was found before it.
     if at or interrupted:
-        found += _frames(body[at:])
-    kept = [name for name in found if not _SKIPPED.search(name) and not (where.skip and where.skip.search(name))]
-    return [_WRAPPER.sub("", name) for name in kept]
+        yield from _frames(body[at:])
 
 
 def _frames(text: str) -> Iterator[str]:
