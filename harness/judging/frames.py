@@ -88,7 +88,7 @@ SKIPPED: dict[str, tuple[str, ...]] = {
     "printing": ("s[cn]+printf|kv?asprintf|printk|va_format|hex_dump|dev_(?:info|notice|warn|err|alert|crit|emerg)$",),
     "waiting and work": (
         "__wake_up|^complete$|wait_for_completion|finish_wait|kthread_stop|perf_trace|cleanup_srcu_struct",
-        "del_timer|__timer_delete_sync|__mod_timer|lock_timer_base|try_to_grab_pending|insert_work",
+        "del_timer|__timer_delete_sync|sk_stop_timer_sync|__mod_timer|lock_timer_base|try_to_grab_pending|insert_work",
         "(?:flush|queue|cancel|destroy|drain)_?_?(?:delayed_)?work|__cancel_work_timer",
     ),
     "the page cache": (
