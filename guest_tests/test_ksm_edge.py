@@ -140,6 +140,31 @@ def test_equal_pages_of_two_nodes_are_not_merged(area: CarveOut, ksm: Ksm) -> No
     pair.check()
 
 
+def test_a_page_that_was_merged_is_not_old(area: CarveOut, ksm: Ksm) -> None:
+    """No row: with smart_scan one of three merged pages is written, is different for a scan, and is equal again (7.3).
+
+    KSM keeps the page offset of a merged page where any other page has its age, which is the part above its lowest 32
+    bits, and the number of scans that skip it (struct ksm_rmap_item, 7.3). A carve-out has such page offsets.
+
+    In a guest of its own: KSM may know a page at the same address from an earlier test, and its age.
+
+    Every kernel: from 7.3 on the page is merged by the next two scans. The first notes its checksum. A page that is
+    older than three scans would be skipped (should_skip_rmap_item(), mm/ksm.c), and older kernels let it grow older.
+    """
+    system.require_kernel(7, 3, "a page that was merged starts with a new age")
+    ksm.set(smart_scan=1)
+    trio = area.map(0, 3).fill_same(SAME).madvise(syscalls.MADV_MERGEABLE)
+    ksm.scan_exactly(3)
+    assert_merged(places_of(trio))
+    last = trio.part(2).fill(seed=1)
+    ksm.scan_exactly(1)
+    assert_unmerged(last, [trio.part(0)])
+    last.fill_same(SAME)
+    ksm.scan_exactly(2)
+    assert_merged(places_of(trio))
+    assert_found_at(*places_of(trio))
+
+
 # --- swap --------------------------------------------------------------------------------------------------------
 
 

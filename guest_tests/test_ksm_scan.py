@@ -206,32 +206,6 @@ def test_smart_scan_skips_only_if_it_is_on(area: CarveOut, ksm: Ksm) -> None:
     assert_found(mapping.check())
 
 
-def test_a_page_that_was_merged_is_not_old(area: CarveOut, ksm: Ksm) -> None:
-    """No row: with smart_scan one of three merged pages is written, is different for a scan, and is equal again (7.3).
-
-    KSM keeps the page offset of a merged page where any other page has its age, which is the part above its lowest 32
-    bits, and the number of scans that skip it (struct ksm_rmap_item, 7.3). A carve-out has such page offsets.
-
-    Every kernel: from 7.3 on the page is merged by the next two scans. The first notes its checksum. A page that is
-    older than three scans would be skipped (should_skip_rmap_item(), mm/ksm.c), and older kernels let it grow older.
-    """
-    system.require_kernel(7, 3, "a page that was merged starts with a new age")
-    ksm.set(smart_scan=1)
-    # A scan forgets the pages that an earlier test had at these addresses, and their age. It needs something to scan.
-    area.map(20, 1).fill(seed=2).madvise(syscalls.MADV_MERGEABLE)
-    ksm.scan_exactly(2)
-    trio = area.map(0, 3).fill_same(SAME).madvise(syscalls.MADV_MERGEABLE)
-    ksm.scan_exactly(3)
-    assert_merged(places_of(trio))
-    last = trio.part(2).fill(seed=1)
-    ksm.scan_exactly(1)
-    assert_unmerged(last, [trio.part(0)])
-    last.fill_same(SAME)
-    ksm.scan_exactly(2)
-    assert_merged(places_of(trio))
-    assert_found_at(*places_of(trio))
-
-
 def test_the_advisor_keeps_to_its_maximum(area: CarveOut, ksm: Ksm) -> None:
     """Row 136 (knob-errors): the advisor scans with 100,000 pages at a time, and advisor_max_pages_to_scan is set to
     1,000 (6.8).
