@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from guest_tests.mm import pagemap, swap, syscalls, vmstat
-from guest_tests.mm.mapping import PAGE_SIZE, ZERO, CarveOut, Mapping, carve_out, move
+from guest_tests.mm.mapping import PAGE_SIZE, Mapping, carve_out, move
 from guest_tests.mm.probes.ageing import IdleBitmap, drain
 from guest_tests.mm.probes.place import Page, Place, observe, touch
 from guest_tests.support.folios import huge_page, pmd_size, stamp, thp
@@ -28,17 +28,17 @@ _WAYS = ("entries", "table", "huge")
 
 
 @contextmanager
-def _memory(way: str) -> Iterator[tuple[CarveOut, Mapping, int]]:
+def _memory(way: str) -> Iterator[tuple[Mapping, int]]:
     """Faulted memory that moves in one way, and where it can move to."""
     if way == "entries":
         with carve_out(40) as area:
-            yield area, area.map(0, 8).fill(), area.page(20)
+            yield area.map(0, 8).fill(), area.page(20)
         return
     pages = pmd_size() // PAGE_SIZE
     with thp("always" if way == "huge" else "never"), carve_out(4 * pages) as area:
         area.hole(0, 4 * pages)
         source = area.map(0, pages)
-        yield area, stamp(huge_page(source, source.address) if way == "huge" else source), area.page(2 * pages)
+        yield stamp(huge_page(source, source.address) if way == "huge" else source), area.page(2 * pages)
 
 
 # --- dirty and accessed ------------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def test_a_page_that_was_written_again_is_kept(way: str) -> None:
     Every kernel: all data is there, because the entries say that the pages were written.
     """
     swap.require_swap()
-    with _memory(way) as (_, source, to):
+    with _memory(way) as (source, to):
         source.madvise(syscalls.MADV_FREE)
         stamp(source, seed=1)
         moved = move(source, to)
@@ -67,7 +67,7 @@ def test_an_access_before_a_move_counts_after_it(way: str) -> None:
     """
     probe = usable(IdleBitmap())
     assert isinstance(probe, IdleBitmap)
-    with _memory(way) as (_, source, to):
+    with _memory(way) as (source, to):
         drain()
         places = (Place(source.address),)
         page = Page(pagemap.pfn(source.address), places, observe(places))
@@ -114,7 +114,7 @@ def test_a_page_table_that_moves_is_marked_as_changed(swapped: bool) -> None:
 
 
 def _assert_marked(way: str, swapped: bool) -> None:
-    with _memory(way) as (_, source, to):
+    with _memory(way) as (source, to):
         if swapped:
             swap.require_swap(source.length >> 10)
             assert_pages_out(source)
@@ -134,15 +134,12 @@ def test_an_old_address_leads_nowhere(way: str) -> None:
 
     Every kernel: the old place reads as zeros, and what is written there does not appear at the new one.
     """
-    with _memory(way) as (_, source, to):
+    with _memory(way) as (source, to):
         stamp(source, seed=1)
-        flags = syscalls.MREMAP_MAYMOVE | syscalls.MREMAP_FIXED | syscalls.MREMAP_DONTUNMAP
-        syscalls.call("mremap", source.address, source.length, source.length, flags, to)
+        moved = move(source, to, syscalls.MREMAP_DONTUNMAP)
         first = ctypes.string_at(source.address, 8)
         ctypes.memset(source.page(source.pages - 1), 0xFF, 8)
         assert first == bytes(8), f"the old address of a moved page reads as {first.hex()}"
-        moved = Mapping(to, source.pages, source.contents)
-        source.contents = [ZERO] * source.pages
         source.part(0, source.pages - 1).check()
         assert_found(moved.check())
 
@@ -158,12 +155,10 @@ def test_page_tables_move_as_a_whole() -> None:
         area.hole(0, 3 * pages)
         start = pmd_size() // PAGE_SIZE
         source, to = stamp(area.map(start, pages)), area.page(start + pages)
-        flags = syscalls.MREMAP_MAYMOVE | syscalls.MREMAP_FIXED | syscalls.MREMAP_DONTUNMAP
         before = vmstat.status()["VmPTE"]
-        syscalls.call("mremap", source.address, source.length, source.length, flags, to)
+        moved = move(source, to, syscalls.MREMAP_DONTUNMAP)
         more = vmstat.status()["VmPTE"] - before
         assert more < 4 * PAGE_SIZE >> 10, f"a move of four page tables took {more} kB for tables"
-        moved = Mapping(to, source.pages, source.contents)
         assert_found(moved.part(0, 8).check(), moved.part(pages - 8, 8).check())
 
 

@@ -16,8 +16,7 @@ from guest_tests.mm.probes import Place
 from guest_tests.mm.proctree import Child, ChildDied
 from guest_tests.mm.syscalls import PROT_READ, PROT_RW
 from guest_tests.mm.userfault import MODE_WP, Userfault
-from guest_tests.mm.vmstat import slab_objects
-from guest_tests.mm.waiting import wait_until
+from guest_tests.mm.vmstat import assert_freed, slab_objects
 from guest_tests.support.folios import huge_page, is_large, pmd_size, stamp, thp
 from guest_tests.support.found import assert_found, assert_found_at, require_migration
 from guest_tests.support.holds import Ring, Spliced, require_ring
@@ -366,7 +365,4 @@ def test_a_chain_of_forks_needs_few_anon_vmas() -> None:
                 youngest.call(mapping.check)
             assert_found_at(Place(family[0].address), Place(family[0].address, youngest))
     assert grown < allowed, f"{grown} more anon_vmas for {mappings} mappings of the {generations}th generation"
-    try:  # RCU frees with a delay
-        wait_until(lambda: slab_objects("anon_vma") - before < allowed, "anon_vmas to be freed", seconds=5)
-    except TimeoutError:
-        pytest.fail(f"{slab_objects('anon_vma') - before} anon_vmas are left of {generations} generations")
+    assert_freed("anon_vma", before, allowed, f"{generations} generations", seconds=5)

@@ -81,6 +81,17 @@ def test_every_copy_of_a_page_with_many_sharers_is_found(probe: Probe, area: Car
         moved.check()
 
 
+def _on_the_other_node(area: CarveOut, ksm: Ksm) -> tuple[Pair, int, int]:
+    """A pair that was merged with merge_across_nodes=0 and then migrated; its node before that, and its node now."""
+    system.require_nodes(2)
+    ksm.set(merge_across_nodes=0)
+    pair = hugh(area, ksm)
+    here = numa.node_of(pair.stayed.address)
+    there = next(node for node in numa.nodes() if node != here)
+    assert numa.move_pages(0, [pair.stayed.address], [there], numa.MPOL_MF_MOVE_ALL) == [there]
+    return pair, here, there
+
+
 @every_probe
 def test_found_after_a_move_to_a_node_that_is_not_merged_across(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
     """Row 124 (across-nodes-0): a merged and moved page is migrated to the other node with merge_across_nodes=0, and
@@ -95,12 +106,7 @@ def test_found_after_a_move_to_a_node_that_is_not_merged_across(probe: Probe, ar
 
     Every kernel: the page stays merged on the new node, and each walk finds both places.
     """
-    system.require_nodes(2)
-    ksm.set(merge_across_nodes=0)
-    pair = hugh(area, ksm)
-    here = numa.node_of(pair.stayed.address)
-    there = next(node for node in numa.nodes() if node != here)
-    assert numa.move_pages(0, [pair.stayed.address], [there], numa.MPOL_MF_MOVE_ALL) == [there]
+    pair, _, there = _on_the_other_node(area, ksm)
     assert_merged(pair.places)
     ksm.scan()
     assert_merged(pair.places)
@@ -121,12 +127,7 @@ def test_equal_pages_of_two_nodes_are_not_merged(area: CarveOut, ksm: Ksm) -> No
 
     Every kernel: the page on the first node keeps a frame of its own there, and the other two stay merged.
     """
-    system.require_nodes(2)
-    ksm.set(merge_across_nodes=0)
-    pair = hugh(area, ksm)
-    here = numa.node_of(pair.stayed.address)
-    there = next(node for node in numa.nodes() if node != here)
-    assert numa.move_pages(0, [pair.stayed.address], [there], numa.MPOL_MF_MOVE_ALL) == [there]
+    pair, here, there = _on_the_other_node(area, ksm)
     third = area.map(10, 1)
     numa.mbind(third.address, third.length, numa.MPOL_BIND, [here])
     third.fill_same(SAME).madvise(syscalls.MADV_MERGEABLE)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -167,10 +166,9 @@ def test_new_memory_stays_soft_dirty(area: CarveOut) -> None:
 
     Every kernel: new pages are soft-dirty, also after the merge.
     """
-    system.require_config("MEM_SOFT_DIRTY")
     system.require_kernel(6, 19, "merged mappings are soft-dirty if one of them was")
     old = area.map(0, 5).fill()
-    Path("/proc/self/clear_refs").write_text("4")
+    pagemap.clear_soft_dirty(old.address, old.pages)
     new = area.map(5, 5, prot=PROT_READ)
     expect_layout(area, [(0, 5), (5, 5)], "a read-only mapping beside one that may be written")
     marks = pagemap.soft_dirty(new.address, new.pages)

@@ -109,9 +109,13 @@ def test_locked_pages_stay_unevictable(area: CarveOut) -> None:
 
 def _mlocked() -> int:
     drain()
+    return _exact_meminfo("Mlocked")
+
+
+def _exact_meminfo(name: str) -> int:
     # meminfo leaves out what CPUs have counted on their own, until this adds it up (vmstat_refresh(), mm/vmstat.c).
     Path("/proc/sys/vm/stat_refresh").write_text("1")
-    return vmstat.meminfo()["Mlocked"]
+    return vmstat.meminfo()[name]
 
 
 def test_a_huge_page_that_is_used_in_part_is_queued_for_splitting() -> None:
@@ -140,19 +144,16 @@ def test_a_split_mapping_does_not_count_as_huge() -> None:
     pages = pmd_size() // PAGE_SIZE
     with carve_out(pages) as area:
         mapping = area.map(0, pages)
-        before = _anon_huge()
+        before = _exact_meminfo("AnonHugePages")
         with thp():
             mapping = stamp(huge_page(mapping, mapping.address))
-        assert _anon_huge() - before == mapping.length >> 10, "AnonHugePages does not count a huge page"
+        assert _exact_meminfo("AnonHugePages") - before == mapping.length >> 10, (
+            "AnonHugePages does not count a huge page"
+        )
         mapping.part(1).mprotect(PROT_READ)
-        left = _anon_huge() - before
+        left = _exact_meminfo("AnonHugePages") - before
         assert left == 0, f"AnonHugePages counts {left} kB of a huge page that small entries map"
         assert_found(mapping.check())
-
-
-def _anon_huge() -> int:
-    Path("/proc/sys/vm/stat_refresh").write_text("1")  # as in _mlocked()
-    return vmstat.meminfo()["AnonHugePages"]
 
 
 # --- accesses ----------------------------------------------------------------------------------------------------

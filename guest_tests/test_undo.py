@@ -28,8 +28,7 @@ from guest_tests.mm.syscalls import (
     MREMAP_MUST_RELOCATE_ANON,
     MREMAP_RELOCATE_ANON,
 )
-from guest_tests.mm.vmstat import slab_objects
-from guest_tests.mm.waiting import wait_until
+from guest_tests.mm.vmstat import assert_freed, slab_objects
 from guest_tests.support.checks import Accounts, State, counted, expect_layout, fails
 from guest_tests.support.failing import KINDS, failing, fails_at
 from guest_tests.support.folios import huge_page, knob, pmd_size, stamp, thp
@@ -405,10 +404,7 @@ def test_failing_again_and_again(relocate: bool, area: CarveOut, how: str) -> No
     assert abs(now.committed - books.committed) < slack, f"{moves} refused moves turned {books} into {now}"
     assert abs(now.vm_size - books.vm_size) < slack, f"{moves} refused moves turned {books} into {now}"
     assert abs(now.rss_anon - books.rss_anon) < slack, f"{moves} refused moves turned {books} into {now}"
-    try:  # RCU passes them to KASAN with a delay (CONFIG_SLUB_RCU_DEBUG)
-        wait_until(lambda: slab_objects("anon_vma") - anon_vmas < moves // 10, "anon_vmas to be freed", seconds=2)
-    except TimeoutError:
-        pytest.fail(f"{moves} refused moves left {slab_objects('anon_vma') - anon_vmas} anon_vmas behind")
+    assert_freed("anon_vma", anon_vmas, moves // 10, f"{moves} refused moves", seconds=2)
     assert_found(source)
 
 

@@ -19,6 +19,7 @@ from typing import Final, Self
 
 from guest_tests.mm import kpage, maps, pagemap, syscalls
 from guest_tests.mm.mapping import PAGE_SIZE, Mapping
+from guest_tests.mm.proctree import state_of
 from guest_tests.mm.waiting import wait_until
 
 DIRECTORY: Final = Path("/sys/kernel/mm/ksm")
@@ -205,14 +206,10 @@ def is_ksm(address: int, pid: int | str = "self") -> bool:
     return merged(address, 1, pid)[0]
 
 
-def _ksmd() -> Path:
-    """The directory of ksmd in /proc."""
-    return next(path.parent for path in Path("/proc").glob("[0-9]*/comm") if path.read_text() == "ksmd\n")
-
-
-def _sleeps(process: Path) -> bool:
-    """Whether a process sleeps until something happens, as its /proc/PID/stat says."""
-    return (process / "stat").read_text().rpartition(")")[2].split()[0] == "S"
+def _ksmd() -> int:
+    """The process id of ksmd."""
+    comms = Path("/proc").glob("[0-9]*/comm")
+    return next(int(path.parent.name) for path in comms if path.read_text() == "ksmd\n")
 
 
 class Ksm:
@@ -283,9 +280,9 @@ class Ksm:
         self.stop()
         ksmd = _ksmd()
         for _ in range(passes):
-            wait_until(lambda: _sleeps(ksmd), "ksmd to sleep")
+            wait_until(lambda: state_of(ksmd) == "S", "ksmd to sleep")
             write("sleep_millisecs", 60_001 if read("sleep_millisecs") == 60_000 else 60_000)
-            wait_until(lambda: _sleeps(ksmd), "ksmd to sleep")
+            wait_until(lambda: state_of(ksmd) == "S", "ksmd to sleep")
             self.scan(1)
 
     def scan_until(self, done: Callable[[], bool], what: str) -> None:

@@ -186,6 +186,15 @@ def _reap(pid: int, seconds: float) -> int | None:
     return status
 
 
+def state_of(pid: int) -> str:
+    """The letter in /proc/PID/stat for what a process does, such as S if it sleeps; empty if there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return stat.rpartition(b")")[2].split()[0].decode()
+
+
 # --- the commanding side -----------------------------------------------------------------------------------------
 
 
@@ -282,13 +291,7 @@ class Child:
     @property
     def alive(self) -> bool:
         """Whether it still answers signals and was not waited for."""
-        if self._ended:
-            return False
-        try:
-            stat = Path(f"/proc/{self.pid}/stat").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        return stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+        return not self._ended and state_of(self.pid) not in ("", "Z", "X")
 
     def wait(self, seconds: float = 10.0) -> int | None:
         """Wait until it has ended, and reap it.

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from guest_tests.mm.waiting import wait_until
+
 Pid = int | str
 
 
@@ -52,6 +54,20 @@ def slab_objects(cache: str) -> int:
         if words[0] == cache:
             return int(words[1])
     pytest.skip(f"needs CONFIG_SLUB_DEBUG=y: /proc/slabinfo does not count {cache}")
+
+
+def assert_freed(cache: str, before: int, allowed: int, what: str, seconds: float) -> None:
+    """Assert that fewer than ``allowed`` more objects than ``before`` are left of a slab cache.
+
+    RCU frees with a delay, and passes objects to KASAN with one (CONFIG_SLUB_RCU_DEBUG).
+
+    :param what: left them; completes the message.
+    :param seconds: how long an ordinary machine may take.
+    """
+    try:
+        wait_until(lambda: slab_objects(cache) - before < allowed, f"objects of {cache} to be freed", seconds)
+    except TimeoutError:
+        pytest.fail(f"{slab_objects(cache) - before} objects of {cache} are left of {what}")
 
 
 def status(pid: Pid = "self") -> dict[str, int]:

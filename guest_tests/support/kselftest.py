@@ -17,15 +17,16 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from guest_tests.mm import system, waiting
+from guest_tests.mm import system, vmstat, waiting
 from guest_tests.support import ktap
+from guest_tests.support.folios import knob
 from guest_tests.support.ktap import Verdict
 
 #: where the host puts programs, and the table that describes the tests (harness/kselftest/contents.py)
@@ -78,7 +79,7 @@ class Test:
     def require(self) -> None:
         """Skip the test if this machine or kernel has not what the program needs."""
         memory, cpus = self.fields["memory"], self.fields["cpus"]
-        if (total := _memory()) < memory * (1 - _KEPT):
+        if (total := vmstat.meminfo()["MemTotal"] >> 10) < memory * (1 - _KEPT):
             pytest.skip(f"needs {memory} MiB of memory, this guest has {total}: give --guest-memory={memory}")
         if (os.cpu_count() or 1) < cpus:
             pytest.skip(f"needs {cpus} CPUs: give --guest-cpus={cpus}")
@@ -168,14 +169,11 @@ def _judge(program: str, ended: _Ended, reader: ktap.Reader, outcome: Outcome, l
 @contextlib.contextmanager
 def _settings(wanted: Mapping[str, str]) -> Iterator[None]:
     """Write to files of the kernel that exist, and write back in the end what they held."""
-    before = {path: path.read_text() for path in map(Path, wanted) if path.exists()}
-    for path in before:
-        path.write_text(wanted[str(path)])
-    try:
+    with contextlib.ExitStack() as stack:
+        for path, value in wanted.items():
+            if Path(path).exists():
+                stack.enter_context(knob(path, value))
         yield
-    finally:
-        for path, value in before.items():
-            path.write_text(value)
 
 
 @dataclass(frozen=True)
@@ -267,9 +265,3 @@ def _read(process: subprocess.Popen[bytes], until: float, take: Callable[[str], 
 def _table() -> dict[str, Any]:
     table: dict[str, Any] = json.loads((DIRECTORY / "tests.json").read_text())
     return table
-
-
-def _memory() -> int:
-    """The memory of this machine in MiB."""
-    lines: Iterable[str] = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("MemTotal:"))
