@@ -91,11 +91,11 @@ def page(scores: Sequence[Score], known: Mapping[str, Mutant], programs: int) ->
 
 
 def _score(score: Score, known: Mapping[str, Mutant]) -> Iterator[str]:
-    results = [each for each in score.results if each.name in known and known[each.name].arch in ("", score.arch)]
+    results = [each for each in score.results if each.name in known and known[each.name].changes(score.arch)]
     yield f"### {score.kernel}, {score.arch}{', with the audit' if score.audited else ''}"
     yield ""
     yield f"Linux {score.release}. {table.total(replace(score, results=results))}."
-    could = {each.name for each in known.values() if score.kernel in each.variants and each.arch in ("", score.arch)}
+    could = {each.name for each in known.values() if score.kernel in each.variants and each.changes(score.arch)}
     untried = could - {each.name for each in results}
     if untried:
         yield f"{len(untried)} mutants have no recorded result yet."

@@ -68,6 +68,10 @@ class Mutant:
     #: the architecture without which it changes nothing; empty if any will do
     arch: str = ""
 
+    def changes(self, arch: str) -> bool:
+        """Whether it changes anything on an architecture."""
+        return self.arch in ("", arch)
+
     @property
     def places(self) -> str:
         """The functions that it changes."""

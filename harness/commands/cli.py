@@ -25,8 +25,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     :param argv: arguments without the program's name; None takes the process's own.
     """
-    from harness.commands import matrix
-
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["test"]:  # all that follows is pytest's: argparse would stop at the first option
         from harness.commands import test
@@ -35,11 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         chosen = _parser().parse_args(words)
     except SystemExit as left:
-        # argparse ends with 2, which would say that a matrix was interrupted, or that a commit is bad.
-        from harness.report import state
-
-        wrong = {"matrix": matrix.WRONG_REQUEST, "bisect-step": state.WRONG_REQUEST}.get("".join(words[:1]), 2)
-        raise SystemExit(wrong if left.code == 2 else left.code) from None
+        raise SystemExit(_wrong_request(words) if left.code == 2 else left.code) from None
     if argv is None:
         # Whoever limits the time of a command ends it so: it shall say what it has until then, as after Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -59,6 +53,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _wrong_request(words: Sequence[str]) -> int:
+    """The exit status for a wrong command line. argparse's 2 would say that a matrix was interrupted."""
+    if words[:1] == ["matrix"]:
+        from harness.commands import matrix
+
+        return matrix.WRONG_REQUEST
+    if words[:1] == ["bisect-step"]:  # and here that a commit is bad
+        from harness.report import state  # takes pytest along, which --help does without
+
+        return state.WRONG_REQUEST
+    return 2
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -121,7 +121,7 @@ def _mutants(text: str, chosen: argparse.Namespace) -> tuple[BuildSpec, list[Mut
     found = [
         each
         for each in mutants.all
-        if each.arch in ("", str(spec.arch))
+        if each.changes(str(spec.arch))
         if (not chosen.only or each.name in chosen.only)
         if (not chosen.group or each.group in chosen.group)
         if not chosen.sample or each.sample
