@@ -97,6 +97,18 @@ def test_what_the_audit_reports_beside_a_failure_is_counted() -> None:
         assert f"1 by checks of tests; the audit reported {int(seen)} of them" in told
 
 
+def test_a_mutant_that_needs_two_cpus_gets_them() -> None:
+    asked: list[list[str]] = []
+
+    def noted(task: Job) -> Ended:
+        asked.append([word for word in task["python"] if word.startswith("--guest-cpus")])
+        return ended(task["name"], reaching("test_one", "no-growth", word="failed", message="lost"))
+
+    score(noted, mutant())
+    score(noted, replace(mutant(), cpus=2))
+    assert asked == [[], ["--guest-cpus=2"]]
+
+
 def test_a_survivor_meets_the_explorer_last() -> None:
     ((result,), runs) = score(lambda task: ended(task["name"], reaching("test_one", "no-growth")))
     assert (result.state, result.kills) == (State.SURVIVED, ())

@@ -71,6 +71,8 @@ BAD = {
     "[a-mutant]\nbreaks = 'x'\ndiff = 'x'\n": "'shows' is missing",
     table("a-mutant", "@@ mm/a.c grow\n+MUTANT\n x\n", 'variants = ["other"]\n'): "'variants' names unpatched",
     table("a-mutant", "@@ mm/a.c grow\n+MUTANT\n x\n", 'arch = "vax"\n'): "'arch' names one of x86_64, arm64",
+    table("a-mutant", "@@ mm/a.c grow\n+MUTANT\n x\n", "cpus = 0\n"): "'cpus' is a number from 1 to 4",
+    table("a-mutant", "@@ mm/a.c grow\n+MUTANT\n x\n", 'cpus = "2"\n'): "'cpus' is a number from 1 to 4",
     table("a-mutant", "+MUTANT\n x\n"): "must begin with a line '@@ FILE FUNCTION'",
     table("a-mutant", "@@ mm/a.c grow\nsize++;\n"): "begins neither with a space nor with - or +",
     table("a-mutant", "@@ mm/a.c grow\n-\tsize++;\n+\tsize--;\n"): "adds no line with MUTANT",

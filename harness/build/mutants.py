@@ -24,9 +24,10 @@ SWITCH = "MUTANT"
 NAME = re.compile(r"[a-z][a-z0-9-]{2,60}")
 
 _HEADING = re.compile(r"@@ (\S+) (\w+)")
-_KEYS = {"breaks", "shows", "commit", "variants", "arch", "equivalent", "sample", "diff"}
+_KEYS = {"breaks", "shows", "commit", "variants", "arch", "cpus", "equivalent", "sample", "diff"}
 _VARIANTS = ("unpatched", "relocate-anon")
 _ARCHES = ("x86_64", "arm64")
+_MOST_CPUS = 4
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Mutant:
     hunks: tuple[Hunk, ...]
     #: the architecture without which it changes nothing; empty if any will do
     arch: str = ""
+    #: how many virtual CPUs a guest needs for a test to notice it
+    cpus: int = 1
 
     def changes(self, arch: str) -> bool:
         """Whether it changes anything on an architecture."""
@@ -143,6 +146,9 @@ def _mutant(name: str, group: str, table: Any) -> Mutant:
         raise ValueError(f"'variants' names {', '.join(_VARIANTS)}, or some of them")
     if table.get("arch", _ARCHES[0]) not in _ARCHES:
         raise ValueError(f"'arch' names one of {', '.join(_ARCHES)}")
+    cpus = table.get("cpus", 1)
+    if type(cpus) is not int or not 1 <= cpus <= _MOST_CPUS:
+        raise ValueError(f"'cpus' is a number from 1 to {_MOST_CPUS}")
     return Mutant(
         name=name,
         group=group,
@@ -154,6 +160,7 @@ def _mutant(name: str, group: str, table: Any) -> Mutant:
         sample=tuple(table.get("sample", ())),
         hunks=tuple(_hunks(table["diff"].splitlines())),
         arch=table.get("arch", ""),
+        cpus=cpus,
     )
 
 

@@ -173,6 +173,9 @@ _HEADER = f"""/* SPDX-License-Identifier: GPL-2.0 */
 extern unsigned int mm_mutant;
 bool mm_mutant_reached(unsigned int number);
 
+/* Widens the window of a race, so that a test of a second meets it. */
+void mm_mutant_sleep(void);
+
 /* Whether the bug is active. Its place counts as reached, so this comes last in a condition. */
 static inline bool mm_mutant_is(unsigned int number)
 {{
@@ -191,6 +194,7 @@ def _source(mutants: Mutants) -> str:
     return f"""// SPDX-License-Identifier: GPL-2.0
 /* The switch of the mutants. Generated. */
 #include <linux/mm_mutant.h>
+#include <linux/delay.h>
 #include <linux/init.h>
 #include <linux/kernel.h>
 #include <linux/moduleparam.h>
@@ -237,6 +241,11 @@ bool mm_mutant_reached(unsigned int number)
 \tif (count)
 \t\tWRITE_ONCE(*count, READ_ONCE(*count) + 1);
 \treturn active == number;
+}}
+
+void mm_mutant_sleep(void)
+{{
+	usleep_range(3000, 4000);
 }}
 
 static int mm_mutant_set(const char *value, const struct kernel_param *param)

@@ -143,10 +143,13 @@ class Scoring:
         return [*stop, *(pytest_name(test, self._before.label) for test in tests)]
 
     def _submit(self, trial: _Trial) -> None:
-        kernel = [f"--kernel={self._cell.kernel}", f"--arch={self._cell.arch}", f"--mutant={trial.mutant.name}"]
+        mutant = trial.mutant
+        kernel = [f"--kernel={self._cell.kernel}", f"--arch={self._cell.arch}", f"--mutant={mutant.name}"]
+        if mutant.cpus > 1:
+            kernel.append(f"--guest-cpus={mutant.cpus}")
         self._executor.submit(
             Job(
-                name=trial.mutant.name,
+                name=mutant.name,
                 python=["-m", "pytest", *REPORTING, *kernel, *self._auditing, *trial.runs[0]],
                 seconds=_MINUTES * 60,
                 content=self._content,
