@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from guest_tests.mm import kpage, maps, pagemap, system, vmstat
+from guest_tests.mm import kpage, pagemap, system, vmstat
 from guest_tests.mm.mapping import PAGE_SIZE, ZERO, CarveOut, Mapping, carve_out, move
 from guest_tests.mm.proctree import Child
 from guest_tests.mm.syscalls import MADV_DONTNEED, MREMAP_MUST_RELOCATE_ANON
 from guest_tests.support.checks import counted
-from guest_tests.support.folios import huge_page, is_large, mthp, mthp_size, pmd_size, stamp, thp
+from guest_tests.support.folios import huge_kb, huge_page, is_large, mthp, mthp_size, pmd_size, stamp, thp
 from guest_tests.support.found import assert_found
 from guest_tests.support.holds import Spliced, pinned
 from guest_tests.support.moves import lenient_ways, move_or_refused, must_or_refused, pin_in_the_way, refused_move, ways
@@ -56,11 +56,6 @@ def scene() -> Iterator[Scene]:
         yield Scene(area, source, pages)
 
 
-def _huge_kb(mapping: Mapping) -> int:
-    """How much of ``mapping`` is mapped by PMDs, in kB."""
-    return maps.kilobytes(mapping.address, mapping.end, "AnonHugePages")
-
-
 def _large(mapping: Mapping) -> list[bool]:
     return [is_large(address) for address in mapping.page_addresses]
 
@@ -78,13 +73,13 @@ def test_to_an_aligned_place(relocate: bool, scene: Scene, flags: int) -> None:
                 |TTTTTTT|       |--> here |
 
     Unpatched: after a plain move a PMD still maps it.
-    Patched: the same with either flag, and the page is found.
+    Patched: the same with either flag, and the page is found; each of its pages is counted as relocated.
     """
     before = pagemap.pfn(scene.source.address)
-    with counted(relocate, relocated=1 if flags else 0):
+    with counted(relocate, relocated=1 if flags else 0, relocated_pages=scene.pages if flags else 0):
         result = move_or_refused(relocate, scene.area, scene.source, scene.at(4), flags)
     if result is not None:
-        assert _huge_kb(result) == result.length >> 10, f"of a huge page {_huge_kb(result)} kB are mapped as one"
+        assert huge_kb(result) == result.length >> 10, f"of a huge page {huge_kb(result)} kB are mapped as one"
         assert pagemap.pfn(result.address) == before, "the move changed the frame"
         assert_found(result)
 
@@ -105,7 +100,7 @@ def test_to_a_misaligned_place(relocate: bool, scene: Scene, flags: int, off: in
     before = pagemap.pfns(scene.source.address, scene.pages)
     result = move_or_refused(relocate, scene.area, scene.source, scene.at(4, off), flags)
     if result is not None:
-        assert _huge_kb(result) == 0, f"no PMD fits, but {_huge_kb(result)} kB are said to be mapped by one"
+        assert huge_kb(result) == 0, f"no PMD fits, but {huge_kb(result)} kB are said to be mapped by one"
         assert pagemap.pfns(result.address, result.pages) == before, "the move changed frames"
         assert_found(result)
 
@@ -260,12 +255,13 @@ def test_folios_inside(relocate: bool, flags: int, off: int) -> None:
         after     |FFFF|               |FFFF|                |FFFF|FFFF|
 
     Unpatched: after a plain move they are still large folios with the same frames.
-    Patched: the same with either flag; every page is found.
+    Patched: the same with either flag; every page is found, and counted as relocated.
     """
     with _folios(4) as (area, source, pages):
         part = source.part(pages, 2 * pages)
         before = pagemap.pfns(part.address, part.pages)
-        result = move_or_refused(relocate, area, part, area.page(8 * pages + off), flags)
+        with counted(relocate, relocated_pages=part.pages if flags else 0):
+            result = move_or_refused(relocate, area, part, area.page(8 * pages + off), flags)
         if result is not None:
             assert pagemap.pfns(result.address, result.pages) == before, "the move changed frames"
             assert all(_large(result)), f"folios inside of the range were split: {_large(result)}"
@@ -354,7 +350,7 @@ def test_a_pinned_huge_page(relocate: bool, scene: Scene, flags: int) -> None:
     with pin_in_the_way(relocate, scene.at(0, 7), flags):
         result = move_or_refused(relocate, scene.area, scene.source, scene.at(4), flags)
     if result is not None:
-        assert _huge_kb(result) == result.length >> 10, "a pinned huge page was split"
+        assert huge_kb(result) == result.length >> 10, "a pinned huge page was split"
         assert_found(result)
 
 
@@ -366,7 +362,7 @@ def test_a_pinned_huge_page_is_refused(relocate: bool, scene: Scene) -> None:
     """
     with pinned(scene.at(0, 7)), counted(relocate, relocated=0, refused_pinned=1, undone=0):
         refused_move(relocate, scene.area, scene.source, scene.at(4))
-        assert _huge_kb(scene.source) == scene.source.length >> 10, "a refused relocation split a huge page"
+        assert huge_kb(scene.source) == scene.source.length >> 10, "a refused relocation split a huge page"
     assert_found(scene.source)
 
 

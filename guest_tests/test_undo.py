@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,41 +30,13 @@ from guest_tests.mm.syscalls import (
 )
 from guest_tests.mm.vmstat import assert_freed, slab_objects
 from guest_tests.support.checks import Accounts, State, counted, expect_layout, fails
-from guest_tests.support.failing import KINDS, failing, fails_at
-from guest_tests.support.folios import huge_page, knob, pmd_size, stamp, thp
+from guest_tests.support.failing import KINDS, RELOCATION, failing, failing_relocation, fails_at
+from guest_tests.support.folios import huge_kb, huge_page, knob, pmd_size, stamp, thp
 from guest_tests.support.found import assert_found
 from guest_tests.support.holds import pinned
 from guest_tests.support.moves import lenient_ways, move_or_refused, pin_in_the_way, refused_move, ways
 
 pytestmark = pytest.mark.shared_guest
-
-_DEBUG: Final = Path("/sys/kernel/debug")
-
-# --- injected failures -------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _injecting() -> Iterator[Callable[[int], None]]:
-    """A function that makes the relocation of the n-th folio from now on fail, once, in this thread.
-
-    The files are those of every fault attribute (Documentation/fault-injection/fault-injection.rst).
-    """
-    place = _DEBUG / "fail_mremap_relocate"
-    if not place.exists():
-        pytest.skip(f"needs {place}: CONFIG_FAULT_INJECTION_DEBUG_FS=y, and a kernel that can fail at a chosen folio")
-
-    def arm(number: int) -> None:
-        # "space" is compared before it is lowered, so that the kernel lets number - 1 folios pass (lib/fault-inject.c).
-        (place / "space").write_text(str(number))
-        (place / "times").write_text("1")
-
-    settings = {"probability": "100", "interval": "1", "verbose": "0", "task-filter": "Y", "times": "0", "space": "0"}
-    with ExitStack() as stack:
-        for name, value in settings.items():
-            stack.enter_context(knob(place / name, value))
-        stack.enter_context(knob("/proc/thread-self/make-it-fail", "1"))
-        yield arm
-
 
 # --- a long range with an obstacle -------------------------------------------------------------------------------
 
@@ -147,7 +119,7 @@ def test_falling_back_half_way(relocate: bool, scene: Scene, number: int) -> Non
         refused_move(relocate, scene.area, scene.source, scene.to, MREMAP_RELOCATE_ANON)
         assert_found(scene.source)
         return
-    with _injecting() as arm, counted(relocate, relocated=0, undone=int(number > 1), refused_injected=1):
+    with failing_relocation() as arm, counted(relocate, relocated=0, undone=int(number > 1), refused_injected=1):
         arm(number)
         result = move(scene.source, scene.to, MREMAP_RELOCATE_ANON).check()
     assert_found(result)
@@ -180,7 +152,7 @@ def test_falling_back_where_page_tables_could_move(relocate: bool, number: int) 
             refused_move(relocate, area, source, area.page(4 * pages), MREMAP_RELOCATE_ANON)
             assert_found(source)
             return
-        with _injecting() as arm, counted(relocate, relocated=0, undone=int(number > 1), refused_injected=1):
+        with failing_relocation() as arm, counted(relocate, relocated=0, undone=int(number > 1), refused_injected=1):
             arm(number)
             result = move(source, area.page(4 * pages), MREMAP_RELOCATE_ANON).check()
         assert_found(result)
@@ -216,7 +188,7 @@ def test_undoing_allocates_no_page_table(relocate: bool) -> None:
             if not relocate:
                 fails(errno.EINVAL, must, "a move that this kernel cannot make")
                 return
-            with _injecting() as arm, counted(relocate, undone=1, refused_injected=1):
+            with failing_relocation() as arm, counted(relocate, undone=1, refused_injected=1):
                 arm(4)
                 before = vmstat.status()["VmPTE"]
                 fails(errno.EFAULT, must, "a move whose last page fails")
@@ -230,15 +202,20 @@ def test_refusing_half_way(relocate: bool, scene: Scene, number: int) -> None:
     """Row 93 (undo-must): the range of row 92 is to move with flag 16, and the relocation of a chosen folio is made to
     fail.
 
+    The destination of the huge page is aligned, so that it moves as one, and has to come back as one.
+
     Unpatched: EINVAL, and nothing changes.
-    Patched: EFAULT, nothing changes, and every page is found; the same move succeeds afterwards.
+    Patched: EFAULT, nothing changes, and every page is found; a PMD still maps the huge page; the same move succeeds
+    afterwards.
     """
     if not relocate:
         refused_move(relocate, scene.area, scene.source, scene.to)
         assert_found(scene.source)
         return
-    with _injecting() as arm, counted(relocate, relocated=0, undone=int(number > 1), refused_injected=1):
+    with failing_relocation() as arm, counted(relocate, relocated=0, undone=int(number > 1), refused_injected=1):
         refused_move(relocate, scene.area, scene.source, scene.to, arm=lambda: arm(number))
+    whole = scene.parts[1]
+    assert huge_kb(whole) == whole.length >> 10, f"of a huge page that came back, {huge_kb(whole)} kB are mapped as one"
     assert_found(scene.source)
     assert_found(move(scene.source, scene.to, MREMAP_MUST_RELOCATE_ANON))  # nothing stands in its way now
 
@@ -257,7 +234,9 @@ def test_at_either_end(relocate: bool, area: CarveOut, flags: int, index: int, h
     area.hole(20, 12)
     result: Mapping | None = None
     with ExitStack() as stack:
-        arm: Callable[[int], None] = stack.enter_context(_injecting()) if how == "injected" and relocate else _nothing
+        arm: Callable[[int], None] = (
+            stack.enter_context(failing_relocation()) if how == "injected" and relocate else _nothing
+        )
         if how == "pinned":
             stack.enter_context(pinned(source.page(index)))
         if flags == MREMAP_MUST_RELOCATE_ANON or not relocate:
@@ -286,7 +265,7 @@ def test_room_is_made_before_a_late_failure(relocate: bool, area: CarveOut) -> N
         assert_found(source)
         return
     before = pagemap.pfns(source.address, 8)
-    with _injecting() as arm:
+    with failing_relocation() as arm:
         arm(5)
         fails(errno.EFAULT, lambda: move(source, area.page(20), MREMAP_MUST_RELOCATE_ANON), "an injected failure")
     expect_layout(area, [(0, 8)], "the destination was unmapped to make room, the source stayed")
@@ -383,10 +362,10 @@ def test_failing_again_and_again(relocate: bool, area: CarveOut, how: str) -> No
         if how == "pinned":
             stack.enter_context(pinned(source.page(6)))
         elif relocate:
-            arm = stack.enter_context(_injecting())
+            arm = stack.enter_context(failing_relocation())
             arm(7)
             # From the first failure on every relocation fails at its first folio.
-            (_DEBUG / "fail_mremap_relocate" / "times").write_text("-1")
+            (RELOCATION / "times").write_text("-1")
         refused_move(relocate, area, source, to)
         state, books, anon_vmas = State.of(area), Accounts.now(), slab_objects("anon_vma")
         code = errno.EFAULT if relocate else errno.EINVAL
@@ -449,8 +428,8 @@ def test_lock_order(relocate: bool, scene: Scene) -> None:
         there = move(move(there, scene.to, flags), scene.source.address, flags)  # shared
     half = middle.part(0, middle.pages // 2)
     move(move(half, scene.to, flags), half.address, flags)  # a split
-    if relocate and (_DEBUG / "fail_mremap_relocate").exists():
-        with _injecting() as arm:
+    if relocate and RELOCATION.exists():
+        with failing_relocation() as arm:
             arm(_SIDE // 2)
             first = move(move(first, scene.to, flags), first.address, flags)  # an undo
     assert_found(first, middle, last)

@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 
-from guest_tests.mm import kpage, pagemap, system, vmstat
+from guest_tests.mm import kpage, maps, pagemap, system, vmstat
 from guest_tests.mm.mapping import PAGE_SIZE, Mapping
 
 THP: Final = Path("/sys/kernel/mm/transparent_hugepage")
@@ -77,6 +77,11 @@ def huge_page(mapping: Mapping, at: int) -> Mapping:
     ctypes.memset(at, 0, 1)
     assert is_large(at), f"no huge page at {at:#x}: is memory too fragmented? {kpage.describe(pagemap.pfn(at))}"
     return mapping.part((at - mapping.address) // PAGE_SIZE, pmd_size() // PAGE_SIZE)
+
+
+def huge_kb(mapping: Mapping) -> int:
+    """How much of ``mapping`` is mapped by PMDs, in kB."""
+    return maps.kilobytes(mapping.address, mapping.end, "AnonHugePages")
 
 
 # --- smaller large folios ----------------------------------------------------------------------------------------

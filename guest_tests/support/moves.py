@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 
-from guest_tests.mm import syscalls
+from guest_tests.mm import syscalls, vmstat
 from guest_tests.mm.mapping import CarveOut, Mapping, move
 from guest_tests.mm.syscalls import MREMAP_MUST_RELOCATE_ANON, MREMAP_RELOCATE_ANON
 from guest_tests.support.checks import State, counted, fails, refused, same_accounts
@@ -35,6 +35,8 @@ def move_or_refused(
 ) -> Mapping | None:
     """Move ``source`` with any flags. Where the kernel does not know a flag, assert that it refuses with EINVAL.
 
+    If a kernel that knows the flags refuses the move, the error says which of its counters rose.
+
     :param relocate: the fixture of that name.
     :param to: the exact new address; None lets the kernel stay or choose.
     :param flags: further ``MREMAP_*`` flags, as for :func:`guest_tests.mm.mapping.move`.
@@ -42,7 +44,15 @@ def move_or_refused(
     :returns: the moved mapping, its data checked; None where the kernel refused, and nothing changed.
     """
     if relocate or not flags & _RELOCATES:
-        return move(source, to, flags, pages=pages).check()
+        before = vmstat.vmstat()
+        try:
+            moved = move(source, to, flags, pages=pages)
+        except OSError as error:
+            now = vmstat.vmstat()
+            rose = [name for name in now if name.startswith("mremap_") and now[name] > before[name]]
+            error.add_note(f"counters of relocation that rose meanwhile: {', '.join(rose) or 'none'}")
+            raise
+        return moved.check()
     what = f"mremap() with flags {flags | syscalls.MREMAP_MAYMOVE:#x} on a kernel that does not relocate"
     refused(area, errno.EINVAL, lambda: move(source, to, flags, pages=pages), what, source)
     return None
