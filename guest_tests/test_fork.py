@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,9 +18,11 @@ from guest_tests.mm.proctree import Child, ChildDied
 from guest_tests.mm.syscalls import PROT_READ, PROT_RW
 from guest_tests.mm.userfault import MODE_WP, Userfault
 from guest_tests.mm.vmstat import assert_freed, slab_objects
+from guest_tests.support.checks import counted
 from guest_tests.support.folios import huge_page, is_large, pmd_size, stamp, thp
 from guest_tests.support.found import assert_found, assert_found_at, require_migration
-from guest_tests.support.holds import Ring, Spliced, require_ring
+from guest_tests.support.holds import Ring, Spliced, require_ring, vmsplice
+from guest_tests.support.moves import move_or_refused, ways
 from guest_tests.support.swapping import assert_pages_out
 
 pytestmark = pytest.mark.shared_guest
@@ -158,6 +161,39 @@ def _give_away(mapping: Mapping) -> None:
 
 def _take_out() -> bytes:
     return _pipes[-1].read(PAGE_SIZE)
+
+
+@ways
+def test_a_page_that_a_child_gave_away_is_not_written_after_a_move(relocate: bool, area: CarveOut, flags: int) -> None:
+    """Row 90 (cow-suite): a child gives an inherited page to a pipe and ends. The parent moves the memory and writes to
+    the page.
+
+    ::
+
+        parent     fork ─────────────────────────── move ── write
+        child        └─ page into pipe, end                        read the pipe: as before
+
+    The page is mapped only in the parent then, but it is not the parent's alone, and a move does not change that.
+
+    Unpatched: after a plain move the pipe holds what the page held before.
+    Patched: the same with either flag; the memory is relocated, and every page is found.
+    """
+    source = area.map(0, _PAGES).fill()
+    reader, writer = os.pipe()
+    try:
+        with Child() as child:
+            child.call(vmsplice, writer, source.page(3))
+        with counted(relocate, relocated=1 if flags else 0):
+            result = move_or_refused(relocate, area, source, area.page(20), flags)
+        here = source if result is None else result
+        old = here.read(3)
+        here.write(3, b"written after the move")
+        same = os.read(reader, PAGE_SIZE) == old
+        assert same, "what the parent wrote to its page after the move came out of a pipe of its child"
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert_found(here.check())
 
 
 def test_a_pinned_page_stays_with_its_process(area: CarveOut) -> None:

@@ -30,6 +30,19 @@ class _Iovec(ctypes.Structure):
 # --- references --------------------------------------------------------------------------------------------------
 
 
+def vmsplice(pipe: int, address: int, length: int = PAGE_SIZE) -> None:
+    """Give the pages of ``length`` bytes of memory to a pipe, by reference (vmsplice(2)).
+
+    :param pipe: the descriptor of its end for writing. It must have room for all of them.
+    """
+    vector = _Iovec(address, length)
+    libc = ctypes.CDLL(None, use_errno=True)
+    got = libc.vmsplice(pipe, ctypes.byref(vector), ctypes.c_ulong(1), ctypes.c_uint(0))
+    if got != length:
+        code = ctypes.get_errno()
+        raise OSError(code, f"vmsplice() of {length} bytes at {address:#x} gave {got}: {os.strerror(code)}")
+
+
 class Spliced:
     """A pipe that holds a reference to each of some pages, by vmsplice(2). A context manager that drops them.
 
@@ -45,12 +58,7 @@ class Spliced:
         self._read, self._write = os.pipe()
         try:
             fcntl.fcntl(self._write, fcntl.F_SETPIPE_SZ, max(length // PAGE_SIZE, 1) * PAGE_SIZE)
-            vector = _Iovec(address, length)
-            libc = ctypes.CDLL(None, use_errno=True)
-            got = libc.vmsplice(self._write, ctypes.byref(vector), ctypes.c_ulong(1), ctypes.c_uint(0))
-            if got != length:
-                code = ctypes.get_errno()
-                raise OSError(code, f"vmsplice() of {length} bytes at {address:#x} gave {got}: {os.strerror(code)}")
+            vmsplice(self._write, address, length)
         except BaseException:
             self.close()
             raise
