@@ -173,7 +173,7 @@ def test_in_swap_cache(relocate: bool, area: CarveOut, source: Mapping, flags: i
     as soon as it is written otherwise.
 
     Unpatched: after a plain move the data is right, and a page with another frame was counted as a copy.
-    Patched: the same with either flag.
+    Patched: with either flag the data is right, no page was copied, and all were counted as relocated.
     """
     swap.require_swap(source.length >> 10)
     before = pagemap.pfns(source.address, source.pages)
@@ -188,10 +188,13 @@ def test_in_swap_cache(relocate: bool, area: CarveOut, source: Mapping, flags: i
             source.check()
             return
         events = vmstat.vmstat()
-        result = move(source, area.page(_TO), flags).check()
+        with counted(relocate, relocated_pages=source.pages if flags else 0):
+            result = move(source, area.page(_TO), flags)
+        result.check()
         copies = vmstat.delta(events, "ksm_swpin_copy") if "ksm_swpin_copy" in events else 0
         moved_frames = sum(old != new for old, new in zip(before, pagemap.pfns(result.address, 8), strict=True))
         assert moved_frames <= copies, f"{moved_frames} pages came back elsewhere, but ksm_swpin_copy rose by {copies}"
+        assert not (flags and moved_frames), f"{moved_frames} of {result.pages} relocated pages were copied when read"
     assert_found(result.touch())
 
 
