@@ -56,6 +56,39 @@ def _nothing(mapping: Mapping) -> Iterator[None]:
 
 
 @ways
+@pytest.mark.parametrize("obstacle", [_pinned_first_page, _with_a_child], ids=["pinned", "forked"])
+@pytest.mark.parametrize("follows", ["second", "first"])
+def test_a_merge_as_it_is_needs_no_relocation(
+    relocate: bool, area: CarveOut, flags: int, obstacle: _Obstacle, follows: str
+) -> None:
+    """Rows 47 (fork-parent) and 73 (pinned-4k): memory that cannot be relocated moves to where it merges as it is.
+
+    One half of a mapping moves plainly, and the other half follows it. Their page offsets still fit, so that nothing
+    has to be rewritten, and no pin and no relative by fork is in the way.
+
+    ::
+
+        page      0        5        10    20       25
+        before  | aaaaaa | bbbbbb |
+        plain            | bbbbbb |     | aaaaaa |             or bbbbbb at 25
+        then                            | aaaaaa   bbbbbb |    one mapping
+
+    Unpatched: a plain move merges them; EINVAL with a flag, and nothing changes.
+    Patched: the two merge with either flag, and no relocation is counted.
+    """
+    whole = area.map(0, 2 * _PAGES).fill()
+    leader, follower = (0, _PAGES) if follows == "second" else (_PAGES, 0)
+    first = move(whole.part(leader, _PAGES), area.page(_TO + leader))
+    second = whole.part(follower, _PAGES)
+    with obstacle(second), counted(relocate, relocated=0, refused_pinned=0, refused_forked=0):
+        result = move_or_refused(relocate, area, second, area.page(_TO + follower), flags)
+        if result is not None:
+            expect_layout(area, [(_TO, 2 * _PAGES)], "the halves of a mapping that follow each other")
+    assert_found(first)
+    assert_found(second if result is None else result)
+
+
+@ways
 @pytest.mark.parametrize("obstacle", [_nothing, _pinned_first_page, _with_a_child], ids=["nothing", "pinned", "forked"])
 def test_the_way_home_needs_no_relocation(relocate: bool, area: CarveOut, flags: int, obstacle: _Obstacle) -> None:
     """Rows 47 (fork-parent) and 73 (pinned-4k): a mapping was moved away plainly, and moves back to its empty old place

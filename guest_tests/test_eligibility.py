@@ -11,8 +11,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,7 +33,6 @@ from guest_tests.mm.syscalls import (
 from guest_tests.mm.userfault import EVENT_REMAP, FEATURE_EVENT_REMAP, Event, Userfault
 from guest_tests.support.checks import counted, expect_layout, fails
 from guest_tests.support.found import assert_found, assert_found_at
-from guest_tests.support.holds import pinned
 from guest_tests.support.moves import lenient_ways, move_or_refused, refused_move, unknown_flags, ways
 
 pytestmark = pytest.mark.shared_guest
@@ -48,20 +47,6 @@ _TO = 20
 def source(area: CarveOut) -> Mapping:
     """Five faulted pages at the beginning of the carve-out."""
     return area.map(0, _PAGES).fill()
-
-
-@contextmanager
-def pinned_first_page(mapping: Mapping) -> Iterator[None]:
-    """Pin the first page while the block runs."""
-    with pinned(mapping.address):
-        yield
-
-
-@contextmanager
-def with_a_child(mapping: Mapping) -> Iterator[None]:
-    """Have a child that inherits the mapping while the block runs."""
-    with Child():
-        yield
 
 
 def _must_not_relocate(relocate: bool, area: CarveOut, mapping: Mapping) -> None:
@@ -106,37 +91,6 @@ def test_a_child(relocate: bool, area: CarveOut, source: Mapping) -> None:
     with Child() as child:
         child.call(_must_not_relocate, relocate, area, source)
         source.check()
-
-
-@ways
-@pytest.mark.parametrize("obstacle", [pinned_first_page, with_a_child], ids=["pinned", "forked"])
-def test_a_merge_as_it_is_needs_no_relocation(
-    relocate: bool, area: CarveOut, flags: int, obstacle: Callable[[Mapping], AbstractContextManager[object]]
-) -> None:
-    """Rows 47 (fork-parent) and 73 (pinned-4k): memory that cannot be relocated moves to where it merges as it is.
-
-    The first half of a mapping moves plainly, and the second half follows it. Their page offsets still fit, so that
-    nothing has to be rewritten, and no pin and no relative by fork is in the way.
-
-    ::
-
-        page      0        5              20       25
-        before  | aaaaaa | bbbbbb |
-        plain            | bbbbbb |     | aaaaaa |
-        then                            | aaaaaa   bbbbbb |    one mapping
-
-    Unpatched: a plain move merges them; EINVAL with a flag, and nothing changes.
-    Patched: the two merge with either flag, and no relocation is counted.
-    """
-    whole = area.map(0, 2 * _PAGES).fill()
-    first = move(whole.part(0, _PAGES), area.page(_TO))
-    second = whole.part(_PAGES, _PAGES)
-    with obstacle(second), counted(relocate, relocated=0, refused_pinned=0, refused_forked=0):
-        result = move_or_refused(relocate, area, second, area.page(_TO + _PAGES), flags)
-        if result is not None:
-            expect_layout(area, [(_TO, 2 * _PAGES)], "the halves of a mapping that follow each other")
-    assert_found(first)
-    assert_found(second if result is None else result)
 
 
 @lenient_ways
