@@ -18,6 +18,7 @@ from guest_tests.mm.proctree import Child
 from guest_tests.mm.syscalls import MADV_GUARD_INSTALL, PROT_READ, PROT_RW
 from guest_tests.support.checks import expect_layout
 from guest_tests.support.found import assert_found
+from guest_tests.support.moves import move_or_refused, ways
 
 pytestmark = pytest.mark.shared_guest
 
@@ -207,3 +208,32 @@ def test_guard_pages_of_a_file_are_forked(area: CarveOut, file: int) -> None:
 
 def _readable(mapping: Mapping) -> list[bool]:
     return [touch(address) for address in mapping.page_addresses]
+
+
+@ways
+@pytest.mark.parametrize(("source_at", "other_at"), [(10, 0), (0, 10)], ids=["other-before", "source-before"])
+def test_a_move_into_the_gap_beside_its_own_source(
+    relocate: bool, area: CarveOut, flags: int, source_at: int, other_at: int
+) -> None:
+    """Rows 28 (after-faulted) and 29 (before-faulted): faulted memory moves into the gap between its own place and
+    other faulted memory.
+
+    Its source is a neighbour at the new place while it moves, but is gone afterwards. So the moved memory has to take
+    the anon_vma of the other one.
+
+    ::
+
+        page   0         5         10        15
+               |ooooooooo|         |sssssssss|
+               |ooooooooo|sssssssss|              plain: two; relocated: one
+
+    Unpatched: two mappings after a plain move; EINVAL with a flag, and nothing changes.
+    Patched: one mapping with either flag; every page is found.
+    """
+    source, other = area.map(source_at, 5).fill(), area.map(other_at, 5).fill(seed=1)
+    result = move_or_refused(relocate, area, source, area.page(5), flags)
+    if result is not None:
+        low = min(other_at, 5)
+        two = [(low, 5), (low + 5, 5)]
+        expect_layout(area, [(low, 10)] if flags else two, "a move into the gap between its source and other memory")
+    assert_found(source if result is None else result, other)
