@@ -10,17 +10,21 @@ same file.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from guest_tests.mm import maps, pagemap, syscalls, system, userfault
-from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out
+from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Content, Mapping, carve_out
 from guest_tests.mm.proctree import Child
 from guest_tests.mm.syscalls import MREMAP_FIXED, MREMAP_MAYMOVE, MREMAP_MUST_RELOCATE_ANON, PROT_READ, PROT_RW
 from guest_tests.mm.userfault import Userfault
-from guest_tests.support.checks import State, expect_layout, fails, refused
+from guest_tests.support.checks import State, counted, expect_layout, fails, refused
 from guest_tests.support.found import assert_found
+from guest_tests.support.holds import pinned
+from guest_tests.support.moves import lenient_ways
 
 pytestmark = pytest.mark.shared_guest
 
@@ -383,3 +387,59 @@ def test_several_mappings_are_relocated(relocate: bool, area: CarveOut, target: 
     fresh = target.map(3, 3)
     expect_layout(target, [(0, 6), (6, 3)], "new memory joins relocated memory of equal protection")
     assert_found(*moved, fresh.fill(seed=9))
+
+
+@lenient_ways
+@pytest.mark.parametrize("second", ["pinned", "file"])
+def test_each_mapping_is_relocated_or_not(
+    relocate: bool, area: CarveOut, target: CarveOut, flags: int, second: str
+) -> None:
+    """Row 142 (multi-gap): one call moves a mapping that can be relocated and one that cannot, plainly and with flag 8
+    (6.17). The second one has a pinned page, or is a private mapping of a file that was not touched.
+
+    ::
+
+        page     0     3     6     9
+                 |fffff|     |sPsss|         source
+                 |fffff|     |sPsss|         destination: the first is relocated, the second moves plainly
+
+    Unpatched: a plain move; EINVAL with the flag, and nothing changes.
+    Patched: the first mapping is relocated. The second moves plainly without a try, and a file shows the same part of
+    it; every page is found.
+    """
+    system.require_kernel(6, 17, "several mappings in one call")
+    with ExitStack() as stack:
+        area.hole(0, 20)
+        first = area.map(0, 3).fill()
+        if second == "pinned":
+            other = area.map(6, 3).fill(seed=1)
+            stack.enter_context(pinned(other.page(1)))
+            refusals = {"refused_pinned": 1}
+        else:
+            other = area.map_file(6, 3, _file(stack, 8), offset=2 * PAGE_SIZE)
+            other.contents = [_content(number) for number in (2, 3, 4)]
+            refusals = {"refused_vma": 1}
+        offset = maps.vma_at(other.address).offset
+        if flags and not relocate:
+            what = "a move of two mappings with flag 8"
+            refused(area, errno.EINVAL, lambda: _move(area, 9, target, flag=flags), what, first, other)
+            return
+        with counted(relocate, **({"relocated": 1, "undone": 0, **refusals} if flags else {"relocated": 0})):
+            _move(area, 9, target, flag=flags)
+        moved, other = _at(target, area, first).check(), _at(target, area, other)
+        now = maps.vma_at(other.address).offset
+        assert now == offset, f"a mapping of the file from {offset:#x} maps it from {now:#x} after the move"
+        other.check()
+    assert_found(moved, other.fill(seed=2))
+
+
+def _content(number: int) -> Content:
+    return Content(repeated=b"page %d of the file " % number)
+
+
+def _file(stack: ExitStack, pages: int) -> int:
+    """A file in memory, each page of which holds its number."""
+    fd = syscalls.memfd_create("numbered")
+    stack.callback(os.close, fd)
+    os.pwrite(fd, b"".join(_content(number).data for number in range(pages)), 0)
+    return fd
