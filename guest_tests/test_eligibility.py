@@ -299,29 +299,43 @@ def _private_file(area: CarveOut) -> Iterator[Mapping]:
         os.close(fd)
 
 
-_OTHER_KINDS = {"shared-anon": _shared, "private-file": _private_file}
+@contextmanager
+def _zero_device(area: CarveOut) -> Iterator[Mapping]:
+    fd = os.open("/dev/zero", os.O_RDWR)
+    try:
+        yield area.map_file(0, _PAGES, fd, offset=3 * PAGE_SIZE).fill()
+    finally:
+        os.close(fd)
+
+
+_OTHER_KINDS = {"shared-anon": _shared, "private-file": _private_file, "zero-device": _zero_device}
 
 
 @lenient_ways
 @pytest.mark.parametrize("kind", _OTHER_KINDS)
 def test_other_kinds_move_plainly(relocate: bool, area: CarveOut, kind: str, flags: int) -> None:
-    """Rows 56 (shared-anon) and 57 (private-file): shared anonymous memory and a private file mapping move plainly and
-    with flag 8.
+    """Rows 56 (shared-anon) and 57 (private-file): shared anonymous memory, a private file mapping and a private
+    mapping of /dev/zero move plainly and with flag 8.
 
-    Unpatched: a plain move, and every page is found.
+    The last one has anonymous pages only, but it has a file as well.
+
+    Unpatched: a plain move keeps the offset in the file, and every page is found.
     Patched: the same with flag 8.
     """
     with _OTHER_KINDS[kind](area) as source:
+        offset = maps.vma_at(source.address).offset
         with counted(relocate, refused_vma=1 if flags else 0, relocated=0):
             result = move_or_refused(relocate, area, source, area.page(_TO), flags)
         if result is not None:
+            now = maps.vma_at(result.address).offset
+            assert now == offset, f"the mapping began at {offset:#x} in its file, and at {now:#x} after the move"
             assert_found(result, pageout=False)
 
 
 @pytest.mark.parametrize("kind", _OTHER_KINDS)
 def test_other_kinds_are_refused(relocate: bool, area: CarveOut, kind: str) -> None:
-    """Rows 56 (shared-anon) and 57 (private-file): shared anonymous memory and a private file mapping move with flag
-    16.
+    """Rows 56 (shared-anon) and 57 (private-file): shared anonymous memory, a private file mapping and a private
+    mapping of /dev/zero move with flag 16.
 
     Unpatched: EINVAL, and nothing changes.
     Patched: EFAULT, and nothing changes.

@@ -295,15 +295,19 @@ def test_folios_across(relocate: bool, flags: int, first: int) -> None:
 
 
 @ways
-def test_a_swapped_part(relocate: bool, flags: int) -> None:
-    """Rows 70 (swapped) and 80 (mthp-inside): large folios move, one page of which was unmapped (MADV_DONTNEED).
+@pytest.mark.parametrize("dropped", ["first", "middle", "last"])
+def test_a_dropped_part(relocate: bool, flags: int, dropped: str) -> None:
+    """Row 80 (mthp-inside): large folios move, one page of which was unmapped (MADV_DONTNEED).
+
+    The index of a folio is that of its first page, also where this page is not mapped.
 
     Unpatched: after a plain move every page is found.
     Patched: the same with either flag.
     """
     with _folios(2) as (area, source, pages):
-        source.part(2, 1).madvise(MADV_DONTNEED)
-        source.contents[2] = ZERO
+        index = {"first": 0, "middle": 2, "last": pages - 1}[dropped]
+        source.part(index).madvise(MADV_DONTNEED)
+        source.contents[index] = ZERO
         result = move_or_refused(relocate, area, source, area.page(4 * pages), flags)
         if result is not None:
             assert_found(result)
