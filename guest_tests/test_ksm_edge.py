@@ -6,9 +6,6 @@ Pictures as in :mod:`guest_tests.test_ksm_rmap`; ``s`` is a swap entry.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 
 from guest_tests.mm import kpage, maps, memcg, numa, pagemap, sigbus, swap, syscalls, system
@@ -26,14 +23,13 @@ from guest_tests.support.found import (
     places_of,
     usable,
 )
-from guest_tests.support.holds import Spliced
 from guest_tests.support.ksm_scenes import (
     SAME,
     Pair,
     assert_merged,
     assert_unmerged,
-    equal_pair,
     hugh,
+    in_swap_cache,
     pair_in_two_children,
 )
 from guest_tests.support.moves import move_or_refused, refused_move, ways
@@ -169,27 +165,6 @@ def test_a_page_that_was_merged_is_not_old(area: CarveOut, ksm: Ksm) -> None:
 # --- swap --------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _in_swap_cache(area: CarveOut, ksm: Ksm) -> Iterator[Pair]:
-    """A merged pair that is swapped out, but whose page stays in the swap cache until the block ends.
-
-    Reclaim writes pages to a slow device in the background, and until that is done they stay in the swap cache. The
-    guest's swap device writes at once, so a pipe keeps the page there.
-
-    Read the page that stayed last: the last read frees the swap slot, unless it copies the page (do_swap_page()). A
-    kernel without the findings below copies the other page.
-    """
-    memcg.require_memcg()
-    swap.require_swap()
-    pair = equal_pair(area)
-    ksm.scan()
-    frame = assert_merged(pair.places)
-    with Spliced(pair.stayed.address):
-        reclaim_group(pair.places)
-        assert kpage.Flag.SWAPCACHE in kpage.flags(frame), f"not in the swap cache: {kpage.describe(frame)}"
-        yield pair
-
-
 def test_pages_that_return_from_swap_are_found(area: CarveOut, ksm: Ksm) -> None:
     """Row 112 (hugh-reclaim): a merged and moved pair is swapped out and read back, first here and then there.
 
@@ -208,7 +183,7 @@ def test_pages_that_return_from_swap_are_found(area: CarveOut, ksm: Ksm) -> None
 
 def _moved_in_swap_cache(area: CarveOut, ksm: Ksm) -> Pair:
     """A merged pair, of which one swap entry was moved while the page was in the swap cache; both are read back."""
-    with _in_swap_cache(area, ksm) as pair:
+    with in_swap_cache(area, ksm) as pair:
         pair = Pair(pair.stayed, move(pair.moved, area.page(10)))
         read_back(pair.moved, pair.stayed)
     return pair
@@ -289,7 +264,7 @@ def test_a_page_scanned_while_in_the_swap_cache_is_found(probe: Probe, area: Car
 
     Every kernel: each walk finds both places. This fails: finding ksm-swapcache-scanned.
     """
-    with _in_swap_cache(area, ksm) as pair:
+    with in_swap_cache(area, ksm) as pair:
         ksm.scan()
         read_back(pair.moved, pair.stayed)
     pair.check()
@@ -301,7 +276,7 @@ def test_a_page_scanned_while_in_the_swap_cache_is_found(probe: Probe, area: Car
 
 def _called_off_in_swap_cache(area: CarveOut, ksm: Ksm) -> Pair:
     """A merged pair; one page was made unmergeable while the page was in the swap cache; both are read back."""
-    with _in_swap_cache(area, ksm) as pair:
+    with in_swap_cache(area, ksm) as pair:
         pair.moved.madvise(syscalls.MADV_UNMERGEABLE)
         read_back(pair.moved, pair.stayed)
     return pair

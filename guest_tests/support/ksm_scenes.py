@@ -12,12 +12,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from guest_tests.mm import ksm, pagemap, syscalls
+from guest_tests.mm import kpage, ksm, memcg, pagemap, swap, syscalls
 from guest_tests.mm.ksm import Ksm
 from guest_tests.mm.mapping import CarveOut, Mapping, move
 from guest_tests.mm.probes import Place
 from guest_tests.mm.proctree import Child
 from guest_tests.support.found import places_of
+from guest_tests.support.holds import Spliced
+from guest_tests.support.swapping import reclaim_group
 
 #: the byte that fills the pages that KSM is to merge
 SAME = 0x77
@@ -107,6 +109,27 @@ def pair_in_two_children(area: CarveOut) -> Iterator[tuple[Pair, Child, Child]]:
         first.call(pair.moved.unmap)
         second.call(pair.stayed.unmap)
         yield pair, first, second
+
+
+@contextmanager
+def in_swap_cache(area: CarveOut, controlled: Ksm) -> Iterator[Pair]:
+    """A merged pair that is swapped out, but whose page stays in the swap cache until the block ends.
+
+    Reclaim writes pages to a slow device in the background, and until that is done they stay in the swap cache. The
+    guest's swap device writes at once, so a pipe keeps the page there.
+
+    Read the page that stayed last: the last read frees the swap slot, unless it copies the page (do_swap_page()). A
+    kernel without the findings of :mod:`guest_tests.test_ksm_edge` copies the other page.
+    """
+    memcg.require_memcg()
+    swap.require_swap()
+    pair = equal_pair(area)
+    controlled.scan()
+    frame = assert_merged(pair.places)
+    with Spliced(pair.stayed.address):
+        reclaim_group(pair.places)
+        assert kpage.Flag.SWAPCACHE in kpage.flags(frame), f"not in the swap cache: {kpage.describe(frame)}"
+        yield pair
 
 
 # --- what is asserted --------------------------------------------------------------------------------------------
