@@ -8,15 +8,18 @@ import errno
 
 import pytest
 
-from guest_tests.mm import pagemap
+from guest_tests.mm import kpage, pagemap
 from guest_tests.mm.mapping import CarveOut, carve_out, move
 from guest_tests.mm.proctree import Child
 from guest_tests.mm.syscalls import PROT_READ
+from guest_tests.mm.waiting import wait_until
 from guest_tests.support.checks import expect_layout, fails, layout, refused
 from guest_tests.support.evidence import Evidence, describe
 from guest_tests.support.found import assert_found
 from guest_tests.support.holds import Spliced
 from guest_tests.support.observer import Observed
+from guest_tests.support.stalled import stalled_swaps
+from guest_tests.support.swapping import assert_pages_out
 
 pytestmark = pytest.mark.shared_guest
 
@@ -128,3 +131,14 @@ def test_evidence_is_bounded(area: CarveOut) -> None:
     lines = describe([area] * 6).splitlines()
     assert lines[-1].endswith("more lines")
     assert len(lines) < 150
+
+
+def test_a_stalled_swap_device_keeps_pages_under_writeback(area: CarveOut) -> None:
+    source = area.map(0, 1).fill()
+    with stalled_swaps(4) as (go_on,):
+        assert_pages_out(source)
+        frame = pagemap.pfn(source.touch_read().address)
+        assert kpage.Flag.WRITEBACK in kpage.flags(frame), f"not under writeback: {kpage.describe(frame)}"
+        go_on()
+        wait_until(lambda: kpage.Flag.WRITEBACK not in kpage.flags(frame), "the end of writeback")
+    source.check()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What a relocation must leave behind, keep and wait for: rows 71, 93, 97 and 133.
+"""What a relocation must leave behind, keep and wait for: rows 71, 72, 93, 97 and 133.
 
 Each test is about one promise in which a relocation differs from a plain move: a refusal half way leaves nothing at the
 destination and nothing in the accounting, the copied mapping keeps its advice, a page of KSM is refused while only the
@@ -9,21 +9,26 @@ swap cache has it, and a page that somebody else has locked is waited for.
 from __future__ import annotations
 
 import errno
+import time
 from functools import partial
 from typing import Final
 
 import pytest
 
-from guest_tests.mm import maps, syscalls, system
+from guest_tests.mm import kpage, maps, numa, pagemap, syscalls, system
 from guest_tests.mm.ksm import Ksm
-from guest_tests.mm.mapping import CarveOut, move
+from guest_tests.mm.mapping import CarveOut, Mapping, move
+from guest_tests.mm.probes import offline
+from guest_tests.mm.proctree import Child, state_of
 from guest_tests.mm.syscalls import MREMAP_DONTUNMAP, MREMAP_MUST_RELOCATE_ANON, MREMAP_RELOCATE_ANON
+from guest_tests.mm.waiting import patience, wait_until
 from guest_tests.support.checks import State, counted, expect_layout, fails
 from guest_tests.support.failing import failing_relocation
-from guest_tests.support.found import assert_found
+from guest_tests.support.found import assert_found, require_migration
 from guest_tests.support.ksm_scenes import in_swap_cache
 from guest_tests.support.moves import move_or_refused, refused_move, ways
-from guest_tests.support.swapping import read_back
+from guest_tests.support.stalled import stalled_swaps
+from guest_tests.support.swapping import assert_pages_out, read_back
 
 # --- refused half way --------------------------------------------------------------------------------------------
 
@@ -138,3 +143,66 @@ def test_a_merged_page_in_the_swap_cache_is_refused(relocate: bool, area: CarveO
         read_back(pair.moved, pair.stayed)
     there.check()
     assert_found(pair.stayed, pair.moved, pageout=False)
+
+
+# --- locked by somebody else -------------------------------------------------------------------------------------
+
+
+def test_a_locked_page_is_waited_for(relocate: bool, area: CarveOut) -> None:
+    """Row 72 (migration-race): two pages move with flag 16. Somebody locks the second before the move, and somebody
+    else locks the first when the move has looked at it and waits for the second.
+
+    Both pages are under writeback, and whoever migrates or offlines them waits for its end with the page locked.
+
+    ::
+
+        page 0      under writeback ............. locked by soft offline ........... written, offlined
+        page 1      under writeback, locked by migration .......... written, migrated
+        the move                                 waits for page 1   waits for page 0   done
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: the move waits for the first page, too, so that both are found at the new place.
+    """
+    if not relocate:
+        refused_move(relocate, area, source := area.map(0, 2).fill(), area.page(20))
+        assert_found(source)
+        return
+    require_migration()
+    if (reason := offline.missing("soft") or offline.over_budget()) is not None:
+        pytest.skip(reason)
+    with (
+        Child() as mover,
+        Child() as migrater,
+        Child() as offliner,
+        # The first device is full with the first page, so that the second page goes to the second one.
+        stalled_swaps(1, 64) as (first_is_written, second_is_written),
+    ):
+        source = mover.call(_under_writeback, area)
+        first, second = (pagemap.pfn(address, mover.pid) for address in source.page_addresses)
+        (here,) = numa.nodes_of([source.page(1)], mover.pid)
+        there = next(node for node in numa.nodes() if node != here)
+        migrater.start(numa.move_pages, mover.pid, [source.page(1)], [there], numa.MPOL_MF_MOVE_ALL)
+        wait_until(lambda: kpage.Flag.LOCKED in kpage.flags(second), "migration to lock the second page")
+        mover.start(move, source, area.page(20), MREMAP_MUST_RELOCATE_ANON)
+        wait_until(lambda: state_of(mover.pid) == "D", "the move to wait for the second page")
+        offliner.start(offline.offline, "soft", first)
+        wait_until(lambda: kpage.Flag.LOCKED in kpage.flags(first), "soft offline to lock the first page")
+        second_is_written()
+        migrater.result()
+        time.sleep(patience(0.02))  # a move that does not wait for the first page is over then
+        first_is_written()
+        offliner.result()
+        moved = mover.result()
+        mover.call(assert_found, moved)
+        offline.restore(first)
+
+
+def _under_writeback(area: CarveOut) -> Mapping:
+    """Two pages that are being written to two swap devices, and are mapped again meanwhile."""
+    source = area.map(0, 2).fill()
+    for page in (source.part(0), source.part(1)):
+        assert_pages_out(page)
+        page.check()
+    state = [kpage.flags_at(address) for address in source.page_addresses]
+    assert all(kpage.Flag.WRITEBACK in flags for flags in state), f"not under writeback: {state}"
+    return source

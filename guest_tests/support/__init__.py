@@ -8,6 +8,7 @@ module             holds
 ``moves``          moves with each flag, and what a kernel without the flags must do instead
 ``found``          assertions that the kernel's reverse walk finds pages; which probes can run here
 ``swapping``       bring memory into swap and back
+``stalled``        swap devices whose writes do not end before the test lets them
 ``holds``          references and pins that a test takes on pages
 ``folios``         large folios, huge pages, and the settings that produce them
 ``races``          threads that repeat a step
