@@ -10,6 +10,7 @@ import pytest
 
 from harness import arch
 from harness.arch import ARCHITECTURES, ARM64, RISCV64, X86_64, Architecture
+from harness.debian import deb
 from harness.debian.apt import Archive
 from harness.debian.apt_root import Package
 from harness.debian.suites import ALIASES, suites
@@ -295,6 +296,15 @@ def test_a_package_that_ends_early_is_refused_and_not_cached(tmp_path: Path) -> 
     with pytest.raises(SpecError, match="is not a whole Debian package"):
         resolve(str(path), tmp_path)
     assert list((tmp_path / "cache/kernels").iterdir()) == []
+
+
+def test_a_package_is_unpacked_whole_or_refused(tmp_path: Path) -> None:
+    path = build_deb(tmp_path, "libhello-dev", {"usr/include/hello.h": b"hello" * 500})
+    deb.unpack(path, tmp_path / "sysroot")
+    assert (tmp_path / "sysroot/usr/include/hello.h").read_bytes() == b"hello" * 500
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(SpecError, match="is not a whole Debian package"):
+        deb.unpack(path, tmp_path / "other")
 
 
 def test_a_file_that_only_calls_itself_a_package_is_refused(tmp_path: Path) -> None:

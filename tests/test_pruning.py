@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from harness.commands import cli
-from harness.commands.cache import age, ago, size, table
+from harness.commands.cache import age, table
+from harness.commands.numbers import ago, size
 from harness.guests.template import RECORD
 from harness.guests.template_store import TemplateStore
 from harness.host import pruning

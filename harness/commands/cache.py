@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from itertools import groupby
 
+from harness.commands.numbers import ago, size
 from harness.host.pruning import Kept
 
 #: What ``--prune`` without a time means.
@@ -115,20 +116,3 @@ def table(found: Sequence[Kept], now: float) -> list[str]:
         number = str(len(of_kind)) if of_kind[0].remove else ""
         lines.append(f"{kind:10}  {number:>6}  {size(sum(each.size for each in of_kind)):>9}  {used}{what}")
     return [*lines, f"{'all':10}  {'':6}  {size(sum(each.size for each in found)):>9}"]
-
-
-def size(number: float) -> str:
-    """A number of bytes as a person reads it."""
-    for unit in ("kB", "MB"):
-        number /= 1000
-        if number < 1000:
-            return f"{number:.0f} {unit}"
-    return f"{number / 1000:.1f} GB"
-
-
-def ago(seconds: float) -> str:
-    """A time that has passed, as a person says it."""
-    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if (count := int(seconds // length)) > 0:
-            return f"{count} {unit}{'s' if count > 1 else ''} ago"
-    return "now"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from harness import options
-from harness.commands.cache import ago, size
+from harness.commands.numbers import ago, size
 from harness.host.terminal import ProgressLine
 
 if TYPE_CHECKING:  # the other commands of harness need none of it

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Reads Debian binary packages as streams. Nothing of a package is executed or written to disk."""
+"""Reads Debian binary packages, as streams where that will do. Nothing of a package is executed."""
 
 from __future__ import annotations
 
@@ -63,6 +63,18 @@ def members(deb: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
         _, stderr = process.communicate()
     if process.returncode:
         raise SpecError(f"{deb} is not a whole Debian package: {_reason(stderr)}")
+
+
+def unpack(deb: Path, target: Path) -> None:
+    """Write the files of a package into a directory. It is made if it does not exist.
+
+    :raises SpecError: if the file is not a Debian package, or ends early.
+    :raises HostError: if ``dpkg-deb`` is not installed.
+    """
+    command = [_dpkg_deb(), "--extract", str(deb), str(target)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode:
+        raise SpecError(f"{deb} is not a whole Debian package: {_reason(done.stderr)}")
 
 
 def _dpkg_deb() -> str:

@@ -8,14 +8,12 @@ the same programs come out on every host.
 from __future__ import annotations
 
 import hashlib
-import subprocess
 from pathlib import Path
 
 from harness.arch import Architecture
+from harness.debian import deb
 from harness.debian.apt import Archive
-from harness.errors import FetchError
 from harness.host.cache import Cache
-from harness.host.process import find_program
 
 #: static libraries and headers: of C, and what programs of selftests/mm are linked with
 _PACKAGES = ("libc6-dev", "linux-libc-dev", "libcap-dev", "libnuma-dev", "liburing-dev")
@@ -39,17 +37,15 @@ def sysroot(arch: Architecture, cache: Cache, archive: Archive) -> Path:
     """The directory with headers and libraries for an architecture; its name changes with its contents.
 
     :raises FetchError: if the packages cannot be had.
+    :raises SpecError: if one of them is damaged.
     :raises HostError: if this host has no apt or dpkg, or no Debian mirror.
     """
     debs = archive.install_set(_PACKAGES, arch, without=_WITHOUT)
     key = hashlib.sha256(" ".join(cache.digest(path) for path in debs).encode()).hexdigest()[:24]
 
     def unpack(target: Path) -> None:
-        program = find_program("dpkg-deb", "dpkg")
         for path in debs:
-            done = subprocess.run([program, "-x", path, target], capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise FetchError(f"{path.name} cannot be unpacked: {done.stderr.strip()}")
+            deb.unpack(path, target)
 
     return cache.tree("sysroots", f"{arch}={key}", unpack)
 
