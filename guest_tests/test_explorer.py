@@ -7,6 +7,7 @@ Programs of the explorer are written out here. ``A`` and ``B`` are slots.
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 
 from guest_tests.explorer.arena import PAGE, address
 from guest_tests.explorer.executor import Executor, Outcome
-from guest_tests.mm import numa, system
+from guest_tests.explorer.rivals import Rival
+from guest_tests.mm import numa, pagemap, system
 from guest_tests.mm.ksm import Ksm
 from guest_tests.support import folios
 from harness.programs import effects, language, memory
@@ -262,3 +264,39 @@ def test_memory_with_huge_page_advice_has_large_folios(executor: Executor) -> No
         outcome = _run(executor, (_MAP, Operation(Kind.HUGEPAGE), _WRITE, _MOVE))
     assert outcome.failure is None
     assert large == [True]
+
+
+# --- races -------------------------------------------------------------------------------------------------------
+
+
+def test_a_rival_walks_while_programs_run_and_rests_otherwise(executor: Executor, ksm: Ksm) -> None:
+    """No row: another process migrates, reclaims and merges the memory of an innocent program, which runs many times.
+
+    Every kernel: the program passes each time, the other process takes steps meanwhile, and none afterwards.
+    """
+    operations = (_MAP, Operation(Kind.WRITE_SAME), Operation(Kind.MERGEABLE), _MOVE)
+    program = [tuple(each) for each in language.to_wire(operations)]
+    with Rival(seed=1) as rival:
+        assert rival.steps == 0
+        for _ in range(30):
+            failure = executor.run(program, thorough=True, layout=True, rival=rival).failure
+            assert failure is None, failure
+        taken = rival.steps
+        assert taken > 0, "it never came to a step"
+        time.sleep(0.1)
+        assert rival.steps == taken, "it goes on while it should rest"
+
+
+def test_a_page_that_is_left_in_a_migration_is_seen(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No row: after a race pagemap shows the entry of a migration for a page.
+
+    Every kernel: the check names the page, and does not read it, which would take for ever.
+    """
+    entries = executor.arena.entries()
+    entries[_AT + 1] = pagemap.SWAP | 30  # a swap entry of the type that 7.3 has for migrations of writable pages
+    monkeypatch.setattr(executor, "_entries", lambda machine: [entries, [], []])
+    monkeypatch.setattr(executor, "_check", lambda *_, **__: pytest.fail("it reads the page"))
+    with Rival(seed=1) as rival:
+        failure = executor.run([tuple(each) for each in language.to_wire(_PLAIN)], rival=rival).failure
+    assert failure is not None
+    assert (failure.oracle, failure.page) == ("walk", _AT + 1), failure

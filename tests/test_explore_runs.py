@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from harness.agent import protocol
 from harness.deadline import Deadline
 from harness.errors import GuestLost, LostCondition, ProtocolError
-from harness.explore import campaign
+from harness.explore import campaign, files
 from harness.explore.campaign import Campaign, Found, Progress
 from harness.explore.plan import Plan
 from harness.explore.runner import Batch, Failure, Runner
@@ -171,7 +172,7 @@ class FakeRunner:
     def run_plans(self, plans: Sequence[Plan]) -> Batch:
         return Batch(done=len(plans), untrue=list(range(len(plans))))
 
-    def run(self, programs: Sequence[Program], *, thorough: bool = False) -> Batch:
+    def run(self, programs: Sequence[Program], *, thorough: bool = False, rival: int | None = None) -> Batch:
         for number, each in enumerate(programs):
             oracle = self._wrong(each)
             if oracle and (not oracle.startswith("once") or not thorough):
@@ -211,7 +212,7 @@ def test_the_program_that_made_the_kernel_complain_is_searched_in_halves() -> No
     class Complains(FakeRunner):
         """Notices at the end of a row that something was wrong."""
 
-        def run(self, programs: Sequence[Program], *, thorough: bool = False) -> Batch:
+        def run(self, programs: Sequence[Program], *, thorough: bool = False, rival: int | None = None) -> Batch:
             bad = any(self._wrong(each) for each in programs)
             failure = Failure("console", 0, -1, "WARNING") if bad else None
             return Batch(len(programs), failure, errors=[0] * len(programs[-1]))
@@ -228,6 +229,57 @@ def test_a_failure_that_does_not_come_again_is_counted_and_not_told() -> None:
     progress, found = _explore(lambda program: "once" if _grows(program) else "")
     assert not found
     assert progress.unconfirmed > 3
+
+
+class Racing(FakeRunner):
+    """A kernel that gets a program wrong in one of ten runs."""
+
+    def __init__(self) -> None:
+        super().__init__(_grows)
+        self.ran = 0
+        self.rivals: set[int | None] = set()
+
+    def run_plans(self, plans: Sequence[Plan]) -> Batch:
+        raise AssertionError("the rival does not race with plans")
+
+    def run(self, programs: Sequence[Program], *, thorough: bool = False, rival: int | None = None) -> Batch:
+        self.rivals.add(rival)
+        for number, each in enumerate(programs):
+            self.ran += 1
+            if self.ran % 10 == 0 and self._wrong(each):
+                return Batch(number + 1, Failure("walk", 0, 1, "wrong"), errors=[0] * len(each))
+        return Batch(len(programs))
+
+
+def test_a_race_is_confirmed_and_shrunk_by_running_programs_many_times() -> None:
+    runner, found = Racing(), list[Found]()
+    exploring = Campaign(cast(Runner, runner), 7, "7.3", "x86_64", lambda _: None, found.append, races=True)
+    exploring.run(Deadline.after(60), programs=100)
+    (only,) = found
+    assert [each.kind for each in only.program] == ["grow", "shrink"]
+    assert 1 <= only.runs <= 10
+    assert runner.rivals == {7}
+
+
+def test_programs_that_race_neither_scan_nor_unmerge_everything() -> None:
+    kinds: set[Kind] = set()
+
+    class Looking(FakeRunner):
+        def run(self, programs: Sequence[Program], *, thorough: bool = False, rival: int | None = None) -> Batch:
+            kinds.update(each.kind for program in programs for each in program)
+            return Batch(len(programs))
+
+    runner = cast(Runner, Looking(lambda _: ""))
+    Campaign(runner, 1, "7.3", "x86_64", lambda _: None, lambda _: None, races=True).run(Deadline.after(60), 500)
+    assert kinds == set(Kind) - {Kind.SCAN, Kind.UNMERGE_ALL}
+
+
+def test_of_a_race_only_the_program_is_saved(tmp_path: Path) -> None:
+    program: Program = (Operation(Kind.MAP, arg=3), Operation(Kind.GROW))
+    failure = Failure("walk", 0, 1, "page 1 does not move")
+    (saved,) = files.save(Found(program, failure, [0, 0], "7.3", runs=4), tmp_path, "seed 7")
+    assert saved.name == "race-walk-grow.json"
+    assert files.read(saved) == program
 
 
 @pytest.fixture

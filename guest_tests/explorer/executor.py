@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from guest_tests.explorer.actions import Actions
 from guest_tests.explorer.arena import Arena
 from guest_tests.explorer.children import Child, ChildDied, fork
 from guest_tests.explorer.oracles import Failure, Memory
+from guest_tests.explorer.rivals import Rival
 from guest_tests.explorer.walks import Walker
 from harness.programs import effects, memory, operands
 from harness.programs.language import KINDS, PROCESSES, Kind, Wire
@@ -27,6 +29,9 @@ _RELEASED: Final = Step(KINDS.index(Kind.RELEASE), 0, 0, 0, 0, 0, ())
 _REFUSALS: Final = frozenset(
     {errno.EINVAL, errno.EFAULT, errno.ENOMEM, errno.EAGAIN, errno.EBUSY, errno.EPERM, errno.ENOENT, errno.EOPNOTSUPP}
 )
+#: how often a page is looked at before it is said to be left in a migration, and seconds between two looks
+_TRIES: Final = 4
+_PAUSE: Final = 0.01
 #: pagemap's soft-dirty bit, which a refused call may set
 _SOFT_DIRTY: Final = 1 << 55
 
@@ -53,18 +58,34 @@ class Executor:
         self.counts: Counter[tuple[int, int]] = Counter()
 
     def run(
-        self, program: Sequence[Wire], *, thorough: bool = False, layout: bool = False, mappings: bool = False
+        self,
+        program: Sequence[Wire],
+        *,
+        thorough: bool = False,
+        layout: bool = False,
+        mappings: bool = False,
+        rival: Rival | None = None,
     ) -> Outcome:
         """Run one program on an empty arena.
 
         :param mappings: say which mappings there are at the end.
         :param thorough: check every byte, the accounts, and the frames around each refused operation.
         :param layout: check the layout.
+        :param rival: races with the operations, and rests during the checks. The frames around refused operations are
+            not compared then, nor what KSM has merged, because the rival changes both.
         """
         machine = Machine()
         outcome = Outcome()
         try:
-            outcome.failure = self._operations(machine, program, outcome.errors, thorough=thorough)
+            if rival is not None:
+                rival.race()
+            try:
+                outcome.failure = self._operations(
+                    machine, program, outcome.errors, thorough=thorough, alone=rival is None
+                )
+            finally:
+                if rival is not None:
+                    rival.rest()
             if outcome.failure is None:
                 self.actions.forget()
                 effects.apply(machine, _RELEASED)
@@ -74,7 +95,8 @@ class Executor:
                         for process, pages in enumerate(machine.processes)
                         if pages is not None
                     ]
-                outcome.failure = self._check(machine, thorough=thorough, layout=layout)
+                outcome.failure = self._settled(machine) if rival is not None else None
+                outcome.failure = outcome.failure or self._check(machine, thorough=thorough, layout=layout)
         except ChildDied as died:
             outcome.failure = Failure("bytes", 1, 0, str(died))
         finally:
@@ -111,7 +133,7 @@ class Executor:
     # --- operations --------------------------------------------------------------------------------------------------
 
     def _operations(
-        self, machine: Machine, program: Sequence[Wire], errors: list[int], *, thorough: bool
+        self, machine: Machine, program: Sequence[Wire], errors: list[int], *, thorough: bool, alone: bool
     ) -> Failure | None:
         table = self.actions.table
         for wire in program:
@@ -121,7 +143,8 @@ class Executor:
                 continue
             kind = step.kind
             tags = effects.new_tags(machine, step)
-            before = self.arena.entries(self._pid(step.process)) if thorough or kind in MOVES else None
+            compared = alone and (thorough or kind in MOVES)
+            before = self.arena.entries(self._pid(step.process)) if compared else None
             if kind == _FORK:
                 self._children[wire[-1]] = fork(self.arena, self.actions, [each for each in self._children if each])
                 error = 0
@@ -140,7 +163,7 @@ class Executor:
             errors.append(error)
             if not error:
                 effects.apply(machine, step, tags)
-                if kind == _SCAN:
+                if kind == _SCAN and alone:
                     failure = oracles.check_merged(machine, self._entries(machine), self.walker.zero)
                     if failure is not None:
                         return failure
@@ -206,6 +229,19 @@ class Executor:
             if failure is not None:
                 return failure
         return None
+
+    def _settled(self, machine: Machine) -> Failure | None:
+        """Look for what the rival's migrations have left behind, before anything is read."""
+        failure = None
+        for attempt in range(_TRIES):
+            time.sleep(_PAUSE * attempt)  # the kernel may compact memory by itself
+            entries = self._entries(machine)
+            there = [process for process, pages in enumerate(machine.processes) if pages is not None]
+            failures = [oracles.check_settled(machine, process, entries[process]) for process in there]
+            failure = next(filter(None, failures), None)
+            if failure is None:
+                break
+        return failure
 
     def _make_readable(self, machine: Machine) -> None:
         """Make what cannot be read readable, for the check of its bytes."""

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 from guest_tests.explorer.arena import BASE, LENGTH, PAGE, frame
 from guest_tests.mm import maps
+from guest_tests.mm.pagemap import SWAP
 from harness.programs.memory import (
     ARENA_PAGES,
     GUARD,
@@ -28,6 +29,11 @@ from harness.programs.memory import (
     Pages,
     runs,
 )
+
+#: The type of a swap entry in pagemap. Entries of migrations have types behind those of swap devices
+#: (include/linux/swapops.h), of which a guest has one or two.
+_SWAP_TYPE: Final = 0x1F
+_NO_DEVICE: Final = 16
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,25 @@ def _between_guards(pages: Pages, start: int, end: int) -> list[tuple[int, int]]
                 found.append((first, index))
             first = index + 1
     return found
+
+
+# --- migration entries -------------------------------------------------------------------------------------------
+
+
+def check_settled(machine: Machine, process: int, entries: Sequence[int]) -> Failure | None:
+    """Look for a page that a migration has not put back. Whoever reads it waits for ever.
+
+    :param entries: of pagemap, while nothing is migrated.
+    """
+    pages = machine.processes[process]
+    assert pages is not None
+    for start, end in runs(pages, MAPPED):
+        for page in range(start, end):
+            entry = entries[page]
+            if entry & SWAP and entry & _SWAP_TYPE >= _NO_DEVICE and not pages.attr[page] & GUARD:
+                text = f"page {page} is still an entry of a migration, and none is under way"
+                return Failure("walk", process, page, text)
+    return None
 
 
 # --- layout ------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """Runs programs for the host: a process of its own for each batch, so that a program can only harm its batch.
 
-The host sends ``{"programs": [...], "thorough": bool}``, or ``{"plans": [...]}`` for programs that it has worked out
-(:mod:`harness.explore.plan`). The answers are, in this order:
+The host sends ``{"programs": [...], "thorough": bool, "outcomes": bool, "rival": SEED or null}``, or
+``{"plans": [...]}`` for programs that it has worked out (:mod:`harness.explore.plan`). The answers are, in this order:
 
 - ``{"at": N}`` before the program with number N runs, so that a program that ends the guest is known; for plans, before
   each tenth, because it takes half as long as a plan
@@ -20,13 +20,14 @@ import gc
 import os
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from typing import Any, Final
 
 from guest_tests.explorer.children import ending
 from guest_tests.explorer.executor import Executor
 from guest_tests.explorer.kinds import kinds
+from guest_tests.explorer.rivals import Rival
 from guest_tests.mm import ksm, memcg
 from guest_tests.support.folios import advised_folios
 from harness.agent.session import Exchange
@@ -77,7 +78,8 @@ def _run_order(say: Callable[[dict[str, Any]], None], executor: Executor, order:
     if "plans" in order:
         return _run_plans(say, executor, order["plans"])
     wanted = {name: order[name] is True for name in ("thorough", "outcomes")}
-    return _run_programs(say, executor, order["programs"], **wanted)
+    with nullcontext() if order["rival"] is None else Rival(order["rival"]) as rival:
+        return _run_programs(say, executor, order["programs"], rival, **wanted)
 
 
 def _run_plans(say: Callable[[dict[str, Any]], None], executor: Executor, plans: list[Any]) -> dict[str, Any]:
@@ -91,7 +93,13 @@ def _run_plans(say: Callable[[dict[str, Any]], None], executor: Executor, plans:
 
 
 def _run_programs(
-    say: Callable[[dict[str, Any]], None], executor: Executor, programs: list[Any], *, thorough: bool, outcomes: bool
+    say: Callable[[dict[str, Any]], None],
+    executor: Executor,
+    programs: list[Any],
+    rival: Rival | None,
+    *,
+    thorough: bool,
+    outcomes: bool,
 ) -> dict[str, Any]:
     counts: Counter[tuple[int, int]] = Counter()
     errors: list[int] = []
@@ -99,7 +107,8 @@ def _run_programs(
     for number, data in enumerate(programs):
         program = language.from_wire(data)
         say({"at": number})
-        outcome = executor.run(program, thorough=thorough, layout=number % _LAYOUT_EVERY == 0, mappings=outcomes)
+        layout = number % _LAYOUT_EVERY == 0
+        outcome = executor.run(program, thorough=thorough, layout=layout, mappings=outcomes, rival=rival)
         if outcomes:
             say({"outcome": [outcome.errors, outcome.mappings]})
         errors = outcome.errors

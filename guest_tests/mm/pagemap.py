@@ -24,6 +24,8 @@ Pid = int | str
 FRAME = (1 << 55) - 1
 #: the bit that says that a page is present
 PRESENT = 1 << 63
+#: the bit that says that an entry is not present: of swap, a migration, poison or a guard region
+SWAP = 1 << 62
 _SWAP_TYPE_BITS = 5  # MAX_SWAPFILES_SHIFT
 
 

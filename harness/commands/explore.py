@@ -16,7 +16,7 @@ from harness.commands.numbers import minutes
 from harness.deadline import Deadline
 from harness.errors import UsageError
 from harness.explore import files
-from harness.explore.campaign import Campaign, Found, Progress
+from harness.explore.campaign import RACES, Campaign, Found, Progress
 from harness.explore.differences import Comparison, Difference
 from harness.explore.runner import Batch, Runner
 from harness.explore.story import story
@@ -29,6 +29,9 @@ from harness.machine import payload, provision
 from harness.markers import MARKERS
 from harness.options import MachineOptions
 from harness.programs.language import Kind, Program
+
+#: CPUs of a guest in which another process races with programs.
+_RACE_CPUS = 2
 
 #: The exit statuses, which are pytest's.
 _NOTHING, _FAILURES, _INTERRUPTED = 0, 1, 2
@@ -55,6 +58,12 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="where failures are saved (default: explored; with --replay, nowhere)",
     )
     parser.add_argument("--replay", type=Path, metavar="FILE", help="run one saved program, and say what it shows")
+    parser.add_argument(
+        "--races",
+        action="store_true",
+        help="have another process migrate, reclaim and merge the memory of each program while it runs; guests have "
+        "two CPUs",
+    )
     for option in shared.MACHINE:
         option.declare(parser.add_argument)
 
@@ -65,6 +74,10 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     program = files.read(chosen.replay) if chosen.replay else None
     if len(specs) > (1 if program is not None else 2):
         raise UsageError("one kernel can be explored, or two compared; --replay takes one")
+    if chosen.races:
+        if len(specs) > 1:
+            raise UsageError("--races explores one kernel: a race need not end in the same way on two")
+        chosen.guest_cpus = max(chosen.guest_cpus, _RACE_CPUS)
     save = chosen.save or (None if program is not None else Path("explored"))
     if save is not None:
         check_creatable(save)
@@ -78,7 +91,7 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
                 print(f"Left out, because this kernel lacks it: {', '.join(left_out)}")
         (kernel, _, runner), *others = opened
         if program is not None:
-            return _replay(runner, program, kernel, chosen.save)
+            return _replay(runner, program, kernel, chosen)
         return (
             _compare(runner, others[0][2], chosen, progress) if others else _explore(runner, kernel, chosen, progress)
         )
@@ -157,9 +170,12 @@ def _explore(runner: Runner, kernel: Kernel, chosen: argparse.Namespace, progres
         what = f"Known finding {one.known}" if one.known else "FAILURE"
         print(f"\n{what} after {one.after:.1f} s: {story(one.program, one.errors).counted(one.failure.text)}")
         print(_listing(one.program, one.errors))
+        if one.runs:
+            print(f"A race: it failed in run {one.runs} of up to {RACES}.")
         print(f"saved as {', '.join(map(str, saved))}", flush=True)
 
-    campaign = Campaign(runner, seed, safe_text.escape(kernel.release), str(kernel.arch), tell, found)
+    release = safe_text.escape(kernel.release)
+    campaign = Campaign(runner, seed, release, str(kernel.arch), tell, found, races=chosen.races)
     interrupted = False
     try:
         campaign.run(Deadline.after(chosen.minutes * 60))
@@ -188,18 +204,23 @@ def _summary(now: Progress) -> str:
     return "\n".join(lines)
 
 
-def _replay(runner: Runner, program: Program, kernel: Kernel, save: Path | None) -> int:
-    batch: Batch = runner.run([program], thorough=True)
+def _replay(runner: Runner, program: Program, kernel: Kernel, chosen: argparse.Namespace) -> int:
+    runs = RACES if chosen.races else 1
+    rival = (chosen.seed or 0) if chosen.races else None
+    batch: Batch = runner.run([program] * runs, thorough=True, rival=rival)
     print(_listing(program, batch.errors))
     if batch.failure is None:
-        print("It passes: the bytes, the walks, the layout and the accounts are as they should be.")
+        often = f" in each of {runs} runs" if chosen.races else ""
+        print(f"It passes{often}: the bytes, the walks, the layout and the accounts are as they should be.")
         return _NOTHING
-    print(f"FAILURE ({batch.failure.oracle}): {story(program, batch.errors).counted(batch.failure.text)}")
+    often = f", in run {batch.done} of up to {runs}" if chosen.races else ""
+    print(f"FAILURE ({batch.failure.oracle}{often}): {story(program, batch.errors).counted(batch.failure.text)}")
     if batch.failure.console:
         print(batch.failure.console, file=sys.stderr)
-    if save is not None:
-        found = Found(program, batch.failure, batch.errors, safe_text.escape(kernel.release))
-        print(f"saved as {', '.join(map(str, files.save(found, save, 'a replay')))}")
+    if chosen.save is not None:
+        runs = batch.done if chosen.races else 0
+        found = Found(program, batch.failure, batch.errors, safe_text.escape(kernel.release), runs=runs)
+        print(f"saved as {', '.join(map(str, files.save(found, chosen.save, 'a replay')))}")
     return _FAILURES
 
 

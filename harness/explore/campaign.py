@@ -20,8 +20,14 @@ from harness.programs.language import Kind, Program
 
 #: Programs of one order. The guest forks a process for each order, which takes 0.2 s under emulation.
 BATCH: Final = 800
+#: The same in races, where a batch has a rival, and a program takes several times as long.
+RACE_BATCH: Final = 100
 #: how many plans may have run behind the one that was announced last
 UNANNOUNCED: Final = 9
+#: how often a program races before it is said to pass
+RACES: Final = 30
+#: The rival turns ksmd on and off, for which these would wait.
+_NOT_IN_RACES: Final = frozenset({Kind.SCAN, Kind.UNMERGE_ALL})
 #: how many candidates of one step of shrinking are sent at once
 _CANDIDATES: Final = 40
 
@@ -42,6 +48,8 @@ class Found:
     after: float = 0.0
     #: the name of the known finding that it shows; empty if it is new
     known: str = ""
+    #: in a race: in which run it failed when it was last asked; 0 if there is no race
+    runs: int = 0
 
     @property
     def shape(self) -> tuple[str, ...]:
@@ -93,6 +101,8 @@ class Campaign:
     :param arch: its architecture.
     :param tell: is told of the progress after each batch.
     :param found: is told of each new failure.
+    :param races: have another process walk to the memory of each program while it runs. A failure need not come again
+        then, so that it is confirmed and shrunk by running a program many times.
     """
 
     def __init__(
@@ -103,12 +113,16 @@ class Campaign:
         arch: str,
         tell: Callable[[Progress], None],
         found: Callable[[Found], None],
+        *,
+        races: bool = False,
     ) -> None:
         self._runner = runner
+        self._seed, self._races = seed, races
         self._release, self._arch = release, arch
         self._tell = tell
         self._found = found
-        self._generator = Generator(seed, runner.kinds)
+        kinds = [each for each in runner.kinds if not (races and each in _NOT_IN_RACES)]
+        self._generator = Generator(seed, kinds)
         self._began = time.monotonic()
         self.progress = Progress()
 
@@ -127,9 +141,9 @@ class Campaign:
     def _make(self) -> tuple[list[tuple[Made, Plan]], list[Program]]:
         """Programs with plans, and programs that have none."""
         planned, others = [], []
-        for _ in range(BATCH):
+        for _ in range(RACE_BATCH if self._races else BATCH):
             made = self._generator.next()
-            worked_out = plan(made.program)
+            worked_out = None if self._races else plan(made.program)
             if worked_out is None:
                 others.append(made.program)
             else:
@@ -164,7 +178,7 @@ class Campaign:
         """Run programs with the model, and look into each that fails."""
         rest = programs
         while rest:
-            batch = self._runner.run(rest)
+            batch = self._run(rest)
             self.progress.walked += batch.walked
             self.progress.unable += batch.unable
             self.progress.counts += batch.counts
@@ -183,7 +197,7 @@ class Campaign:
             return
         for half in (programs[: len(programs) // 2], programs[len(programs) // 2 :]):
             self._runner.renew()
-            if self._runner.run(half).failure is not None:
+            if self._run(half).failure is not None:
                 self._search(half)
                 return
         self.progress.unconfirmed += 1
@@ -210,7 +224,8 @@ class Campaign:
             without = self.confirm(done)
             if without is not None:
                 small, (failure, batch) = done, without
-        found = Found(small, failure, batch.errors, self._release, after=after)
+        runs = batch.done if self._races else 0
+        found = Found(small, failure, batch.errors, self._release, after=after, runs=runs)
         finding = findings.shown_by(oracle, found.shape[1:], self._release, self._arch)
         found.known = finding.name if finding else ""
         known = self.progress.found.get(found.shape)
@@ -223,18 +238,31 @@ class Campaign:
     def confirm(self, program: Program) -> tuple[Failure, Batch] | None:
         """Run one program thoroughly in a fresh guest."""
         self._runner.renew()
-        batch = self._runner.run([program], thorough=True)
+        batch = self._run([program], thorough=True)
         return None if batch.failure is None else (batch.failure, batch)
 
     def _first_failing(self, candidates: Sequence[Program], oracle: str) -> int | None:
         """The first program that fails with the same oracle."""
         passed = 0
         while passed < len(candidates):
-            batch = self._runner.run(candidates[passed : passed + _CANDIDATES], thorough=True)
+            some = candidates[passed : passed + _CANDIDATES]
+            batch = self._run(some, thorough=True)
             if batch.failure is None:
-                passed += min(_CANDIDATES, len(candidates) - passed)
+                passed += len(some)
                 continue
-            passed += batch.done
+            at = passed + (batch.done - 1) // self._times
             if batch.failure.oracle == oracle:
-                return passed - 1
+                return at
+            passed = at + 1
         return None
+
+    @property
+    def _times(self) -> int:
+        """How often a program is run before it is said to pass."""
+        return RACES if self._races else 1
+
+    def _run(self, programs: Sequence[Program], *, thorough: bool = False) -> Batch:
+        """Run programs; thoroughly means each of them as often as it takes."""
+        rival = self._seed if self._races else None
+        times = self._times if thorough else 1
+        return self._runner.run([each for each in programs for _ in range(times)], thorough=thorough, rival=rival)

@@ -35,17 +35,20 @@ def read(path: Path) -> Program:
 def save(found: Found, directory: Path, source: str) -> list[Path]:
     """Save a program that was found: as a program file, as a guest test, and in C. Returns the files.
 
+    Of a program that fails in a race only the file is saved, because the other two would run without the race.
+
     :param source: what it was made from, such as a seed.
     """
     directory.mkdir(parents=True, exist_ok=True)
     release, called = found.release, _free_name(found, directory)
     told = story(found.program, found.errors)
     failure = told.counted(found.failure.text)
-    texts = {
-        f"{called}.json": to_json(found.program, fails=failure, release=release, source=source),
-        f"test_{called.replace('-', '_')}.py": write_test(told, failure, release, called.replace("-", "_")),
-        f"{called}.c": write_c(told, failure, release, called),
-    }
+    texts = {f"{called}.json": to_json(found.program, fails=failure, release=release, source=source)}
+    if not found.runs:
+        texts |= {
+            f"test_{called.replace('-', '_')}.py": write_test(told, failure, release, called.replace("-", "_")),
+            f"{called}.c": write_c(told, failure, release, called),
+        }
     for file, text in texts.items():
         (directory / file).write_text(text)
     return [directory / file for file in texts]
@@ -66,5 +69,6 @@ def _is_free(path: Path, program: Program) -> bool:
 
 def name(found: Found) -> str:
     """A name for files, made of the check and the operations that matter."""
+    race = ["race"] if found.runs else []
     kinds = [kind for kind in found.shape[1:] if kind not in ("map", "write")]
-    return re.sub(r"[^a-z0-9]+", "-", "-".join([found.shape[0], *kinds]))[:80].strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", "-".join([*race, found.shape[0], *kinds]))[:80].strip("-")

@@ -114,15 +114,24 @@ class Runner:
         self.close()
         self.open()
 
-    def run(self, programs: Sequence[Program], *, thorough: bool = False, outcomes: bool = False) -> Batch:
+    def run(
+        self,
+        programs: Sequence[Program],
+        *,
+        thorough: bool = False,
+        outcomes: bool = False,
+        rival: int | None = None,
+    ) -> Batch:
         """Run programs one after the other, until one fails.
 
         :param thorough: look at every byte and at all accounts, which takes several times as long.
         :param outcomes: say what a user can see of each.
+        :param rival: have another process race with each program; the number is the seed of its steps.
         :raises GuestLost: if QEMU died, which says nothing about the kernel.
         """
         wire = [language.to_wire(each) for each in programs]
-        return self._run({"programs": wire, "thorough": thorough, "outcomes": outcomes}, len(programs))
+        order = {"programs": wire, "thorough": thorough, "outcomes": outcomes, "rival": rival}
+        return self._run(order, len(programs))
 
     def run_plans(self, plans: Sequence[Plan]) -> Batch:
         """Run programs that were worked out. Those that do not come true are to be run again with :meth:`run`.

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A process that makes the kernel walk to the memory of a program while the program runs.
+
+It touches nothing itself. So what the program has written, and where it is mapped, is as without it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import random
+import signal
+import struct
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from guest_tests.explorer.arena import BASE, LENGTH, Arena, address
+from guest_tests.mm import ksm, numa, syscalls
+from harness.programs.memory import ARENA_PAGES
+
+_PR_SET_PDEATHSIG: Final = 1
+#: how long ksmd may scan in one step, in seconds
+_SCAN: Final = 0.002
+
+
+class Rival:
+    """One such process, which rests until it is told to race. A context manager that ends it.
+
+    :param seed: of the order of its steps. When they come, nobody can repeat.
+    """
+
+    def __init__(self, seed: int) -> None:
+        #: how many steps it has taken: written by the rival
+        self._count = mmap.mmap(-1, mmap.PAGESIZE)
+        self._merges = ksm.available()
+        target = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                syscalls.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+                self._race(target, random.Random(seed))
+            finally:
+                os._exit(1)
+        os.waitpid(self.pid, os.WUNTRACED)  # it stops itself
+
+    @property
+    def steps(self) -> int:
+        """How many steps it has taken."""
+        number: int = struct.unpack_from("=Q", self._count)[0]
+        return number
+
+    def race(self) -> None:
+        """Have it walk from now on."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def rest(self) -> None:
+        """Stop it, and wait until it is in no system call any more, and ksmd in no scan."""
+        os.kill(self.pid, signal.SIGSTOP)
+        os.waitpid(self.pid, os.WUNTRACED)
+        if self._merges:
+            _let_ksm_scan(False)  # it may have stopped in the middle of this step
+
+    def __enter__(self) -> Rival:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self._count.close()
+
+    def _race(self, target: int, order: random.Random) -> None:
+        steps = _steps(target)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        while True:
+            with suppress(OSError):
+                order.choice(steps)()
+            struct.pack_into("=Q", self._count, 0, self.steps + 1)
+
+
+def _steps(target: int) -> list[Callable[[], object]]:
+    """What it can do to the memory of a process: migrate pages, reclaim them, age them, and have KSM scan them."""
+    arena = Arena()
+    pages = [address(page) for page in range(ARENA_PAGES)]
+    nodes = numa.nodes()[:2]
+
+    def migrate() -> None:
+        nodes.reverse()
+        arena.migrate(target, pages, [nodes[0]] * len(pages))
+
+    whole = ctypes.create_string_buffer(struct.pack("=QQ", BASE, LENGTH))
+    process = syscalls.call("pidfd_open", target)
+
+    def advise(advice: int) -> Callable[[], object]:
+        # Where nothing is mapped it goes on, and says ENOMEM in the end (madvise(2)).
+        return lambda: syscalls.call("process_madvise", process, ctypes.addressof(whole), 1, advice)
+
+    def scan() -> None:
+        _let_ksm_scan(True)
+        time.sleep(_SCAN)
+        _let_ksm_scan(False)
+
+    steps: list[Callable[[], object]] = [advise(syscalls.MADV_PAGEOUT), advise(syscalls.MADV_COLD)]
+    if len(nodes) > 1:
+        steps += [migrate] * 3
+    if ksm.available():
+        steps.append(scan)
+    return steps
+
+
+def _let_ksm_scan(scan: bool) -> None:
+    (ksm.DIRECTORY / "run").write_text(str(int(scan)))
