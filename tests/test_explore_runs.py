@@ -254,7 +254,7 @@ class Racing(FakeRunner):
 def test_a_race_is_confirmed_and_shrunk_by_running_programs_many_times() -> None:
     runner, found = Racing(), list[Found]()
     exploring = Campaign(cast(Runner, runner), 7, "7.3", "x86_64", lambda _: None, found.append, races=True)
-    exploring.run(Deadline.after(60), programs=100)
+    exploring.run(Deadline.after(60), programs=1000)
     (only,) = found
     assert [each.kind for each in only.program] == ["grow", "shrink"]
     assert 1 <= only.runs <= 10
