@@ -174,7 +174,7 @@ extern unsigned int mm_mutant;
 bool mm_mutant_reached(unsigned int number);
 
 /* Widens the window of a race, so that a test of a second meets it. */
-void mm_mutant_sleep(void);
+void mm_mutant_sleep(unsigned int ms);
 
 /* Whether the bug is active. Its place counts as reached, so this comes last in a condition. */
 static inline bool mm_mutant_is(unsigned int number)
@@ -201,6 +201,7 @@ def _source(mutants: Mutants) -> str:
 #include <linux/proc_fs.h>
 #include <linux/seq_file.h>
 #include <linux/string.h>
+#include <linux/time64.h>
 
 unsigned int mm_mutant;
 
@@ -243,9 +244,9 @@ bool mm_mutant_reached(unsigned int number)
 \treturn active == number;
 }}
 
-void mm_mutant_sleep(void)
+void mm_mutant_sleep(unsigned int ms)
 {{
-	usleep_range(3000, 4000);
+	fsleep(ms * USEC_PER_MSEC);
 }}
 
 static int mm_mutant_set(const char *value, const struct kernel_param *param)
