@@ -7,6 +7,7 @@ gets into it only if the mover sleeps there. With two CPUs (``--guest-cpus=2``) 
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -20,8 +21,9 @@ from guest_tests.mm import numa, pagemap, syscalls
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, move
 from guest_tests.mm.proctree import Child
 from guest_tests.mm.waiting import wait_until
-from guest_tests.support.folios import pmd_size, thp
+from guest_tests.support.folios import pmd_size, stamp, thp
 from guest_tests.support.found import assert_found, require_migration
+from guest_tests.support.moves import unknown_flags, ways
 from guest_tests.support.races import Busy, Words, rounds
 
 pytestmark = pytest.mark.shared_guest
@@ -29,6 +31,9 @@ pytestmark = pytest.mark.shared_guest
 #: seconds that a race lasts
 _SECONDS: Final = 0.7 if os.cpu_count() == 1 else 3.0
 _PAGES: Final = 8
+_MANY: Final = 512
+#: how often a page is looked at before it is said to be left in a migration
+_LOOKS: Final = 200
 _MOVE: Final = syscalls.MREMAP_MAYMOVE | syscalls.MREMAP_FIXED
 
 
@@ -91,11 +96,53 @@ def test_pages_migrate_as_they_move_to_where_they_merge(area: CarveOut) -> None:
     with Busy(migrate):
         for _ in rounds(_SECONDS, 20):
             here = move(move(here, area.page(20)), area.page(4))
+            _assert_settled(here)
         wait_until(lambda: migrate.migrated > 0, "a page that migrates")
-    # A page that is a migration entry for good hangs whoever reads it.
-    lost = [index for index, entry in enumerate(pagemap.entries(here.address, _PAGES)) if not entry.present]
-    assert not lost, f"pages {lost} were lost: they are still migration entries although no migration is under way"
     assert_found(whole.check())
+
+
+@ways
+def test_many_pages_migrate_as_they_are_relocated(relocate: bool, flags: int) -> None:
+    """Row 72 (migration-race): 512 pages move there and back while a thread migrates them, so that a move often meets
+    pages whose migration has begun.
+
+    Unpatched: after plain moves no page stays a migration entry, and each is found.
+    Patched: the same with either flag; flag 16 may be refused at times.
+    """
+    require_migration()
+    with carve_out(3 * _MANY) as area:
+        here = stamp(area.map(0, _MANY))
+        places = [area.address, area.page(2 * _MANY)]
+        if flags and not relocate:
+            unknown_flags(here, places[1], flags)
+            return
+        # The last page first: a relocation looks at the first page before it waits for those behind it.
+        migrate = _Migrate([place + index * PAGE_SIZE for place in places for index in reversed(range(_MANY))])
+        with Busy(migrate):
+            for _ in rounds(_SECONDS, 20):
+                try:
+                    here = move(here, next(place for place in places if place != here.address), flags)
+                except OSError as error:
+                    if error.errno != errno.EFAULT or flags != syscalls.MREMAP_MUST_RELOCATE_ANON:
+                        raise
+            wait_until(lambda: migrate.migrated > 0, "a page that migrates")
+        _assert_settled(here)
+        assert_found(here.check())
+
+
+def _assert_settled(mapping: Mapping) -> None:
+    """Check that no page is left as the entry of a migration. Whoever reads or relocates such a page waits for ever.
+
+    A page that is migrated right now is seen with another entry soon.
+    """
+    left = set(range(mapping.pages))
+    for _ in range(_LOOKS):
+        entries = pagemap.entries(mapping.address, mapping.pages)
+        left = {index for index in left if not entries[index].present}
+        if not left:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"pages {sorted(left)} were lost: for a second they are entries of a migration")
 
 
 def test_pages_migrate_as_their_table_moves() -> None:
