@@ -19,6 +19,7 @@ from typing import Final
 
 from guest_tests.explorer.arena import BASE, LENGTH, Arena, address
 from guest_tests.mm import ksm, numa, syscalls
+from guest_tests.mm.pagemap import PRESENT
 from harness.programs.memory import ARENA_PAGES
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -83,12 +84,15 @@ class Rival:
 def _steps(target: int) -> list[Callable[[], object]]:
     """What it can do to the memory of a process: migrate pages, reclaim them, age them, and have KSM scan them."""
     arena = Arena()
-    pages = [address(page) for page in range(ARENA_PAGES)]
     nodes = numa.nodes()[:2]
 
     def migrate() -> None:
         nodes.reverse()
-        arena.migrate(target, pages, [nodes[0]] * len(pages))
+        entries = arena.entries(target)[:ARENA_PAGES]
+        # Asking for those that are not there would take most of the time.
+        present = [address(page) for page, entry in enumerate(entries) if entry & PRESENT]
+        if present:
+            arena.migrate(target, present, [nodes[0]] * len(present))
 
     whole = ctypes.create_string_buffer(struct.pack("=QQ", BASE, LENGTH))
     process = syscalls.call("pidfd_open", target)
@@ -104,7 +108,7 @@ def _steps(target: int) -> list[Callable[[], object]]:
 
     steps: list[Callable[[], object]] = [advise(syscalls.MADV_PAGEOUT), advise(syscalls.MADV_COLD)]
     if len(nodes) > 1:
-        steps += [migrate] * 3
+        steps += [migrate] * 6
     if ksm.available():
         steps.append(scan)
     return steps

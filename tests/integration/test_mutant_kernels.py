@@ -2,11 +2,13 @@
 """Mutants that damage the reverse map: the tests concerned fail, and the audit reports what is wrong.
 
 ``harness mutants`` says which tests notice which mutant. These tests say what the audit makes of six of them, which
-takes a kernel with mutants and debug information for each variant.
+takes a kernel with mutants and debug information for each variant. Another one is met by the explorer in a race.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from harness.arch import X86_64
 from harness.audit.discrepancies import DiscrepancyKind
 from harness.build import builder
 from harness.errors import HostError
+from harness.programs.language import Kind, Operation, Part, Program, To, to_json
 from tests.lab import run_own_tests
 
 pytest.importorskip("drgn", reason="needs drgn: install the extra 'audit'")
@@ -70,3 +73,29 @@ def test_it_is_found_out(broken: Broken, tmp_path: Path) -> None:
     noticed = {case.name for case in outcome.cases if case.verdict == "FAIL"}
     assert noticed == {each.partition("::")[2] for each in broken.tests}, outcome.output[-8000:]
     assert broken.says in outcome.output, outcome.output[-8000:]
+
+
+#: half of a mapping moves away, and back to where it merges, four times
+_THERE_AND_BACK: Program = (
+    Operation(Kind.MAP, near=2, arg=8),
+    Operation(Kind.WRITE),
+    *(
+        Operation(Kind.MOVE, part=Part.SECOND_HALF, near=6, into=1),
+        Operation(Kind.MOVE, slot=1, to=To.HOME, into=2),
+    )
+    * 4,
+)
+
+
+def test_a_walk_that_misses_a_page_in_a_race_is_found_out(tmp_path: Path) -> None:
+    file = tmp_path / "there-and-back.json"
+    file.write_text(to_json(_THERE_AND_BACK, fails="", release="7.3", source="a test"))
+    explore = [sys.executable, "-m", "harness.commands.cli", "explore", "--kernel=unpatched:mutants", "--arch=x86_64"]
+    mutant = "--mutant=move-to-earlier-place-without-rmap-lock"
+    done = subprocess.run(
+        [*explore, mutant, "--races", f"--replay={file}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stdout + done.stderr[-4000:]
+    assert "is still an entry of a migration, and none is under way" in done.stdout
+    done = subprocess.run([*explore, "--races", f"--replay={file}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
