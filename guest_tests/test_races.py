@@ -16,14 +16,13 @@ from typing import Final
 
 import pytest
 
-from guest_tests.mm import numa
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, move
 from guest_tests.mm.proctree import Child
 from guest_tests.mm.syscalls import MREMAP_MUST_RELOCATE_ANON
 from guest_tests.support.found import assert_found, require_migration
 from guest_tests.support.holds import Ring, Spliced, require_ring
 from guest_tests.support.moves import unknown_flags, ways
-from guest_tests.support.races import Busy, rounds
+from guest_tests.support.races import Busy, Migrate, rounds
 
 pytestmark = pytest.mark.shared_guest
 
@@ -67,13 +66,7 @@ def test_migration(relocate: bool, area: CarveOut, flags: int, hold: bool) -> No
     require_migration()
     source = area.map(0, _PAGES).fill()
     addresses = [*source.page_addresses, *(area.page(20 + index) for index in range(_PAGES))]
-    nodes = numa.nodes()[:2]
-
-    def migrate() -> None:
-        nodes.reverse()
-        numa.move_pages(0, addresses, [nodes[0]] * len(addresses), numa.MPOL_MF_MOVE_ALL)
-
-    with Spliced(source.address, source.length) if hold else nullcontext(), Busy(migrate) as thread:
+    with Spliced(source.address, source.length) if hold else nullcontext(), Busy(Migrate(addresses)) as thread:
         here = _there_and_back(relocate, area, source, flags)
         while not thread.rounds:
             here.check()

@@ -12,19 +12,18 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
 from typing import Final
 
 import pytest
 
-from guest_tests.mm import numa, pagemap, syscalls
+from guest_tests.mm import pagemap, syscalls
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, move
 from guest_tests.mm.proctree import Child
 from guest_tests.mm.waiting import wait_until
 from guest_tests.support.folios import pmd_size, stamp, thp
 from guest_tests.support.found import assert_found, require_migration
 from guest_tests.support.moves import unknown_flags, ways
-from guest_tests.support.races import Busy, Words, rounds
+from guest_tests.support.races import Busy, Migrate, Words, rounds
 
 pytestmark = pytest.mark.shared_guest
 
@@ -35,21 +34,6 @@ _MANY: Final = 512
 #: how often a page is looked at before it is said to be left in a migration
 _LOOKS: Final = 200
 _MOVE: Final = syscalls.MREMAP_MAYMOVE | syscalls.MREMAP_FIXED
-
-
-class _Migrate:
-    """A step that migrates all pages to another node than in the step before."""
-
-    def __init__(self, addresses: Sequence[int], pid: int = 0) -> None:
-        self._addresses, self._pid = addresses, pid
-        self._nodes = numa.nodes()[:2]
-        #: how many pages it has migrated
-        self.migrated = 0
-
-    def __call__(self) -> None:
-        self._nodes.reverse()
-        nodes = [self._nodes[0]] * len(self._addresses)
-        self.migrated += numa.move_pages(self._pid, self._addresses, nodes, numa.MPOL_MF_MOVE_ALL).count(nodes[0])
 
 
 def _uncompared(mapping: Mapping) -> Mapping:
@@ -92,7 +76,7 @@ def test_pages_migrate_as_they_move_to_where_they_merge(area: CarveOut) -> None:
     require_migration()
     whole = area.map(0, 4 + _PAGES).fill()
     here = whole.part(4, _PAGES)
-    migrate = _Migrate([*here.page_addresses, *(area.page(20 + index) for index in range(_PAGES))])
+    migrate = Migrate([*here.page_addresses, *(area.page(20 + index) for index in range(_PAGES))])
     with Busy(migrate):
         for _ in rounds(_SECONDS, 20):
             here = move(move(here, area.page(20)), area.page(4))
@@ -117,7 +101,7 @@ def test_many_pages_migrate_as_they_are_relocated(relocate: bool, flags: int) ->
             unknown_flags(here, places[1], flags)
             return
         # The last page first: a relocation looks at the first page before it waits for those behind it.
-        migrate = _Migrate([place + index * PAGE_SIZE for place in places for index in reversed(range(_MANY))])
+        migrate = Migrate([place + index * PAGE_SIZE for place in places for index in reversed(range(_MANY))])
         with Busy(migrate):
             for _ in rounds(_SECONDS, 20):
                 try:
@@ -160,7 +144,7 @@ def test_pages_migrate_as_their_table_moves() -> None:
         places = [[area.page(at + index) for index in range(_PAGES)] for at in (start, start + table)]
         words = Words(places[0])
         words.step()
-        migrate = _Migrate([*places[0], *places[1]])
+        migrate = Migrate([*places[0], *places[1]])
         with Busy(migrate):
             for _ in rounds(_SECONDS, 20):
                 places.reverse()
@@ -186,7 +170,7 @@ def test_pages_migrate_while_a_thread_writes_to_the_source(area: CarveOut) -> No
     words = Words(source.page_addresses)
     with Child() as child:
         child.call(source.touch_read)
-        migrate = _Migrate(source.page_addresses, child.pid)
+        migrate = Migrate(source.page_addresses, child.pid)
         with Busy(migrate), Busy(words.step):
             for _ in rounds(_SECONDS, 20):
                 moved = move(source, area.page(20), syscalls.MREMAP_DONTUNMAP)

@@ -7,6 +7,7 @@ import errno
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -77,15 +78,9 @@ class Executor:
         machine = Machine()
         outcome = Outcome()
         try:
-            if rival is not None:
-                rival.race()
-            try:
-                outcome.failure = self._operations(
-                    machine, program, outcome.errors, thorough=thorough, alone=rival is None
-                )
-            finally:
-                if rival is not None:
-                    rival.rest()
+            alone = rival is None
+            with nullcontext() if rival is None else rival.racing():
+                outcome.failure = self._operations(machine, program, outcome.errors, thorough=thorough, alone=alone)
             if outcome.failure is None:
                 self.actions.forget()
                 effects.apply(machine, _RELEASED)
@@ -95,8 +90,8 @@ class Executor:
                         for process, pages in enumerate(machine.processes)
                         if pages is not None
                     ]
-                outcome.failure = self._settled(machine) if rival is not None else None
-                outcome.failure = outcome.failure or self._check(machine, thorough=thorough, layout=layout)
+                failure = None if alone else self._settled(machine)
+                outcome.failure = failure or self._check(machine, thorough=thorough, layout=layout)
         except ChildDied as died:
             outcome.failure = Failure("bytes", 1, 0, str(died))
         finally:
@@ -235,10 +230,7 @@ class Executor:
         failure = None
         for attempt in range(_TRIES):
             time.sleep(_PAUSE * attempt)  # the kernel may compact memory by itself
-            entries = self._entries(machine)
-            there = [process for process, pages in enumerate(machine.processes) if pages is not None]
-            failures = [oracles.check_settled(machine, process, entries[process]) for process in there]
-            failure = next(filter(None, failures), None)
+            failure = oracles.check_settled(machine, self._entries(machine))
             if failure is None:
                 break
         return failure

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from guest_tests.explorer.arena import BASE, LENGTH, PAGE, frame
 from guest_tests.mm import maps
-from guest_tests.mm.pagemap import SWAP
+from guest_tests.mm.pagemap import Entry
 from harness.programs.memory import (
     ARENA_PAGES,
     GUARD,
@@ -30,9 +30,8 @@ from harness.programs.memory import (
     runs,
 )
 
-#: The type of a swap entry in pagemap. Entries of migrations have types behind those of swap devices
-#: (include/linux/swapops.h), of which a guest has one or two.
-_SWAP_TYPE: Final = 0x1F
+#: Entries of migrations have swap types behind those of swap devices (include/linux/swapops.h), of which a guest has
+#: one or two.
 _NO_DEVICE: Final = 16
 
 
@@ -109,19 +108,20 @@ def _between_guards(pages: Pages, start: int, end: int) -> list[tuple[int, int]]
 # --- migration entries -------------------------------------------------------------------------------------------
 
 
-def check_settled(machine: Machine, process: int, entries: Sequence[int]) -> Failure | None:
+def check_settled(machine: Machine, entries: Sequence[Sequence[int]]) -> Failure | None:
     """Look for a page that a migration has not put back. Whoever reads it waits for ever.
 
-    :param entries: of pagemap, while nothing is migrated.
+    :param entries: of pagemap while nothing is migrated, for each process; empty for those that do not exist.
     """
-    pages = machine.processes[process]
-    assert pages is not None
-    for start, end in runs(pages, MAPPED):
-        for page in range(start, end):
-            entry = entries[page]
-            if entry & SWAP and entry & _SWAP_TYPE >= _NO_DEVICE and not pages.attr[page] & GUARD:
-                text = f"page {page} is still an entry of a migration, and none is under way"
-                return Failure("walk", process, page, text)
+    for process, pages in enumerate(machine.processes):
+        if pages is None:
+            continue
+        for start, end in runs(pages, MAPPED):
+            for page in range(start, end):
+                kind = Entry(entries[process][page]).swap_type
+                if kind is not None and kind >= _NO_DEVICE and not pages.attr[page] & GUARD:
+                    text = f"page {page} is still an entry of a migration, and none is under way"
+                    return Failure("walk", process, page, text)
     return None
 
 

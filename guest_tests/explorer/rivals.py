@@ -13,8 +13,8 @@ import random
 import signal
 import struct
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from guest_tests.explorer.arena import BASE, LENGTH, Arena, address
@@ -22,7 +22,6 @@ from guest_tests.mm import ksm, numa, syscalls
 from guest_tests.mm.pagemap import PRESENT
 from harness.programs.memory import ARENA_PAGES
 
-_PR_SET_PDEATHSIG: Final = 1
 #: how long ksmd may scan in one step, in seconds
 _SCAN: Final = 0.002
 
@@ -41,7 +40,7 @@ class Rival:
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                syscalls.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+                syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
                 self._race(target, random.Random(seed))
             finally:
                 os._exit(1)
@@ -53,16 +52,17 @@ class Rival:
         number: int = struct.unpack_from("=Q", self._count)[0]
         return number
 
-    def race(self) -> None:
-        """Have it walk from now on."""
+    @contextmanager
+    def racing(self) -> Iterator[None]:
+        """Have it walk until the block ends. It is in no system call then, and ksmd in no scan."""
         os.kill(self.pid, signal.SIGCONT)
-
-    def rest(self) -> None:
-        """Stop it, and wait until it is in no system call any more, and ksmd in no scan."""
-        os.kill(self.pid, signal.SIGSTOP)
-        os.waitpid(self.pid, os.WUNTRACED)
-        if self._merges:
-            _let_ksm_scan(False)  # it may have stopped in the middle of this step
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGSTOP)
+            os.waitpid(self.pid, os.WUNTRACED)
+            if self._merges:
+                ksm.write("run", 0)  # it may have stopped in the middle of this step
 
     def __enter__(self) -> Rival:
         return self
@@ -102,9 +102,9 @@ def _steps(target: int) -> list[Callable[[], object]]:
         return lambda: syscalls.call("process_madvise", process, ctypes.addressof(whole), 1, advice)
 
     def scan() -> None:
-        _let_ksm_scan(True)
+        ksm.write("run", 1)
         time.sleep(_SCAN)
-        _let_ksm_scan(False)
+        ksm.write("run", 0)
 
     steps: list[Callable[[], object]] = [advise(syscalls.MADV_PAGEOUT), advise(syscalls.MADV_COLD)]
     if len(nodes) > 1:
@@ -112,7 +112,3 @@ def _steps(target: int) -> list[Callable[[], object]]:
     if ksm.available():
         steps.append(scan)
     return steps
-
-
-def _let_ksm_scan(scan: bool) -> None:
-    (ksm.DIRECTORY / "run").write_text(str(int(scan)))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
+from guest_tests.mm import numa
 from guest_tests.mm.waiting import patience
 
 
@@ -52,6 +53,22 @@ class Busy:
             raise TimeoutError("a thread does not return from a system call")
         if self._error is not None:
             raise self._error
+
+
+class Migrate:
+    """A step that migrates all pages to another node than in the step before."""
+
+    def __init__(self, addresses: Sequence[int], pid: int = 0) -> None:
+        self._addresses, self._pid = addresses, pid
+        self._nodes = numa.nodes()[:2]
+        #: how many pages it has migrated
+        self.migrated = 0
+
+    def __call__(self) -> None:
+        """Migrate them once."""
+        self._nodes.reverse()
+        nodes = [self._nodes[0]] * len(self._addresses)
+        self.migrated += numa.move_pages(self._pid, self._addresses, nodes, numa.MPOL_MF_MOVE_ALL).count(nodes[0])
 
 
 #: memmove() that does not hold the interpreter lock, unlike that of ctypes: a fault in it may wait for another thread.
