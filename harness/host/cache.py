@@ -47,6 +47,8 @@ MANIFEST = "manifest.json"
 #: What the name of an entry begins with while it is made or removed.
 PENDING = ".new-"
 _SAFE_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~@=-]{0,120}\Z")
+#: seconds between two messages of a run that waits for a lock
+_TELL_EVERY = 1.0
 
 
 def silent(_message: str) -> None:
@@ -67,21 +69,23 @@ def locked(path: Path, waiting_for: str, progress: Progress = silent) -> Iterato
     holder ends, in whatever way.
 
     :param waiting_for: completes the message "waiting for …".
-    :param progress: told once if the lock is not free.
+    :param progress: told once in a while as long as the lock is not free.
     """
     with host_trouble(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
     with file:
-        told = False
+        began = tell = time.monotonic()
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if not told:
-                    progress(f"waiting for {waiting_for}")
-                    told = True
+                now = time.monotonic()
+                if now >= tell:
+                    # A log that is no terminal shows only messages that come after some time: see ProgressLine.
+                    progress(f"waiting for {waiting_for}, {now - began:.0f} s so far")
+                    tell = now + _TELL_EVERY
                 time.sleep(0.05)
         with suppress(OSError):
             os.utime(file.fileno())  # shows when it was last used
