@@ -119,7 +119,7 @@ def in_swap_cache(area: CarveOut, controlled: Ksm) -> Iterator[Pair]:
     guest's swap device writes at once, so a pipe keeps the page there.
 
     Read the page that stayed last: the last read frees the swap slot, unless it copies the page (do_swap_page()). A
-    kernel without the findings of :mod:`guest_tests.test_ksm_edge` copies the other page.
+    kernel without the findings of :mod:`guest_tests.test_ksm_swap` copies the other page.
     """
     memcg.require_memcg()
     swap.require_swap()
