@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Tests of the library on the kernel under test, first part: system calls, mappings, carve-outs, pages.
-
-The rest is in ``test_library_system.py``.
-"""
+"""Tests of the library on the kernel under test: system calls, mappings, carve-outs, pages."""
 
 from __future__ import annotations
 
@@ -12,14 +9,7 @@ import platform
 
 import pytest
 
-from guest_tests.mm import (
-    kpage,
-    maps,
-    pagemap,
-    syscalls,
-    system,
-    waiting,
-)
+from guest_tests.mm import kpage, maps, pagemap, syscalls, system, waiting
 from guest_tests.mm.kpage import Flag
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, map_anonymous, move
 from guest_tests.mm.proctree import Child

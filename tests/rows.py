@@ -36,6 +36,8 @@ OWN = (
     "test_explorer.py",
     "test_kselftest.py",
     "test_library.py",
+    "test_library_ksm.py",
+    "test_library_proctree.py",
     "test_library_system.py",
     "test_probes.py",
 )

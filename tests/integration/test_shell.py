@@ -30,7 +30,7 @@ def test_words_arrive_as_they_are() -> None:
 
 
 def test_tests_run_by_hand_and_the_guest_has_no_network() -> None:
-    done = _run("python3 -m pytest -q guest_tests/test_library_system.py -k errno && ls /sys/class/net")
+    done = _run("python3 -m pytest -q guest_tests/test_library_proctree.py -k errno && ls /sys/class/net")
     assert done.returncode == 0, done.stdout
     assert b"passed" in done.stdout
     assert done.stdout.split()[-1] == b"lo"
