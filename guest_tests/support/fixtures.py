@@ -16,7 +16,7 @@ import pytest
 from guest_tests.mm import ksm as mm_ksm
 from guest_tests.mm import memcg, system
 from guest_tests.mm.ksm import Ksm
-from guest_tests.mm.mapping import CarveOut, carve_out
+from guest_tests.mm.mapping import CarveOut, Mapping, carve_out
 from guest_tests.mm.memcg import Memcg
 from guest_tests.mm.probes import Probe
 from guest_tests.support import audited
@@ -46,6 +46,12 @@ def area() -> Iterator[CarveOut]:
     """A carve-out of 40 pages. It is unmapped at the end of the test."""
     with carve_out(40) as carved:
         yield carved
+
+
+@pytest.fixture
+def source(area: CarveOut) -> Mapping:
+    """Five faulted pages at the beginning of the carve-out."""
+    return area.map(0, 5).fill()
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """Moves with each flag, on kernels that know the relocation flags and on kernels that do not.
 
-A kernel without the flags must refuse them with EINVAL and change nothing. Every function here asserts that instead
-of moving, so that a test runs on both kinds of kernels.
+A kernel without the flags must refuse them with EINVAL and change nothing. Every function here that moves asserts
+that instead, so that a test runs on both kinds of kernels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 
 from guest_tests.mm import syscalls, vmstat
-from guest_tests.mm.mapping import CarveOut, Mapping, move
+from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, move
 from guest_tests.mm.syscalls import MREMAP_MUST_RELOCATE_ANON, MREMAP_RELOCATE_ANON
 from guest_tests.support.checks import State, counted, fails, refused, same_accounts
 from guest_tests.support.holds import pinned
@@ -124,3 +124,8 @@ def pin_in_the_way(relocate: bool, address: int, flags: int) -> Iterator[None]:
     """
     with pinned(address), counted(relocate, relocated=0, refused_pinned=1 if flags else 0):
         yield
+
+
+def mremap_call(old: int, old_pages: int, new_pages: int, flags: int, new: int = 0) -> Callable[[], int]:
+    """A function that makes the raw system call; lengths in pages."""
+    return lambda: syscalls.mremap(old, old_pages * PAGE_SIZE, new_pages * PAGE_SIZE, flags, new)
