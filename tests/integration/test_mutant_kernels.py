@@ -41,7 +41,7 @@ class Broken:
 
 _PATHS = ("test_folios.py::test_migration", "test_folios.py::test_pageout", "test_folios.py::test_soft_offline")
 _UNDO = ("test_undo.py::test_falling_back_half_way", "test_undo.py::test_refusing_half_way")
-_MERGE = ("test_merge.py::test_between_faulted", "test_merge.py::test_relocated_away_and_moved_back")
+_MERGE = ("test_merge.py::test_between_faulted", "test_merge_relocated.py::test_relocated_away_and_moved_back")
 _QUESTION = ("test_question.py::test_the_walk_finds_pages_merged_again_after_the_move",)
 
 MUTANTS = (
