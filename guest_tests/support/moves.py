@@ -14,10 +14,11 @@ from typing import Final
 
 import pytest
 
-from guest_tests.mm import syscalls, vmstat
+from guest_tests.mm import pagemap, syscalls, vmstat
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, move
 from guest_tests.mm.syscalls import MREMAP_MUST_RELOCATE_ANON, MREMAP_RELOCATE_ANON
 from guest_tests.support.checks import State, counted, fails, refused, same_accounts
+from guest_tests.support.found import assert_found
 from guest_tests.support.holds import pinned
 
 _RELOCATES: Final = MREMAP_RELOCATE_ANON | MREMAP_MUST_RELOCATE_ANON
@@ -56,6 +57,24 @@ def move_or_refused(
     what = f"mremap() with flags {flags | syscalls.MREMAP_MAYMOVE:#x} on a kernel that does not relocate"
     refused(area, errno.EINVAL, lambda: move(source, to, flags, pages=pages), what, source)
     return None
+
+
+def relocate_or_refused(
+    relocate: bool, area: CarveOut, source: Mapping, to: int, flags: int, *, pageout: bool = True
+) -> Mapping | None:
+    """Move memory that can be relocated with any flags, as :func:`move_or_refused` does, and assert that a flag
+    relocates it, that the frames are the same and that every page is found.
+
+    :param pageout: as for :func:`guest_tests.support.found.assert_found`.
+    """
+    before = pagemap.pfns(source.address, source.pages)
+    relocated = 1 if flags else 0
+    with counted(relocate, relocated=relocated):
+        result = move_or_refused(relocate, area, source, to, flags)
+    if result is not None:
+        assert pagemap.pfns(result.address, result.pages) == before, "the move changed page frames"
+        assert_found(result, pageout=pageout)
+    return result
 
 
 def must_or_refused(relocate: bool, area: CarveOut, source: Mapping, to: int) -> Mapping | None:
