@@ -18,7 +18,7 @@ from harness.report import artifacts
 from harness.report.artifacts import Artifacts
 from tests.lab import Lab
 from tests.recorded import EVIDENCE, MIXED, OLD, hostile, line, text
-from tests.test_compare import CHECKS, STAGE
+from tests.stage import CHECKS, STAGE
 
 FAILED = line("test_fails[1]", "failed", "lost a page", sections=EVIDENCE)
 

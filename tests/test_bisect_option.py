@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.lab import Lab, Outcome
-from tests.test_compare import STAGE
+from tests.stage import STAGE
 
 CHECKS = """
     import pytest

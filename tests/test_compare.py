@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,7 +16,6 @@ from harness.judging.verdict import Judgement, Observation, Verdict, judge
 from harness.report import compare, results
 from harness.report.compare import Change, Row, Section
 from harness.report.results import LACKS, Facts, Outcome, Result
-from tests.lab import Lab
 
 OLD, NEW = "debian:6.12-x86_64", "debian:7.3-x86_64"
 BOTH: Mapping[str, Architecture | None] = {OLD: X86_64, NEW: X86_64}
@@ -408,129 +406,3 @@ def test_a_module_has_the_colour_of_its_worst_test() -> None:
     colours = {line.text.split()[0]: dict(line.markup) for line in section.lines[1:5]}
     assert colours["test_a.py"] == {"green": True}
     assert colours["test_walks.py"] == colours["test_zeal.py"] == colours["all"] == {"red": True}
-
-
-# --- in a run --------------------------------------------------------------------------------------------------------
-
-#: Runs each guest test in a child of pytest, and tells it which kernel it is on.
-STAGE = """
-    import json
-    import os
-
-    from _pytest.runner import runtestprotocol
-
-    from harness.judging.verdict import Observation, judge, missed
-    from harness.pytest_plugin import session
-    from harness.pytest_plugin.target import VirtualTarget
-    from harness.pytest_plugin.testrun import Ran, TestRunner
-    from harness.report.results import Facts, test_id
-
-
-    def run(self, item, next_item):
-        facts = Facts(label=self.target.label, test=test_id(item, str(self._tests.parent)))
-        if "no_guest" in item.name and "7.3" in self.target.label:
-            return Ran(missed(item, "no guest for this test"), facts)
-        reader, writer = os.pipe()
-        if os.fork() == 0:  # a guest: nothing that happens here is left in pytest
-            os.environ["LAB_KERNEL"] = self.target.label
-            session.kernel_label = lambda item: ""
-            item.fixturenames = item._fixtureinfo.names_closure
-            told = runtestprotocol(item, nextitem=None, log=False)
-            told = [item.ihook.pytest_report_to_serializable(config=item.config, report=each) for each in told]
-            os.write(writer, json.dumps(told).encode())
-            os._exit(0)
-        os.close(writer)
-        with open(reader) as pipe:
-            told = json.load(pipe)
-        os.wait()
-        return Ran(judge(item, Observation(told, None, "", (0, 0), [])), facts)
-
-
-    VirtualTarget.prepare = lambda self: None
-    TestRunner.prepare = lambda self, item: None
-    TestRunner.run = run
-"""
-
-CHECKS = """
-    import os
-
-    import pytest
-
-
-    @pytest.fixture
-    def old():
-        return os.environ["LAB_KERNEL"].startswith("debian:6.12")
-
-    def test_whole():
-        pass
-
-    @pytest.mark.parametrize("order", [0, 9])
-    def test_hole(old, order):
-        assert not (old and order), "a page of the \\033[31mold\\033[0m kernel was lost"
-
-    def test_walk(old):
-        assert old, "the walk lost a page"
-
-    def test_idle(old):
-        if not old:
-            pytest.skip("needs CONFIG_IDLE_PAGE_TRACKING")
-
-    def test_relocates(old):
-        if old:
-            pytest.skip("needs MREMAP_RELOCATE_ANON")
-
-    def test_no_guest():
-        pass
-"""
-
-SUMMARY = """\
-            fixed  regressed  new ability  same  not compared
-test_it.py      1          2            1     2             1
-all             1          2            1     2             1
-
-fixed:
-  failed -> passed  checks/test_it.py::test_hole[9]
-      AssertionError: a page of the \\x1b[31mold\\x1b[0m kernel was lost
-
-regressed:
-  passed -> skipped  checks/test_it.py::test_idle
-      no longer runs: needs CONFIG_IDLE_PAGE_TRACKING
-  passed -> failed   checks/test_it.py::test_walk
-      AssertionError: the walk lost a page
-"""
-
-
-@pytest.fixture
-def staged(lab: Lab) -> Lab:
-    lab.write("test_it.py", CHECKS)
-    (lab.root / "stage.py").write_text(textwrap.dedent(STAGE))
-    return lab
-
-
-@pytest.mark.parametrize("args", [[], ["-n2"], ["-q"], ["--tb=native"], ["--tb=no"]], ids=lambda args: "".join(args))
-def test_a_run_of_two_kernels_ends_with_the_comparison(staged: Lab, args: list[str]) -> None:
-    outcome = staged.run("-p", "stage", *args, "--kernel=debian:6.12", kernel="debian:7.3")
-    assert outcome.status == pytest.ExitCode.TESTS_FAILED
-    outcome.said("= debian:7.3-x86_64 compared with debian:6.12-x86_64 =")
-    assert SUMMARY in outcome.output
-    assert "\x1b" not in outcome.output
-
-
-def test_a_comparison_leaves_the_exit_status_alone(staged: Lab) -> None:
-    """Here something was skipped that was not, which is a regression; pytest does not mind."""
-    outcome = staged.run("-p", "stage", "-k", "test_idle", "--kernel=debian:6.12", kernel="debian:7.3")
-    assert outcome.status == pytest.ExitCode.OK
-    outcome.said("passed -> skipped")
-
-
-def test_a_run_of_one_kernel_ends_as_ever(staged: Lab) -> None:
-    assert "compared with" not in staged.run("-p", "stage", kernel="debian:7.3").output
-
-
-def test_colours_are_pytests_own_affair(staged: Lab) -> None:
-    run = ("-p", "stage", "--kernel=debian:6.12")
-    coloured = staged.run(*run, "--color=yes", kernel="debian:7.3")
-    assert "\x1b[31mregressed:" in coloured.output
-    assert "\x1b[32mfixed:" in coloured.output
-    plain = staged.run(*run, kernel="debian:7.3", env={"NO_COLOR": "1", "FORCE_COLOR": "1"})
-    assert "\x1b" not in plain.output

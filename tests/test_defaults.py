@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_compare import STAGE
+from tests.stage import STAGE
 
 #: The forms that pytest reads, with the same meaning.
 FILES = {

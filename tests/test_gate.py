@@ -14,7 +14,7 @@ from harness.commands import cli
 from harness.report import compare, runs
 from tests.lab import Lab, Outcome
 from tests.recorded import NEW, OLD, line, recording, run, text
-from tests.test_compare import CHECKS, STAGE
+from tests.stage import CHECKS, STAGE
 
 BOTH = (OLD, NEW)
 

@@ -17,8 +17,8 @@ from harness.build import posted, series
 from harness.commands import cli
 from harness.errors import SpecError
 from tests.lab import Lab
+from tests.stage import STAGE
 from tests.test_bisect_command import Toys, install
-from tests.test_compare import STAGE
 from tests.toy_kernel import PATCH, lay_out, programs
 
 #: As b4 writes it.

@@ -12,7 +12,7 @@ import pytest
 
 from harness.report import record
 from tests.lab import Lab
-from tests.test_compare import CHECKS, STAGE
+from tests.stage import CHECKS, STAGE
 
 
 @pytest.fixture
