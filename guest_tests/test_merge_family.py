@@ -20,14 +20,10 @@ from guest_tests.mm.proctree import Child
 from guest_tests.mm.syscalls import MREMAP_MUST_RELOCATE_ANON, MREMAP_RELOCATE_ANON, PROT_EXEC, PROT_RW
 from guest_tests.support.checks import expect_layout
 from guest_tests.support.found import assert_found, assert_found_at
+from guest_tests.support.merging import BLOCK, Layout
 from guest_tests.support.moves import lenient_ways, move_or_refused, refused_move
 
 pytestmark = pytest.mark.shared_guest
-
-#: pages in a block
-_BLOCK: Final = 5
-
-Layout = list[tuple[int, int]]
 
 # --- pieces ------------------------------------------------------------------------------------------------------
 
@@ -57,18 +53,18 @@ def test_pieces_come_back_in_any_order(relocate: bool, area: CarveOut, flags: in
     Unpatched: one mapping again after plain moves, with the same frames; EINVAL with the flag.
     Patched: the same after plain moves; after relocations one, or two if the middle piece comes last.
     """
-    whole = area.map(0, 3 * _BLOCK).fill()
+    whole = area.map(0, 3 * BLOCK).fill()
     frames = pagemap.pfns(whole.address, whole.pages)
     pieces: list[Mapping] = []
     for number, to in enumerate(_AWAY):
-        piece = move_or_refused(relocate, area, whole.part(number * _BLOCK, _BLOCK), area.page(to), flags)
+        piece = move_or_refused(relocate, area, whole.part(number * BLOCK, BLOCK), area.page(to), flags)
         if piece is None:
             return
         pieces.append(piece)
-    expect_layout(area, [(to, _BLOCK) for to in _AWAY], "every piece was moved away")
-    area.reserve(0, 3 * _BLOCK)
+    expect_layout(area, [(to, BLOCK) for to in _AWAY], "every piece was moved away")
+    area.reserve(0, 3 * BLOCK)
     for number in order:
-        move(pieces[number], area.page(number * _BLOCK), flags).check()
+        move(pieces[number], area.page(number * BLOCK), flags).check()
     split = bool(flags) and order[-1] == 1
     why = "relocated back between two pieces with anon_vmas of their own" if split else "every piece was moved back"
     expect_layout(area, [(0, 5), (5, 10)] if split else [(0, 15)], why)
@@ -91,11 +87,11 @@ def test_pieces_that_change_places_stay_apart(area: CarveOut) -> None:
     Every kernel: what follows each other as it did in the mapping merges, also away from home; the offset of the right
     piece does not continue before that of the left one. At home all are one mapping again.
     """
-    whole = area.map(0, 3 * _BLOCK).fill()
-    right, left, middle = (move(whole.part(at, _BLOCK), area.page(to)) for at, to in ((10, 20), (0, 25), (5, 30)))
+    whole = area.map(0, 3 * BLOCK).fill()
+    right, left, middle = (move(whole.part(at, BLOCK), area.page(to)) for at, to in ((10, 20), (0, 25), (5, 30)))
     expect_layout(area, [(20, 5), (25, 10)], "left and middle follow each other, right and left do not")
     assert_found(right, left, middle)
-    area.reserve(0, 3 * _BLOCK)
+    area.reserve(0, 3 * BLOCK)
     for piece, to in ((middle, 5), (right, 10), (left, 0)):
         move(piece, area.page(to)).check()
     expect_layout(area, [(0, 15)], "every piece was moved home")
@@ -123,7 +119,7 @@ def test_parent_and_child_move_different_parts(relocate: bool, area: CarveOut, f
     Patched: flag 8 moves both parts like a plain move; flag 16 is refused with EFAULT.
     """
     whole = area.map(0, 15).fill()
-    parts = [whole.part(at, _BLOCK) for at in (0, 5, 10)]
+    parts = [whole.part(at, BLOCK) for at in (0, 5, 10)]
     with Child() as child:
         theirs = child.call(_move_part, relocate, area, parts[2], 25, flags)
         ours = _move_part(relocate, area, parts[1], 20, flags)
@@ -199,10 +195,10 @@ def test_untouched_memory_beside_forked_memory(relocate: bool, area: CarveOut, w
     Patched: the same, also with flag 16: there is nothing to relocate.
     """
     if how == "mprotect":
-        whole = area.map(0, 2 * _BLOCK)
-        forked, untouched = whole.part(0, _BLOCK), whole.part(_BLOCK, _BLOCK).mprotect(PROT_RW | PROT_EXEC)
+        whole = area.map(0, 2 * BLOCK)
+        forked, untouched = whole.part(0, BLOCK), whole.part(BLOCK, BLOCK).mprotect(PROT_RW | PROT_EXEC)
     else:
-        forked, untouched = area.map(0, _BLOCK), area.map(30, _BLOCK)
+        forked, untouched = area.map(0, BLOCK), area.map(30, BLOCK)
     forked.fill()
     with Child() as child:
         new = _run(child, who, _join_untouched, relocate, area, untouched, how, who == "parent")
@@ -220,7 +216,7 @@ def _join_untouched(relocate: bool, area: CarveOut, untouched: Mapping, how: str
         untouched.mprotect(PROT_RW)
     else:
         flags = MREMAP_MUST_RELOCATE_ANON if how == "must" else 0
-        new = move_or_refused(relocate, area, untouched, area.page(_BLOCK), flags)
+        new = move_or_refused(relocate, area, untouched, area.page(BLOCK), flags)
     if new is not None:
         wanted: Layout = [(0, 10)] if merges else [(0, 5), (5, 5)]
         why = (
@@ -257,8 +253,8 @@ def test_forked_memory_beside_untouched_memory(area: CarveOut, who: str, how: st
     in every position (879bca0a2c4f). Every page is found in both processes. After the move this fails on some kernels:
     finding merged-with-untouched.
     """
-    whole = area.map(0, 2 * _BLOCK)
-    untouched, forked = whole.part(0, _BLOCK), whole.part(_BLOCK, _BLOCK)
+    whole = area.map(0, 2 * BLOCK)
+    untouched, forked = whole.part(0, BLOCK), whole.part(BLOCK, BLOCK)
     if how == "mprotect":
         forked.mprotect(PROT_RW | PROT_EXEC)
     else:
@@ -282,8 +278,8 @@ def _join_forked(area: CarveOut, untouched: Mapping, forked: Mapping, how: str) 
         forked.mprotect(PROT_RW)
         return
     away = move(forked, area.page(30))
-    area.map(0, _BLOCK)
-    area.reserve(_BLOCK, _BLOCK)
+    area.map(0, BLOCK)
+    area.reserve(BLOCK, BLOCK)
     move(away, forked.address).check()
 
 
@@ -308,8 +304,8 @@ def test_halves_of_a_forked_mapping(area: CarveOut, who: str, split: str) -> Non
     Every kernel: one mapping in the parent. In the child one, or two if the halves differed at the fork. Every page is
     found in both processes.
     """
-    whole = area.map(0, 2 * _BLOCK).fill()
-    half = whole.part(_BLOCK, _BLOCK)
+    whole = area.map(0, 2 * BLOCK).fill()
+    half = whole.part(BLOCK, BLOCK)
     if split == "before":
         half.mprotect(PROT_RW | PROT_EXEC)
     with Child() as child:

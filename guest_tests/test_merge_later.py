@@ -23,14 +23,10 @@ from guest_tests.mm.syscalls import PROT_EXEC, PROT_READ, PROT_RW
 from guest_tests.support.checks import expect_layout
 from guest_tests.support.found import assert_found, assert_found_at, places_of
 from guest_tests.support.ksm_scenes import SAME, assert_merged, assert_unmerged
+from guest_tests.support.merging import BLOCK, THREE, Layout
 from guest_tests.support.moves import move_or_refused, ways
 
 pytestmark = pytest.mark.shared_guest
-
-#: pages in a block
-_BLOCK: Final = 5
-
-Layout = list[tuple[int, int]]
 
 # --- a read-only source ------------------------------------------------------------------------------------------
 
@@ -55,10 +51,10 @@ def test_a_read_only_source_becomes_writable(relocate: bool, area: CarveOut, fla
     Patched: the same, and one mapping after a relocation.
     """
     if history == "written":
-        source = area.map(0, _BLOCK).fill().mprotect(PROT_READ)
+        source = area.map(0, BLOCK).fill().mprotect(PROT_READ)
     else:
-        source = area.map(0, _BLOCK, prot=PROT_READ).touch_read()
-    neighbour = area.map(20, _BLOCK)
+        source = area.map(0, BLOCK, prot=PROT_READ).touch_read()
+    neighbour = area.map(20, BLOCK)
     moved = move_or_refused(relocate, area, source, area.page(25), flags)
     if moved is None:
         return
@@ -67,7 +63,7 @@ def test_a_read_only_source_becomes_writable(relocate: bool, area: CarveOut, fla
     merges = bool(flags) or history == "read"
     expect_layout(area, [(20, 10)] if merges else [(20, 5), (25, 5)], f"{history}, moved, and then made writable")
     frames = pagemap.pfns(moved.address, moved.pages)
-    for index in range(_BLOCK):
+    for index in range(BLOCK):
         moved.write(index, b"written at the new place %d " % index)
     if history == "written":
         now = pagemap.pfns(moved.address, moved.pages)
@@ -105,14 +101,13 @@ def _written(mapping: Mapping, index: int, data: bytes) -> Mapping:
 _ONE: Final[Layout] = [(0, 15)]
 _LEFT: Final[Layout] = [(0, 10), (10, 5)]
 _RIGHT: Final[Layout] = [(0, 5), (5, 10)]
-_THREE: Final[Layout] = [(0, 5), (5, 5), (10, 5)]
 
 #: Which blocks mprotect() was called for, and which of left, middle and right are faulted: the mappings since 6.16, and
 #: before it where they differ.
 _EQUAL: Final[dict[tuple[str, str], tuple[Layout, Layout | None]]] = {
     ("middle", "uuu"): (_ONE, None),
     ("middle", "uuf"): (_ONE, None),
-    ("middle", "ufu"): (_ONE, _THREE),
+    ("middle", "ufu"): (_ONE, THREE),
     ("middle", "uff"): (_ONE, _RIGHT),
     ("middle", "fuu"): (_ONE, None),
     ("middle", "fuf"): (_LEFT, None),
@@ -123,7 +118,7 @@ _EQUAL: Final[dict[tuple[str, str], tuple[Layout, Layout | None]]] = {
     ("sides", "ufu"): (_ONE, None),
     ("sides", "uff"): (_ONE, None),
     ("sides", "fuu"): (_ONE, _RIGHT),
-    ("sides", "fuf"): (_LEFT, _THREE),
+    ("sides", "fuf"): (_LEFT, THREE),
     ("sides", "ffu"): (_ONE, None),
     ("sides", "fff"): (_ONE, None),
 }
@@ -149,7 +144,7 @@ def test_three_blocks_become_equal(area: CarveOut, called: str, faulted: str) ->
     Every kernel: one mapping, but two where only left and right are faulted. Before 6.16 faulted blocks for which
     mprotect() is called merge with faulted neighbours only. Every page is found.
     """
-    blocks = [area.map(0, 15).part(at, _BLOCK) for at in (0, 5, 10)]
+    blocks = [area.map(0, 15).part(at, BLOCK) for at in (0, 5, 10)]
     changed = [blocks[1]] if called == "middle" else [blocks[0], blocks[2]]
     # Not read-only: then the unfaulted blocks would lose VM_ACCOUNT, and would never be equal to the others.
     for block in changed:
@@ -157,7 +152,7 @@ def test_three_blocks_become_equal(area: CarveOut, called: str, faulted: str) ->
     for number, (block, kind) in enumerate(zip(blocks, faulted, strict=True)):
         if kind == "f":
             block.fill(seed=number)
-    expect_layout(area, _THREE, "different protections do not merge")
+    expect_layout(area, THREE, "different protections do not merge")
     for block in changed:
         block.mprotect(PROT_RW)
     now, before = _EQUAL[called, faulted]
@@ -189,15 +184,15 @@ def test_advice_to_ksm_for_one_half(ksm: Ksm, area: CarveOut) -> None:
     Every kernel: one mapping whenever the advice is equal, and two otherwise. KSM merges the pages of what is
     mergeable, and the walk finds all of them, in either layout.
     """
-    whole = area.map(0, 2 * _BLOCK).fill_same(SAME)
-    left = whole.part(0, _BLOCK)
-    away = move(whole.part(_BLOCK, _BLOCK), area.page(20)).madvise(syscalls.MADV_MERGEABLE)
-    area.reserve(_BLOCK, _BLOCK)
-    right = move(away, area.page(_BLOCK))
+    whole = area.map(0, 2 * BLOCK).fill_same(SAME)
+    left = whole.part(0, BLOCK)
+    away = move(whole.part(BLOCK, BLOCK), area.page(20)).madvise(syscalls.MADV_MERGEABLE)
+    area.reserve(BLOCK, BLOCK)
+    right = move(away, area.page(BLOCK))
     expect_layout(area, [(0, 5), (5, 5)], "only the half that moved is mergeable")
     ksm.scan()
     assert_merged(places_of(right))
-    assert not any(mm_ksm.merged(left.address, _BLOCK)), "KSM merged pages of a mapping that is not mergeable"
+    assert not any(mm_ksm.merged(left.address, BLOCK)), "KSM merged pages of a mapping that is not mergeable"
     assert_found_at(*places_of(right))
 
     left.madvise(syscalls.MADV_MERGEABLE)
@@ -233,8 +228,8 @@ def test_a_neighbour_with_other_advice_to_ksm(relocate: bool, ksm: Ksm, area: Ca
     Patched: two mappings, and one after a relocation as soon as the advice is equal. On each kernel the walk finds all
     pages that KSM merges afterwards, and those of the moved half after they were un-merged.
     """
-    source = area.map(0, _BLOCK).fill_same(SAME)
-    neighbour = area.map(15, _BLOCK).madvise(syscalls.MADV_MERGEABLE)
+    source = area.map(0, BLOCK).fill_same(SAME)
+    neighbour = area.map(15, BLOCK).madvise(syscalls.MADV_MERGEABLE)
     moved = move_or_refused(relocate, area, source, area.page(20), flags)
     if moved is None:
         return

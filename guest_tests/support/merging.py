@@ -14,7 +14,7 @@ from guest_tests.support.found import assert_found
 from guest_tests.support.moves import move_or_refused
 
 #: pages in a block
-_BLOCK: Final = 5
+BLOCK: Final = 5
 #: where the source is before it moves: far from everything
 AWAY: Final = 30
 
@@ -28,7 +28,7 @@ plain_or_must = pytest.mark.parametrize("flags", [0, MREMAP_MUST_RELOCATE_ANON],
 
 def block(area: CarveOut, at: int, *, faulted: bool = True) -> Mapping:
     """Five pages at page ``at`` of the carve-out, faulted in or not."""
-    mapping = area.map(at, _BLOCK)
+    mapping = area.map(at, BLOCK)
     return mapping.fill(seed=at) if faulted else mapping
 
 
