@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Tests of the library on the kernel under test: nodes, groups, swap, counters, poison and userfaultfd."""
+"""Tests of the library on the kernel under test: nodes, groups, swap, counters, poison, userfaultfd and huge pages."""
 
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from guest_tests.mm import maps, memcg, numa, pagemap, sigbus, swap, syscalls, system, userfault, vmstat, waiting
-from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, move
+from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, move
 from guest_tests.mm.proctree import Child, ChildDied
+from guest_tests.support.folios import THP, huge_kb, knob, pmd_size, thp
 
 
 @pytest.fixture
@@ -200,3 +203,22 @@ def _watch_own_move(mapping: Mapping, to: int) -> None:
         uffd.unregister(moved)
         assert "um" not in maps.vma_at(to, detailed=True).vm_flags
         moved.check()
+
+
+# --- huge pages --------------------------------------------------------------------------------------------------
+
+
+def test_khugepaged_sleeps_in_guests() -> None:
+    """It collapses nothing by itself; the same memory is collapsed as soon as it may scan."""
+    pages = pmd_size() // PAGE_SIZE
+    sleep = THP / "khugepaged/scan_sleep_millisecs"
+    if sleep.read_text() != "4294967295\n":
+        pytest.skip("needs a guest of the harness, whose init has khugepaged sleep")
+    with thp(), carve_out(3 * pages) as area:
+        memory = area.map(0, 2 * pages + 1).madvise(mmap.MADV_NOHUGEPAGE).touch(range(pages))
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        time.sleep(0.2)
+        assert huge_kb(memory) == 0, "khugepaged collapsed memory of a test"
+        with knob(sleep, "10"), knob(THP / "khugepaged/pages_to_scan", "4096"):
+            waiting.wait_until(lambda: huge_kb(memory) > 0, "khugepaged to collapse the memory")
+        memory.check()

@@ -7,6 +7,7 @@ import dataclasses
 import faulthandler
 import fcntl
 import io
+import mmap
 import os
 import platform
 import random
@@ -92,6 +93,26 @@ def start_shell(request: protocol.Shell) -> protocol.ShellReady:
     return protocol.ShellReady()
 
 
+def let_khugepaged_scan() -> None:
+    """Have khugepaged make the scan that it makes when the first process has memory that may have huge pages.
+
+    In it, khugepaged would collapse memory of the first such test. After it, khugepaged sleeps as the init has set.
+    """
+    known = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
+    if not known.exists():
+        return
+    size = int(known.read_text())
+    with mmap.mmap(-1, 2 * size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        memory[size - 1]  # advice alone is not enough (hugepage_vma_check() of 6.1); this is in an aligned range
+    limit = time.monotonic() + 2
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        if comm.read_text() == "khugepaged\n":
+            stat = comm.with_name("stat")
+            while ") S " not in stat.read_text() and time.monotonic() < limit:
+                time.sleep(0.01)
+
+
 def write_pid_file() -> None:
     """Become the leader of a process group, and write its ID to a file for the keeper, which ends the group."""
     with contextlib.suppress(PermissionError):
@@ -117,6 +138,7 @@ def main() -> None:
         faulthandler.enable()
     else:
         link = channel.Channel(channel.open_port("harness.agent"))
+        let_khugepaged_scan()
         parent = os.getpid()
         if os.fork() == 0:
             send_heartbeats(parent)
