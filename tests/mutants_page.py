@@ -128,6 +128,7 @@ def _count(results: Sequence[Result], group: str) -> str:
 def _row(result: Result, mutant: Mutant) -> str:
     real = f" A bug once, fixed by {mutant.commit}." if mutant.commit else ""
     by = f"`{table.short(result.kills[0].test)}`".replace("|", "\\|") if result.kills else str(result.state)
+    by += " and the audit" if result.kills and result.kills[0].audited else ""
     return f"| `{result.name}` | {_line(mutant.breaks)}{real} | `{mutant.places}` | {by} |"
 
 

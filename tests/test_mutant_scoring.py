@@ -94,7 +94,7 @@ def test_what_the_audit_reports_beside_a_failure_is_counted() -> None:
         ((result,), _) = score(lambda task, failed=failed: ended(task["name"], failed))
         assert result.kills[0].audited is seen
         told = table.total(replace(SCORE, results=(result,), audited=True))
-        assert f"1 by checks of tests; the audit reported {int(seen)} of them" in told
+        assert f"1 by checks of tests; the audit reported {int(seen)} of them, none alone" in told
 
 
 def test_a_mutant_that_needs_two_cpus_gets_them() -> None:

@@ -60,7 +60,7 @@ def total(score: Score) -> str:
     share = f" ({percent(len(killed), score.tried)})" if score.tried else ""
     typical = f"; median time to kill {median(each.seconds for each in killed):.1f} s" if killed else ""
     seen = sum(any(kill.audited for kill in each.kills) for each in killed)
-    audited = f"; the audit reported {seen} of them" if score.audited else ""
+    audited = f"; the audit reported {seen} of them, {ways[How.AUDIT] or 'none'} alone" if score.audited else ""
     return f"{len(killed)} of {score.tried} killed{share}{': ' if said else ''}{said}{audited}{rest}{typical}"
 
 
