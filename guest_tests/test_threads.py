@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import threading
 import time
 from typing import Final
 
@@ -137,7 +136,7 @@ def test_pages_migrate_as_their_table_moves() -> None:
     """
     require_migration()
     table = pmd_size() // PAGE_SIZE
-    with thp("never"), carve_out(4 * table) as area:
+    with thp("madvise"), carve_out(4 * table) as area:
         area.hole(0, 4 * table)
         start = -(area.page(0) // PAGE_SIZE) % table
         here = area.map(start, table)
@@ -180,10 +179,10 @@ def test_pages_migrate_while_a_thread_writes_to_the_source(area: CarveOut) -> No
 
 
 def test_writes_while_the_process_forks(area: CarveOut) -> None:
-    """No row: a thread writes to pages all the time, and another one to other words of them whenever the process forks.
-    A write of the other one makes a copy of a page, because the new process shares it by now.
+    """No row: the process forks again and again, while two threads write to different words of the same pages all the
+    time. The first write to a page after a fork makes a copy of it, because the new process shares it by now.
 
-    Every kernel: no write is lost, although the first thread still has the translation of before.
+    Every kernel: no write is lost, although the other thread still has the translation of before.
     """
     with Child() as child:  # the interpreter cannot go on if writes to its own memory are lost
         child.start(_write_while_forking, area)
@@ -192,21 +191,21 @@ def test_writes_while_the_process_forks(area: CarveOut) -> None:
 
 def _write_while_forking(area: CarveOut) -> None:
     source = area.map(0, _PAGES).touch()
-    often, once = Words(source.page_addresses), Words([address + 64 for address in source.page_addresses])
-    forking = threading.Event()
+    one, other = Words(source.page_addresses), Words([address + 64 for address in source.page_addresses])
+    cpu = (os.cpu_count() or 1) - 1
+    with Child() as neighbour:
+        neighbour.call(os.sched_setaffinity, 0, {cpu})
 
-    def write_once() -> None:
-        if forking.wait(0.05):
-            forking.clear()
+        def copy() -> None:
             for index in range(_PAGES):
-                once.check(index)
-                once.write(index)
-                time.sleep(0.001)
+                # Another process on this CPU, so that the thread has no translation left and faults.
+                neighbour.call(os.getpid)
+                other.check(index)
+                other.write(index)
 
-    with Busy(often.step, cpu=0), Busy(write_once, cpu=(os.cpu_count() or 1) - 1):
-        for _ in rounds(_SECONDS, 10):
-            forking.set()
-            _fork()
+        with Busy(one.step, cpu=0), Busy(copy, cpu=cpu):
+            for _ in rounds(_SECONDS, 10):
+                _fork()
     assert_found(_uncompared(source))
 
 
