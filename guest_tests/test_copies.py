@@ -223,7 +223,7 @@ def test_half_of_a_folio_is_shared(shared: int) -> None:
     size = 32 * PAGE_SIZE
     if not (THP / f"hugepages-{size >> 10}kB").exists():
         pytest.skip(f"needs Linux 6.8 and CONFIG_TRANSPARENT_HUGEPAGE: no {THP}/hugepages-{size >> 10}kB")
-    with thp("never"), mthp(size), carve_out(128) as area:
+    with thp("madvise"), mthp(size), carve_out(128) as area:
         source = area.map(0, 32).fill()
         frames = pagemap.pfns(source.address, 32)
         assert None not in frames, "not all pages are present"

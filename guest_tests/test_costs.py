@@ -359,7 +359,7 @@ def test_small_pages(counter: Counter, relocate: bool, record_property: Record, 
     Unpatched: a plain move is counted; with a flag the test skips.
     Patched: each of the three ways is counted, and two series of moves agree.
     """
-    with thp("never"):
+    with thp("madvise"):
         _measure(counter, relocate, record_property, what, flags)
 
 
@@ -389,7 +389,7 @@ def test_swapped_out(counter: Counter, relocate: bool, record_property: Record, 
     """
     what = Move("swapped out", _MB, "page", prepare=assert_pages_out)
     swap.require_swap(what.size >> 10)
-    with thp("never"):
+    with thp("madvise"):
         _measure(counter, relocate, record_property, what, flags)
 
 
@@ -401,5 +401,5 @@ def test_merged(counter: Counter, relocate: bool, record_property: Record, ksm: 
     Patched: each of the three ways is counted.
     """
     what = Move("KSM pages", _MB, "page", advice=MADV_MERGEABLE, same=True, prepare=ksm.merge)
-    with thp("never"):
+    with thp("madvise"):
         _measure(counter, relocate, record_property, what, flags)

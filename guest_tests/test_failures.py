@@ -117,7 +117,7 @@ def test_growing_out_of_memory(how: str) -> None:
     kind, moves = _GROWTHS[how]
     table = _table()
     first, there = table - _USED // 2, 4 * _MANY + table - _USED // 2
-    with thp("never"), carve_out(6 * _MANY) as area:
+    with thp("madvise"), carve_out(6 * _MANY) as area:
         area.hole(0, area.pages)
         source = area.map(first, _USED).fill()
         length = _USED + _MANY
@@ -159,7 +159,7 @@ def test_dontunmap_out_of_memory(kind: str) -> None:
     table = _table()
     # One page off, so that no page table can be moved by itself.
     first, there = table - _USED // 2, 4 * _MANY + table - _USED // 2 + 1
-    with thp("never"), carve_out(6 * _MANY) as area:
+    with thp("madvise"), carve_out(6 * _MANY) as area:
         area.hole(0, area.pages)
         source = Mapping(area.map(first, _MANY).address, _MANY)
         used = source.part(0, _USED).fill()
@@ -325,7 +325,17 @@ def test_splitting_out_of_memory(area: CarveOut, own_group: Memcg | None) -> Non
 
 
 def _splitting_out_of_memory(source: Mapping, group: Memcg) -> None:
-    part = source.part(4, 3)
+    """Split in five rounds at most, until one loses nothing: the group's statistics are late by up to two seconds."""
+    for _ in range(5):
+        kept, failures = _kept_of_splits(source.part(4, 3), group)
+        assert failures > _DEPTH * _REPEATS, f"only {failures} splits failed: is fault injection in order?"
+        if kept < failures * _CHAIN:
+            return
+    raise AssertionError(f"{failures} splits that failed left {kept} bytes of kernel memory allocated, five times")
+
+
+def _kept_of_splits(part: Mapping, group: Memcg) -> tuple[int, int]:
+    """Split off ``part`` with each of the allocations failing: the bytes that stay allocated, and how many failed."""
     failures = 0
     before = group.stat()["slab_unreclaimable"]
     for number in range(1, _MOST_CHANCES):
@@ -338,6 +348,4 @@ def _splitting_out_of_memory(source: Mapping, group: Memcg) -> None:
         part.mprotect(PROT_RW)
         if not injected:
             break
-    kept = group.stat()["slab_unreclaimable"] - before
-    assert failures > _DEPTH * _REPEATS, f"only {failures} splits failed: is fault injection in order?"
-    assert kept < failures * _CHAIN, f"{failures} splits that failed left {kept} bytes of kernel memory allocated"
+    return group.stat()["slab_unreclaimable"] - before, failures

@@ -164,7 +164,7 @@ def test_half_of_it_within_the_mapping(relocate: bool, flags: int) -> None:
     anon_vma is locked. All pages are found.
     """
     pages = pmd_size() // PAGE_SIZE
-    with thp("never"), carve_out(3 * pages) as area:
+    with thp("madvise"), carve_out(3 * pages) as area:
         whole = area.map(0, 3 * pages)
         whole.contents = [None] * whole.pages
         for index in (0, 1, 3 * pages - 1):
@@ -236,7 +236,7 @@ def _folios(number: int) -> Iterator[tuple[CarveOut, Mapping, int]]:
     """A carve-out, a mapping of ``number`` large folios in it, and the number of pages in each folio."""
     size = mthp_size()
     pages = size // PAGE_SIZE
-    with thp("never"), mthp(size), carve_out(4 * number * pages) as area:
+    with thp("madvise"), mthp(size), carve_out(4 * number * pages) as area:
         source = stamp(area.map(0, number * pages))
         large = _large(source)
         assert all(large), f"faults got no folios of {size >> 10} kB: {large}"

@@ -15,6 +15,7 @@ import pytest
 
 from guest_tests.mm import maps, memcg, numa, pagemap, sigbus, swap, syscalls, system, userfault, vmstat, waiting
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, move
+from guest_tests.mm.probes.ageing import drain
 from guest_tests.mm.proctree import Child, ChildDied
 from guest_tests.support.folios import THP, huge_kb, knob, pmd_size, thp
 
@@ -82,7 +83,8 @@ def test_a_group_is_charged_for_what_its_processes_use(group: memcg.Memcg, area:
         assert group.processes() == [child.pid]
         before = group.current
         child.call(mapping.fill)
-        assert group.stat()["anon"] >= mapping.length
+        # The kernel adds up the statistics of its CPUs every two seconds, or after many changes.
+        waiting.wait_until(lambda: group.stat()["anon"] >= mapping.length, "the pages to be in the statistics")
         assert group.current >= before + mapping.length
 
 
@@ -125,6 +127,7 @@ def test_a_group_without_a_limit_reads_back_the_limit_it_is_given(group: memcg.M
 def test_pageout_swaps_and_touching_brings_back(area: CarveOut) -> None:
     swap.require_swap(64 * PAGE_SIZE // 1024)
     mapping = area.map(0, 4).fill()
+    drain()
     mapping.madvise(syscalls.MADV_PAGEOUT)
     entry = pagemap.entry(mapping.address)
     assert entry.swap

@@ -249,11 +249,12 @@ def test_the_number_of_mappings(area: CarveOut, how: str) -> None:
         with knob("/proc/sys/vm/max_map_count", str(count)):
             try:
                 moved = move(part, to, flags)
+                now = _mappings()
             except OSError as error:
                 if error.errno != errno.ENOMEM:
                     raise
         if moved is not None:
-            assert _mappings() <= count, f"{_mappings()} mappings, and the limit was {count}"
+            assert now <= count, f"{now} mappings, and the limit was {count}"
             break
         refusals += 1
         before.expect(area, f"a move that was refused with room for {room} more mappings")

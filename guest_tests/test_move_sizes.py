@@ -10,6 +10,7 @@ import pytest
 
 from guest_tests.mm import pagemap, swap, syscalls
 from guest_tests.mm.mapping import PAGE_SIZE, Mapping, carve_out, move
+from guest_tests.mm.probes.ageing import drain
 from guest_tests.mm.syscalls import MAP_NORESERVE
 from guest_tests.support.checks import counted
 from guest_tests.support.folios import stamp, thp
@@ -94,7 +95,7 @@ def test_lengths(relocate: bool, length: int, start: int, to: int, huge: bool, f
     Patched: the same with either flag.
     """
     length, start, to = (-(-number // PAGE_SIZE) * PAGE_SIZE for number in (length, start, to))
-    with thp("always" if huge else "never"), carve_out((1 << 31) // PAGE_SIZE) as area:
+    with thp("always" if huge else "madvise"), carve_out((1 << 31) // PAGE_SIZE) as area:
         source = area.map(start // PAGE_SIZE, length // PAGE_SIZE)
         source.contents = [None] * source.pages
         if flags and not relocate:
@@ -143,7 +144,7 @@ def test_two_gigabytes(relocate: bool, start: int, to: int, flags: int) -> None:
     Patched: the same with either flag; as many pages are counted as relocated as were present.
     """
     length = 2 << 30
-    with thp("never"), carve_out((6 << 30) // PAGE_SIZE) as area:
+    with thp("madvise"), carve_out((6 << 30) // PAGE_SIZE) as area:
         source = area.map(start // PAGE_SIZE, length // PAGE_SIZE, flags=MAP_NORESERVE)
         source.contents = [None] * source.pages
         if flags and not relocate:
@@ -164,6 +165,7 @@ def test_two_gigabytes(relocate: bool, start: int, to: int, flags: int) -> None:
         assert_found(*(result.part(index) for index in (*present[:8], *present[middle:][:8], *present[-8:])))
         preamble.check()
         if swap.free_kb() > len(present) * PAGE_SIZE >> 9:
+            drain()
             for _ in range(3):
                 result.madvise(syscalls.MADV_PAGEOUT)
             left = [index for index in present if pagemap.entry(result.page(index)).present]
@@ -186,7 +188,7 @@ def test_within_a_range(relocate: bool, flags: int, within: bool) -> None:
     Patched: the same with either flag.
     """
     pages = _MB // PAGE_SIZE
-    with thp("never"), carve_out(4 * pages) as area:
+    with thp("madvise"), carve_out(4 * pages) as area:
         whole = stamp(area.map(0, 4 * pages))
         at, to = (3 * pages, pages) if within else (2 * pages, 0)
         part = whole.part(at, pages)

@@ -72,7 +72,7 @@ def scene() -> Iterator[Scene]:
     with carve_out(6 * pages) as area:
         area.hole(3 * pages, 3 * pages)
         source = area.map(pages - _SIDE, pages + 2 * _SIDE)
-        with thp("never"):
+        with thp("madvise"):
             source.part(0, _SIDE).fill()
             source.part(_SIDE + pages, _SIDE).fill()
         with thp():
@@ -142,7 +142,7 @@ def test_falling_back_where_page_tables_could_move(relocate: bool, number: int) 
     Patched: the range moves plainly, every page is found, and there is no warning.
     """
     pages = pmd_size() // PAGE_SIZE
-    with thp("never"), carve_out(6 * pages) as area:
+    with thp("madvise"), carve_out(6 * pages) as area:
         area.hole(2 * pages, 4 * pages)
         source = area.map(0, 2 * pages)
         source.contents = [None] * source.pages
@@ -177,7 +177,7 @@ def test_undoing_allocates_no_page_table(relocate: bool) -> None:
     """
     table = pmd_size() // PAGE_SIZE
     grown = []
-    with thp("never"), carve_out(8 * table) as area:
+    with thp("madvise"), carve_out(8 * table) as area:
         area.hole(4 * table, 4 * table)
         for _ in range(3):  # the interpreter may need a page table of its own meanwhile, but not each time
             source = area.map(0, 3 * table)
@@ -328,7 +328,7 @@ def test_out_of_memory(relocate: bool, flags: int, kind: str) -> None:
     table = PAGE_SIZE // 8
     if table * PAGE_SIZE > 32 << 20:
         pytest.skip(f"needs page tables that map 32 MB at most, these map {table * PAGE_SIZE >> 20} MB")
-    with thp("never"), carve_out(6 * table) as area:
+    with thp("madvise"), carve_out(6 * table) as area:
         area.hole(2 * table, 4 * table)
         source = area.map(table - 8, 16).fill()
         to = area.page(4 * table - 8)

@@ -45,7 +45,7 @@ def test_each_folio_in_turn(relocate: bool) -> None:
         source = area.map(large - _SIDE, large + 2 * _SIDE)
         to = area.page(5 * large - _SIDE)
         folio = source.part(_SIDE, large)
-        with thp("never"):
+        with thp("madvise"):
             with mthp(size):
                 stamp(folio)
             stamp(source)

@@ -236,7 +236,7 @@ def test_whole_page_tables_leave_a_userfaultfd() -> None:
     if table * PAGE_SIZE > 32 << 20:
         pytest.skip(f"needs page tables that map 32 MB at most, these map {table * PAGE_SIZE >> 20} MB")
     used = [0, table - 1, table, 2 * table - 1]
-    with thp("never"), carve_out(6 * table) as area:
+    with thp("madvise"), carve_out(6 * table) as area:
         area.hole(0, 6 * table)
         source = area.map(0, 2 * table)
         for index in used:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +12,7 @@ from typing import Any, Final
 from guest_tests.explorer.arena import BASE, PAGE, Arena
 from guest_tests.explorer.calls import STORE
 from guest_tests.mm import ksm, memcg, syscalls
+from guest_tests.mm.waiting import wait_until
 from guest_tests.support.holds import Spliced
 from harness.programs.language import KINDS, Kind
 from harness.programs.memory import ARENA_PAGES, Step
@@ -51,8 +51,6 @@ _PROTECTIONS: Final = {
     Kind.PROTECT_WRITE: syscalls.PROT_RW,
 }
 _SHARINGS: Final = {Kind.MAP: syscalls.MAP_PRIVATE, Kind.MAP_SHARED: syscalls.MAP_SHARED}
-#: how long ksmd may take for the scans of one operation, in seconds; the arena is small
-_SCAN_SECONDS: Final = 10.0
 
 #: How often the control group is reclaimed at most, until no page is present. Pages that were used lately survive some
 #: rounds, on arm64 more than on x86-64.
@@ -192,10 +190,8 @@ class Actions:
     def _scan(self, _step: Step, _tags: bytes) -> int:
         # Three scans merge whatever can be merged: see guest_tests.mm.ksm.Ksm.scan().
         goal = ksm.read("full_scans") + 3
-        limit = time.monotonic() + _SCAN_SECONDS
         ksm.write("run", 1)
-        while ksm.read("full_scans") < goal and time.monotonic() < limit:
-            time.sleep(0.0005)
+        wait_until(lambda: ksm.read("full_scans") >= goal, "ksmd to scan three times")
         ksm.write("run", 0)
         return 0
 

@@ -286,16 +286,28 @@ class Ksm:
             self.scan(1)
 
     def scan_until(self, done: Callable[[], bool], what: str) -> None:
-        """Let ksmd scan one page at a time, with a pause after each, and stop it in the middle of a scan.
+        """Let ksmd scan one page at a time until ``done()``, and stop it in the middle of a scan.
+
+        It gets its next page only after ``done()`` was asked: a pause of a minute follows each page, and is ended as in
+        :meth:`scan_exactly`.
 
         :param what: completes "waiting for …".
         :raises TimeoutError: if ``done()`` is not true in time.
         """
-        self.set(pages_to_scan=1, sleep_millisecs=100)
+        self.set(pages_to_scan=1, sleep_millisecs=60_000)
+        ksmd = _ksmd()
+
+        def step() -> bool:
+            wait_until(lambda: state_of(ksmd) == "S", "ksmd to sleep")
+            if done():
+                return True
+            write("sleep_millisecs", 60_001 if read("sleep_millisecs") == 60_000 else 60_000)
+            return False
+
         write("run", 1)
         try:
             # Less than a whole test may take, so that the test says what it waited for.
-            wait_until(done, what, seconds=8.0)
+            wait_until(step, what, seconds=8.0)
         finally:
             self.stop()
 

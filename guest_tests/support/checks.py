@@ -11,6 +11,7 @@ from typing import Final
 
 from guest_tests.mm import maps, pagemap, system, vmstat
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping
+from guest_tests.mm.memcg import Memcg
 
 #: the permissions that maps shows where a carve-out holds no mapping
 _RESERVED: Final = "---s"
@@ -114,16 +115,19 @@ class Accounts:
     rss_anon: int
     locked: int
     committed: int
+    #: what a control group is charged with
+    charged: int
 
     @classmethod
-    def now(cls) -> Accounts:
+    def now(cls, group: Memcg | None) -> Accounts:
         """The present numbers."""
         status = vmstat.status()
         committed = vmstat.meminfo()["Committed_AS"]
-        return cls(status["VmSize"], status["RssAnon"], status["VmLck"], committed)
+        charged = 0 if group is None else group.current >> 10
+        return cls(status["VmSize"], status["RssAnon"], status["VmLck"], committed, charged)
 
 
-def same_accounts(call: Callable[[], object], what: str, slack: int = 0) -> None:
+def same_accounts(call: Callable[[], object], what: str, slack: int = 0, group: Memcg | None = None) -> None:
     """Assert that a call does not change the accounting.
 
     The interpreter and other processes allocate memory at the same time. Python's allocator maps and unmaps 1 MB at a
@@ -131,12 +135,13 @@ def same_accounts(call: Callable[[], object], what: str, slack: int = 0) -> None
     does so every time, so that one of five calls without a difference is enough.
 
     :param slack: the difference in kB that the kernel's batches may make, below which there is none.
+    :param group: a control group whose charge is compared as well.
     """
     pairs = []
     for _ in range(5):
-        before = Accounts.now()
+        before = Accounts.now(group)
         call()
-        pairs.append((before, Accounts.now()))
+        pairs.append((before, Accounts.now(group)))
         if all(abs(old - new) <= slack for old, new in zip(*map(astuple, pairs[-1]), strict=True)):
             return
     raise AssertionError(f"{what} changes the accounting every time: {pairs[-1][0]} became {pairs[-1][1]}")

@@ -58,14 +58,15 @@ def pmd_size() -> int:
 
 @contextmanager
 def thp(value: str = "always") -> Iterator[None]:
-    """Huge pages for every fault that fits ("always"), or for none ("never"), while the block runs.
+    """Huge pages for every fault that fits ("always"), or for none without advice ("madvise"), while the block runs.
 
-    Skips where huge pages are wanted and the kernel has none.
+    "never" would stop khugepaged, which scans at once when it is started again. Skips where huge pages are wanted and
+    the kernel has none.
     """
-    if value == "never" and not THP.exists():
+    if value == "madvise" and not THP.exists():
         yield
         return
-    if value != "never":
+    if value != "madvise":
         pmd_size()
     with knob(THP / "enabled", value):
         yield

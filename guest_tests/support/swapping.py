@@ -10,6 +10,7 @@ from typing import Final
 from guest_tests.mm import kpage, memcg, pagemap, syscalls
 from guest_tests.mm.mapping import Mapping
 from guest_tests.mm.probes import Place
+from guest_tests.mm.probes.ageing import drain
 
 _TRIES: Final = 3
 _RECLAIMS: Final = 8
@@ -21,6 +22,7 @@ def page_out(mapping: Mapping) -> list[int]:
     :returns: the numbers of the pages that are still present.
     """
     left: list[int] = []
+    drain()  # it drains the batches of its own CPU only, and skips pages that are not on an LRU list yet
     for _ in range(_TRIES):
         mapping.madvise(syscalls.MADV_PAGEOUT)
         entries = pagemap.entries(mapping.address, mapping.pages)

@@ -118,6 +118,7 @@ class Pageout(SwapProbe):
     def force(self, page: Page) -> str:
         """See :meth:`Probe.force`."""
         place = page.places[0]
+        drain()
         try:
             place.run(syscalls.madvise, place.address, PAGE_SIZE, syscalls.MADV_PAGEOUT)
         except OSError as error:
