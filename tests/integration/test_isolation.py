@@ -158,4 +158,4 @@ def test_isolation_may_be_relaxed(lab: Lab, isolate: str, found: list[str]) -> N
     lab.write("test_b.py", source)
     shutil.copy(lab.root / "checks" / "test_b.py", lab.root / "checks" / "test_c.py")
     outcome = lab.run(f"--isolate={isolate}")
-    assert [case.properties["found"] for case in outcome.cases] == found
+    assert [case.properties.get("found") for case in outcome.cases] == found, outcome.output
