@@ -19,7 +19,7 @@ from guest_tests.mm import kpage, maps, numa, pagemap, syscalls, system
 from guest_tests.mm.ksm import Ksm
 from guest_tests.mm.mapping import CarveOut, Mapping, move
 from guest_tests.mm.probes import offline
-from guest_tests.mm.proctree import Child, state_of
+from guest_tests.mm.proctree import Child
 from guest_tests.mm.syscalls import MREMAP_DONTUNMAP, MREMAP_MUST_RELOCATE_ANON, MREMAP_RELOCATE_ANON
 from guest_tests.mm.waiting import patience, wait_until
 from guest_tests.support.checks import State, counted, expect_layout, fails
@@ -29,6 +29,7 @@ from guest_tests.support.ksm_scenes import in_swap_cache
 from guest_tests.support.moves import move_or_refused, refused_move, ways
 from guest_tests.support.stalled import stalled_swaps
 from guest_tests.support.swapping import assert_pages_out, read_back
+from harness.agent.processes import state_of
 
 # --- refused half way --------------------------------------------------------------------------------------------
 

@@ -129,8 +129,10 @@ def _count(results: Sequence[Result], group: str) -> str:
 
 def _row(result: Result, mutant: Mutant) -> str:
     real = f" A bug once, fixed by {mutant.commit}." if mutant.commit else ""
-    by = f"`{table.short(result.kills[0].test)}`".replace("|", "\\|") if result.kills else str(result.state)
-    by += " and the audit" if result.kills and result.kills[0].audited else ""
+    by = str(result.state)
+    if result.kills:
+        first = result.kills[0]
+        by = f"`{table.short(first.test)}`".replace("|", "\\|") + (" and the audit" if first.audited else "")
     return f"| `{result.name}` | {_line(mutant.breaks)}{real} | `{mutant.places}` | {by} |"
 
 

@@ -12,7 +12,6 @@ from typing import Any, Final
 from guest_tests.explorer.arena import BASE, PAGE, Arena
 from guest_tests.explorer.calls import STORE
 from guest_tests.mm import ksm, memcg, syscalls
-from guest_tests.mm.waiting import wait_until
 from guest_tests.support.holds import Spliced
 from harness.programs.language import KINDS, Kind
 from harness.programs.memory import ARENA_PAGES, Step
@@ -188,11 +187,7 @@ class Actions:
     # --- the system --------------------------------------------------------------------------------------------------
 
     def _scan(self, _step: Step, _tags: bytes) -> int:
-        # Three scans merge whatever can be merged: see guest_tests.mm.ksm.Ksm.scan().
-        goal = ksm.read("full_scans") + 3
-        ksm.write("run", 1)
-        wait_until(lambda: ksm.read("full_scans") >= goal, "ksmd to scan three times")
-        ksm.write("run", 0)
+        ksm.Ksm().scan(seconds=10.0)
         return 0
 
     def _unmerge_all(self, _step: Step, _tags: bytes) -> int:

@@ -19,8 +19,8 @@ from typing import Final, Self
 
 from guest_tests.mm import kpage, maps, pagemap, syscalls
 from guest_tests.mm.mapping import PAGE_SIZE, Mapping
-from guest_tests.mm.proctree import state_of
 from guest_tests.mm.waiting import wait_until
+from harness.agent.processes import kernel_thread, state_of
 
 DIRECTORY: Final = Path("/sys/kernel/mm/ksm")
 
@@ -206,10 +206,24 @@ def is_ksm(address: int, pid: int | str = "self") -> bool:
     return merged(address, 1, pid)[0]
 
 
-def _ksmd() -> int:
-    """The process id of ksmd."""
-    comms = Path("/proc").glob("[0-9]*/comm")
-    return next(int(path.parent.name) for path in comms if path.read_text() == "ksmd\n")
+class _Pause:
+    """The minute for which ksmd sleeps after pages_to_scan pages.
+
+    A change of sleep_millisecs while ksmd sleeps ends it (ksm_do_scan() and ksm_scan_thread(), mm/ksm.c).
+    """
+
+    def __init__(self) -> None:
+        ksmd = kernel_thread("ksmd")
+        assert ksmd is not None, "ksmd does not run, although this kernel has KSM"
+        self._ksmd = ksmd
+
+    def begun(self) -> None:
+        """Wait until ksmd sleeps."""
+        wait_until(lambda: state_of(self._ksmd) == "S", "ksmd to sleep")
+
+    def end(self) -> None:
+        """Wake ksmd."""
+        write("sleep_millisecs", 60_001 if read("sleep_millisecs") == 60_000 else 60_000)
 
 
 class Ksm:
@@ -253,55 +267,54 @@ class Ksm:
         """Stop ksmd. When this returns it has stopped: the kernel finishes the batch under way first."""
         write("run", 0)
 
-    def scan(self, passes: int = 3) -> None:
+    def scan(self, passes: int = 3, *, seconds: float = 20.0) -> None:
         """Let ksmd complete at least ``passes`` scans of all mergeable memory, then stop it.
 
         Merging takes two complete scans (the first only notes each page's checksum), and the scan under way when
         ksmd is started may have passed the pages already: three are always enough.
 
+        :param seconds: how long an ordinary machine may take.
         :raises TimeoutError: if ksmd makes no progress, for example because no memory is mergeable.
         """
         goal = read("full_scans") + passes
         write("run", 1)
         try:
             # ksmd has nice 5 and gets no time while another process is busy.
-            wait_until(lambda: read("full_scans") >= goal, f"{passes} full scans of ksmd", seconds=20.0)
+            wait_until(lambda: read("full_scans") >= goal, f"{passes} full scans of ksmd", seconds)
         finally:
             self.stop()
 
     def scan_exactly(self, passes: int) -> None:
         """Let ksmd complete a number of scans and no more, if all mergeable memory is less than pages_to_scan.
 
-        A pause of a minute follows each scan. A change of sleep_millisecs ends a pause (ksm_do_scan() and
-        ksm_scan_thread(), mm/ksm.c), so that it must be made while ksmd sleeps.
+        A pause of a minute follows each scan, and is ended before the next one.
 
         :raises TimeoutError: if ksmd makes no progress.
         """
         self.stop()
-        ksmd = _ksmd()
+        pause = _Pause()
         for _ in range(passes):
-            wait_until(lambda: state_of(ksmd) == "S", "ksmd to sleep")
-            write("sleep_millisecs", 60_001 if read("sleep_millisecs") == 60_000 else 60_000)
-            wait_until(lambda: state_of(ksmd) == "S", "ksmd to sleep")
+            pause.begun()
+            pause.end()
+            pause.begun()
             self.scan(1)
 
     def scan_until(self, done: Callable[[], bool], what: str) -> None:
         """Let ksmd scan one page at a time until ``done()``, and stop it in the middle of a scan.
 
-        It gets its next page only after ``done()`` was asked: a pause of a minute follows each page, and is ended as in
-        :meth:`scan_exactly`.
+        A pause of a minute follows each page, and is ended after ``done()`` was asked.
 
         :param what: completes "waiting for …".
         :raises TimeoutError: if ``done()`` is not true in time.
         """
         self.set(pages_to_scan=1, sleep_millisecs=60_000)
-        ksmd = _ksmd()
+        pause = _Pause()
 
         def step() -> bool:
-            wait_until(lambda: state_of(ksmd) == "S", "ksmd to sleep")
+            pause.begun()
             if done():
                 return True
-            write("sleep_millisecs", 60_001 if read("sleep_millisecs") == 60_000 else 60_000)
+            pause.end()
             return False
 
         write("run", 1)

@@ -24,7 +24,6 @@ import struct
 import traceback
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, ParamSpec, Self, TypeVar
 
@@ -32,6 +31,7 @@ import pytest
 
 from guest_tests.mm import syscalls
 from guest_tests.mm.waiting import patience, wait_until
+from harness.agent.processes import state_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -184,15 +184,6 @@ def _reap(pid: int, seconds: float) -> int | None:
 
     wait_until(gone, f"the end of process {pid}", seconds)
     return status
-
-
-def state_of(pid: int) -> str:
-    """The letter in /proc/PID/stat for what a process does, such as S if it sleeps; empty if there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    return stat.rpartition(b")")[2].split()[0].decode()
 
 
 # --- the commanding side -----------------------------------------------------------------------------------------

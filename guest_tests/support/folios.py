@@ -63,11 +63,11 @@ def thp(value: str = "always") -> Iterator[None]:
     "never" would stop khugepaged, which scans at once when it is started again. Skips where huge pages are wanted and
     the kernel has none.
     """
-    if value == "madvise" and not THP.exists():
+    if value == "always":
+        pmd_size()
+    elif not THP.exists():
         yield
         return
-    if value != "madvise":
-        pmd_size()
     with knob(THP / "enabled", value):
         yield
 

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from harness.agent import channel, mutants, protocol
+from harness.agent.processes import kernel_thread, state_of
 from harness.agent.session import run_pytest
 
 #: _IO('R', 0x07) in include/uapi/linux/random.h: reseed from the pool now
@@ -105,12 +106,9 @@ def let_khugepaged_scan() -> None:
     with mmap.mmap(-1, 2 * size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ) as memory:
         memory.madvise(mmap.MADV_HUGEPAGE)
         memory[size - 1]  # advice alone is not enough (hugepage_vma_check() of 6.1); this is in an aligned range
-    limit = time.monotonic() + 2
-    for comm in Path("/proc").glob("[0-9]*/comm"):
-        if comm.read_text() == "khugepaged\n":
-            stat = comm.with_name("stat")
-            while ") S " not in stat.read_text() and time.monotonic() < limit:
-                time.sleep(0.01)
+    khugepaged, limit = kernel_thread("khugepaged"), time.monotonic() + 2
+    while khugepaged is not None and state_of(khugepaged) != "S" and time.monotonic() < limit:
+        time.sleep(0.01)
 
 
 def write_pid_file() -> None:
