@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,6 +29,8 @@ _WRITE = Operation(Kind.WRITE)
 _MOVE = Operation(Kind.MOVE, near=5)
 #: ksmd can then merge none of the pages that are equal to the first
 _HOLD = Operation(Kind.HOLD, part=Part.FIRST)
+_FILE = replace(_MAP, kind=Kind.MAP_FILE)
+_WALK = Operation(Kind.WALK)
 #: maps four pages, writes them and moves them
 _PLAIN: Program = (_MAP, _WRITE, _MOVE)
 #: where it moves them
@@ -80,8 +83,51 @@ def _also(executor: Executor, kind: Kind, then: Any) -> None:
         (_MAP, Operation(Kind.WRITE_SAME), Operation(Kind.MERGEABLE), _HOLD, Operation(Kind.SCAN)),
         (_MAP, _WRITE, Operation(Kind.PAGEOUT), _MOVE),
         (_MAP, _WRITE, Operation(Kind.LOCK), Operation(Kind.PROTECT_NONE, part=Part.LAST), _MOVE),
+        (
+            _FILE,
+            Operation(Kind.WRITE, part=Part.FIRST),
+            Operation(Kind.READ),
+            _MOVE,
+            Operation(Kind.GROW, arg=3),
+            Operation(Kind.READ),
+        ),
+        (
+            _FILE,
+            Operation(Kind.READ),
+            Operation(Kind.MAP, near=5, into=1),
+            Operation(Kind.WRITE_SAME, slot=1),
+            Operation(Kind.MERGEABLE),
+            Operation(Kind.MERGEABLE, slot=1),
+            Operation(Kind.SCAN),
+        ),
+        (_MAP, Operation(Kind.BIND, part=Part.FIRST_HALF), _WRITE, Operation(Kind.UNBIND, part=Part.FIRST), _MOVE),
+        (_MAP, Operation(Kind.NAME, part=Part.LAST), _WRITE, Operation(Kind.FORK, arg=1), Operation(Kind.UNNAME)),
+        (_FILE, Operation(Kind.NAME), _WRITE),
+        (
+            _MAP,
+            _WRITE,
+            _WALK,
+            _MOVE,
+            Operation(Kind.FORK, arg=1),
+            replace(_WALK, process=1, part=Part.MIDDLE),
+            _WALK,
+        ),
     ],
-    ids=["moved", "home again", "forked", "merged", "held", "swapped out", "locked"],
+    ids=[
+        "moved",
+        "home again",
+        "forked",
+        "merged",
+        "held",
+        "swapped out",
+        "locked",
+        "a file",
+        "merged beside a file",
+        "bound",
+        "named",
+        "a file that is named",
+        "walked",
+    ],
 )
 def test_an_innocent_program_passes(executor: Executor, ksm: Ksm, program: Program) -> None:
     """No row: small programs of each kind run.
@@ -146,6 +192,38 @@ def test_a_walk_that_skips_a_page_is_found_out(executor: Executor, monkeypatch: 
     failure = _run(executor, _PLAIN).failure
     assert failure is not None
     assert (failure.oracle, failure.page) == ("walk", _AT + 2), failure
+
+
+def test_a_walk_in_the_middle_that_skips_a_page_is_found_out(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No row: as before, but the page is unmapped before the walk at the end.
+
+    Every kernel: the walk in the middle names the page, and a plan with it does not come true.
+    """
+    system.require_nodes(2)
+    migrate = executor.arena.migrate
+    start = 3 * memory.PLACE_PAGES
+
+    def skip(pid: int, addresses: list[int], nodes: list[int]) -> None:
+        kept = [(each, node) for each, node in zip(addresses, nodes, strict=True) if each != address(start + 2)]
+        migrate(pid, [each for each, _ in kept], [node for _, node in kept])
+
+    program = (_MAP, _WRITE, _WALK, Operation(Kind.UNMAP))
+    steps = [
+        [KINDS.index(Kind.MAP), start, 0, start, 4, ""],
+        [KINDS.index(Kind.WRITE), start, 4, start, 4, "02030405"],
+        [KINDS.index(Kind.WALK), start, 4, start, 4, ""],
+        [KINDS.index(Kind.UNMAP), start + 1, 3, start + 1, 3, ""],
+    ]
+    planned = [steps, [[start, start + 1, "02"]], start, start + 1]
+    assert _run(executor, program).failure is None
+    assert executor.run_plan(planned)
+    monkeypatch.setattr(executor.arena, "migrate", skip)
+    failure = _run(executor, program).failure
+    assert failure is not None
+    assert (failure.oracle, failure.page) == ("walk", start + 2), failure
+    assert not executor.run_plan(planned)
 
 
 def test_a_walk_to_the_node_where_a_page_is_proves_nothing(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:

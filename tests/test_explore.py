@@ -209,6 +209,24 @@ def test_steering_meets_more_situations_than_chance() -> None:
     assert situations(steered=True) > 1.05 * situations(steered=False)
 
 
+def test_memory_of_a_file_keeps_its_home() -> None:
+    pages = _after(replace(MAP, kind=Kind.MAP_FILE), MOVE_A).processes[0]
+    assert pages is not None
+    assert list(pages.home[_at(5) : _at(5) + 4]) == list(range(_at(2), _at(2) + 4))
+
+
+@pytest.mark.parametrize(("kind", "back"), [(Kind.BIND, Kind.UNBIND), (Kind.NAME, Kind.UNNAME)])
+def test_a_policy_or_a_name_makes_two_mappings_of_one(kind: Kind, back: Kind) -> None:
+    """They move along, and new pages of a mapping that grows have them."""
+    for extra, uniform in ((), False), ((Operation(back, part=Part.FIRST),), True):
+        pages = _after(MAP, Operation(kind, part=Part.FIRST), *extra, MOVE_A).processes[0]
+        assert pages is not None
+        assert pages.uniform(_at(5), _at(5) + 4) == uniform
+    pages = _after(MAP, Operation(kind), Operation(Kind.GROW, arg=2)).processes[0]
+    assert pages is not None
+    assert pages.uniform(_at(2), _at(2) + 6)
+
+
 # --- plans -------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any, Final
 
 from guest_tests.explorer.arena import BASE, PAGE, Arena
 from guest_tests.explorer.calls import STORE
-from guest_tests.mm import ksm, memcg, syscalls
+from guest_tests.mm import ksm, memcg, numa, syscalls
 from guest_tests.support.holds import Spliced
 from harness.programs.language import KINDS, Kind
 from harness.programs.memory import ARENA_PAGES, Step
@@ -50,6 +52,10 @@ _PROTECTIONS: Final = {
     Kind.PROTECT_WRITE: syscalls.PROT_RW,
 }
 _SHARINGS: Final = {Kind.MAP: syscalls.MAP_PRIVATE, Kind.MAP_SHARED: syscalls.MAP_SHARED}
+#: the name that programs give to memory
+_NAME: Final = ctypes.create_string_buffer(b"program")
+#: Pages of the file that programs map. A mapping of the last page of the arena may still grow.
+_FILE_PAGES: Final = 2 * ARENA_PAGES
 
 #: How often the control group is reclaimed at most, until no page is present. Pages that were used lately survive some
 #: rounds, on arm64 more than on x86-64.
@@ -60,9 +66,17 @@ Action = Callable[[Step, bytes], int]
 Record = Callable[[int, int, int, int], list[int]]
 
 
-def _records() -> dict[Kind, Record]:
-    """The operations that are one system call."""
+def _records(file: int) -> dict[Kind, Record]:
+    """The operations that are one system call.
+
+    :param file: the descriptor of the file that programs map.
+    """
     table = {
+        Kind.MAP_FILE: _mapping_file(file),
+        Kind.BIND: _on_range("mbind", numa.MPOL_PREFERRED, ctypes.addressof(_last_node()), numa.MASK_BITS),
+        Kind.UNBIND: _on_range("mbind", numa.MPOL_DEFAULT),
+        Kind.NAME: _naming(ctypes.addressof(_NAME)),
+        Kind.UNNAME: _naming(0),
         Kind.UNMAP: _on_range("munmap"),
         Kind.LOCK: _on_range("mlock"),
         Kind.UNLOCK: _on_range("munlock"),
@@ -73,9 +87,52 @@ def _records() -> dict[Kind, Record]:
     return table | {kind: _on_range("mprotect", protection) for kind, protection in _PROTECTIONS.items()}
 
 
-def _on_range(name: str, third: int = 0) -> Record:
+@functools.cache
+def _last_node() -> ctypes.Array[ctypes.c_ulong]:
+    return numa.mask([numa.nodes()[-1]])
+
+
+def _on_range(name: str, third: int = 0, fourth: int = 0, fifth: int = 0) -> Record:
     number = syscalls.number(name)
-    return lambda start, pages, _dst, _new: [number, BASE + start * PAGE, pages * PAGE, third, 0, 0, 0, 0]
+    return lambda start, pages, _dst, _new: [
+        number,
+        BASE + start * PAGE,
+        pages * PAGE,
+        third,
+        fourth,
+        fifth,
+        0,
+        0,
+    ]
+
+
+def _naming(name: int) -> Record:
+    number = syscalls.number("prctl")
+    return lambda start, pages, _dst, _new: [
+        number,
+        syscalls.PR_SET_VMA,
+        syscalls.PR_SET_VMA_ANON_NAME,
+        BASE + start * PAGE,
+        pages * PAGE,
+        name,
+        0,
+        0,
+    ]
+
+
+def _mapping_file(file: int) -> Record:
+    number, flags = syscalls.number("mmap"), syscalls.MAP_PRIVATE | syscalls.MAP_FIXED
+    # Its offset is that of the place in the arena, so that neighbours fit each other as anonymous memory does.
+    return lambda _start, _pages, dst, new: [
+        number,
+        BASE + dst * PAGE,
+        new * PAGE,
+        syscalls.PROT_RW,
+        flags,
+        file,
+        dst * PAGE,
+        0,
+    ]
 
 
 def _mapping(sharing: int) -> Record:
@@ -113,7 +170,9 @@ class Actions:
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
         self._held: list[Spliced] = []
-        records = _records()
+        self._file = syscalls.memfd_create("program")
+        os.ftruncate(self._file, _FILE_PAGES * PAGE)
+        records = _records(self._file)
         table: dict[Kind, Action] = {
             Kind.WRITE: self._write,
             Kind.WRITE_SAME: self._write,

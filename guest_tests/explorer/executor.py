@@ -23,12 +23,22 @@ from harness.programs.language import KINDS, PROCESSES, Kind, Wire
 from harness.programs.memory import MERGED, Machine, Step
 from harness.programs.operands import MOVES
 
-_FORK, _EXIT, _SCAN = (KINDS.index(each) for each in (Kind.FORK, Kind.EXIT, Kind.SCAN))
+_FORK, _EXIT, _SCAN, _WALK = (KINDS.index(each) for each in (Kind.FORK, Kind.EXIT, Kind.SCAN, Kind.WALK))
 #: what forgetting does to the model
 _RELEASED: Final = Step(KINDS.index(Kind.RELEASE), 0, 0, 0, 0, 0, ())
 #: Errors that say why a call is refused. Any other is a failure.
 _REFUSALS: Final = frozenset(
-    {errno.EINVAL, errno.EFAULT, errno.ENOMEM, errno.EAGAIN, errno.EBUSY, errno.EPERM, errno.ENOENT, errno.EOPNOTSUPP}
+    {
+        errno.EINVAL,
+        errno.EFAULT,
+        errno.ENOMEM,
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.EPERM,
+        errno.ENOENT,
+        errno.EOPNOTSUPP,
+        errno.EBADF,
+    }
 )
 #: how often a page is looked at before it is said to be left in a migration, and seconds between two looks
 _TRIES: Final = 4
@@ -55,6 +65,8 @@ class Executor:
         self.arena = Arena()
         self.actions = Actions(self.arena)
         self.walker = Walker(self.arena)
+        # In a plan, where the calling process is the only one. The program runs again with the model if this fails.
+        self.actions.table[_WALK] = lambda step, _: not self.walker.check_plan(step.start, step.end)
         self._children: list[Child | None] = [None] * PROCESSES
         self.counts: Counter[tuple[int, int]] = Counter()
 
@@ -137,6 +149,12 @@ class Executor:
                 errors.append(-1)
                 continue
             kind = step.kind
+            if kind == _WALK:
+                errors.append(0)
+                failure = self.walker.check(machine, self._pids(), step)
+                if failure is not None:
+                    return failure
+                continue
             tags = effects.new_tags(machine, step)
             compared = alone and (thorough or kind in MOVES)
             before = self.arena.entries(self._pid(step.process)) if compared else None
@@ -216,7 +234,7 @@ class Executor:
                 )
                 if failure is not None:
                     return failure
-        failure = self.walker.check(machine, [self._pid(process) for process in range(PROCESSES)])
+        failure = self.walker.check(machine, self._pids())
         if failure is not None:
             return failure
         for process in there:
@@ -255,6 +273,9 @@ class Executor:
     def _pid(self, process: int) -> int:
         child = self._children[process]
         return child.pid if child else 0
+
+    def _pids(self) -> list[int]:
+        return [self._pid(process) for process in range(PROCESSES)]
 
     def _entries(self, machine: Machine) -> list[Sequence[int]]:
         return [

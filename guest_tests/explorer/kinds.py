@@ -7,7 +7,7 @@ import errno
 from typing import Final
 
 from guest_tests.explorer.arena import Arena
-from guest_tests.mm import ksm, memcg, syscalls, system
+from guest_tests.mm import ksm, memcg, numa, syscalls, system
 from harness.programs.language import Kind
 
 #: advice that not every kernel knows
@@ -21,6 +21,8 @@ _ADVICE: Final = {
     Kind.NOHUGEPAGE: syscalls.MADV_NOHUGEPAGE,
 }
 _KSM: Final = frozenset({Kind.MERGEABLE, Kind.UNMERGEABLE, Kind.SCAN, Kind.UNMERGE_ALL})
+_POLICY: Final = frozenset({Kind.BIND, Kind.UNBIND})
+_NAMES: Final = frozenset({Kind.NAME, Kind.UNNAME})
 _RELOCATE: Final = frozenset({Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE})
 
 
@@ -35,4 +37,11 @@ def kinds() -> list[Kind]:
         missing |= _RELOCATE
     if not memcg.available():
         missing.add(Kind.RECLAIM)
+    # Both do nothing for no memory, if the kernel has them.
+    if call(syscalls.number("mbind"), 0, 0, numa.MPOL_DEFAULT):
+        missing |= _POLICY
+    if call(syscalls.number("prctl"), syscalls.PR_SET_VMA, syscalls.PR_SET_VMA_ANON_NAME):
+        missing |= _NAMES
+    if len(numa.nodes()) < 2:
+        missing.add(Kind.WALK)
     return [kind for kind in Kind if kind not in missing]

@@ -16,6 +16,7 @@ from guest_tests.mm import maps
 from guest_tests.mm.pagemap import Entry
 from harness.programs.memory import (
     ARENA_PAGES,
+    FILED,
     GUARD,
     HELD,
     LAZY,
@@ -24,6 +25,7 @@ from harness.programs.memory import (
     MERGEABLE,
     READ,
     SHARED,
+    TOUCHED,
     WRITE,
     Machine,
     Pages,
@@ -206,6 +208,8 @@ def check_merged(machine: Machine, entries: Sequence[Sequence[int]], zero: int) 
         if pages is not None
         for start, end in runs(pages, MAPPED | MERGEABLE)
         for page in range(start, end)
+        # What was only read of a file is a page of the file.
+        if not pages.kept[page] & FILED or pages.more[page] & TOUCHED
     ]
     # A page with further references cannot be write-protected. If it is the one in the unstable tree, ksmd compares all
     # equal pages with it and merges none of them (cmp_and_merge_page(), mm/ksm.c).

@@ -16,7 +16,7 @@ from guest_tests.explorer.arena import PAGE, Arena, address, frame
 from guest_tests.explorer.oracles import Failure
 from guest_tests.mm import numa, syscalls
 from harness.programs import memory
-from harness.programs.memory import ARENA_PAGES, HELD, Machine, Pages
+from harness.programs.memory import ARENA_PAGES, HELD, Machine, Pages, Step
 
 #: how often a page is asked to move before it is called lost
 _TRIES: Final = 4
@@ -40,7 +40,7 @@ class Walker:
         self.zero = _zero_page(arena)
         #: how many pages were seen to move
         self.moved = 0
-        #: how many programs it could say nothing of, because the control page did not move either
+        #: how many walks say nothing, because the control page did not move either
         self.unable = 0
 
     @property
@@ -68,21 +68,22 @@ class Walker:
         self.moved += len(present) - 1
         return True
 
-    def check(self, machine: Machine, pids: Sequence[int]) -> Failure | None:
+    def check(self, machine: Machine, pids: Sequence[int], only: Step | None = None) -> Failure | None:
         """Move every page of a program, and return the first one that did not follow.
 
         :param pids: of the processes, 0 for the caller and for those that do not exist.
+        :param only: move only the pages that this step is about.
         """
         if not self.possible:
             return None
         self._entries()
         waiting = {
-            process: self._present(pages, pids[process])
+            process: self._present(pages, pids[process], only)
             for process, pages in enumerate(machine.processes)
-            if pages is not None
+            if pages is not None and (only is None or only.process == process)
         }
         total = sum(map(len, waiting.values()))
-        if len(waiting) == 1 and self._at_once([*waiting[0]], self._arena.entries()):
+        if [*waiting] == [0] and self._at_once([*waiting[0]], self._arena.entries()):
             return None
         for attempt in range(_TRIES):
             time.sleep(_PAUSE * attempt)
@@ -112,12 +113,12 @@ class Walker:
         self._arena.tags(CONTROL, CONTROL + 1)
         return self._arena.entries()
 
-    def _present(self, pages: Pages, pid: int) -> dict[int, int]:
+    def _present(self, pages: Pages, pid: int, only: Step | None) -> dict[int, int]:
         """The frame of each page that can be asked to move."""
         entries = self._arena.entries(pid)
         return {
             page: number
-            for start, end in memory.runs(pages)
+            for start, end in (memory.runs(pages) if only is None else [(only.start, only.end)])
             for page in range(start, end)
             if (number := frame(entries[page])) and number != self.zero and not pages.more[page] & HELD
         }

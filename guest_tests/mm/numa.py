@@ -29,6 +29,10 @@ MPOL_MF_MOVE: Final = 2
 MPOL_MF_MOVE_ALL: Final = 4
 
 _LONG_BITS: Final = 64
+_MASK_WORDS: Final = 16
+#: what mbind(2) is told of the size of a mask. The kernel takes one less as the number of bits (get_nodes(),
+#: mm/mempolicy.c).
+MASK_BITS: Final = _MASK_WORDS * _LONG_BITS + 1
 
 
 def parse_list(text: str) -> list[int]:
@@ -104,8 +108,9 @@ def node_of(address: int, pid: int = 0) -> int:
     return node
 
 
-def _mask(chosen: Iterable[int]) -> ctypes.Array[ctypes.c_ulong]:
-    words = (ctypes.c_ulong * 16)()
+def mask(chosen: Iterable[int]) -> ctypes.Array[ctypes.c_ulong]:
+    """A set of nodes as mbind(2) takes it, together with :data:`MASK_BITS`."""
+    words = (ctypes.c_ulong * _MASK_WORDS)()
     for node in chosen:
         words[node // _LONG_BITS] |= 1 << node % _LONG_BITS
     return words
@@ -117,15 +122,13 @@ def mbind(address: int, length: int, mode: int, chosen: Iterable[int] = (), flag
     :param chosen: the nodes that the policy names.
     :raises OSError: as mbind(2); EIO if existing pages do not follow and ``MPOL_MF_STRICT`` was given.
     """
-    words = _mask(chosen)
-    # The kernel takes "maxnode" as one more than the number of bits (get_nodes(), mm/mempolicy.c).
-    bits = len(words) * _LONG_BITS + 1
-    syscalls.call("mbind", address, length, mode, ctypes.addressof(words), bits, flags)
+    words = mask(chosen)
+    syscalls.call("mbind", address, length, mode, ctypes.addressof(words), MASK_BITS, flags)
 
 
 def set_mempolicy(mode: int, chosen: Iterable[int] = ()) -> None:
     """Set the memory policy ``MPOL_*`` of this thread."""
-    words = _mask(chosen)
+    words = mask(chosen)
     syscalls.call("set_mempolicy", mode, ctypes.addressof(words), len(words) * _LONG_BITS + 1)
 
 
@@ -135,6 +138,6 @@ def migrate_pages(pid: int, sources: Iterable[int], targets: Iterable[int]) -> i
     :param pid: 0 for the caller.
     :returns: how many pages could not be moved.
     """
-    old, new = _mask(sources), _mask(targets)
+    old, new = mask(sources), mask(targets)
     bits = len(old) * _LONG_BITS + 1
     return syscalls.call("migrate_pages", pid, bits, ctypes.addressof(old), ctypes.addressof(new))

@@ -259,13 +259,14 @@ def set_memory_merge(enable: bool = True) -> None:
     prctl(PR_SET_MEMORY_MERGE, int(enable))
 
 
-def name_anonymous(address: int, length: int, name: str) -> None:
+def name_anonymous(address: int, length: int, name: str | None) -> None:
     """Name anonymous memory; mappings of different name do not merge.
 
-    :raises OSError: EINVAL without CONFIG_ANON_VMA_NAME.
+    :param name: None takes the name away.
+    :raises OSError: EINVAL without CONFIG_ANON_VMA_NAME, EBADF for memory of a file.
     """
-    text = ctypes.create_string_buffer(name.encode())
-    prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, address, length, ctypes.addressof(text))
+    text = None if name is None else ctypes.create_string_buffer(name.encode())
+    prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, address, length, 0 if text is None else ctypes.addressof(text))
 
 
 def memfd_create(name: str) -> int:

@@ -3,7 +3,15 @@
 
 from __future__ import annotations
 
+import functools
+import os
+
+from guest_tests.mm import numa, syscalls
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Content, Mapping
+from guest_tests.support.found import assert_found, folios
+
+#: pages of the file that programs map
+_FILE_PAGES = 1024
 
 
 def pages(area: CarveOut, first: int, count: int = 1) -> Mapping:
@@ -16,6 +24,48 @@ def write(area: CarveOut, first: int, tags: bytes) -> None:
     mapping = pages(area, first, len(tags))
     for index, tag in enumerate(tags):
         mapping.write(index, page(tag))
+
+
+def map_file(area: CarveOut, first: int, count: int) -> Mapping:
+    """Map a file of zeros privately. Its offset is that of the page in the carve-out."""
+    return area.map_file(first, count, _file(), offset=first * PAGE_SIZE)
+
+
+@functools.cache
+def _file() -> int:
+    fd = syscalls.memfd_create("program")
+    os.ftruncate(fd, _FILE_PAGES * PAGE_SIZE)
+    return fd
+
+
+def bind(area: CarveOut, first: int, count: int) -> None:
+    """Prefer the last node for some pages."""
+    numa.mbind(area.page(first), count * PAGE_SIZE, numa.MPOL_PREFERRED, [numa.nodes()[-1]])
+
+
+def unbind(area: CarveOut, first: int, count: int) -> None:
+    """Take the policy of some pages away."""
+    numa.mbind(area.page(first), count * PAGE_SIZE, numa.MPOL_DEFAULT)
+
+
+def name(area: CarveOut, first: int, count: int) -> None:
+    """Give some pages a name."""
+    syscalls.name_anonymous(area.page(first), count * PAGE_SIZE, "program")
+
+
+def unname(area: CarveOut, first: int, count: int) -> None:
+    """Take the name of some pages away."""
+    syscalls.name_anonymous(area.page(first), count * PAGE_SIZE, None)
+
+
+def walk(area: CarveOut, first: int, count: int) -> None:
+    """Make the kernel walk the reverse map of those pages that are present.
+
+    :raises AssertionError: naming a page that is lost.
+    """
+    mapping = pages(area, first, count)
+    if folios(mapping):
+        assert_found(mapping, pageout=False)
 
 
 def check(area: CarveOut, first: int, tags: bytes) -> Mapping:

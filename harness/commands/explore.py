@@ -17,6 +17,7 @@ from harness.deadline import Deadline
 from harness.errors import UsageError
 from harness.explore import files
 from harness.explore.campaign import RACES, Campaign, Found, Progress
+from harness.explore.corpus import Corpus
 from harness.explore.differences import Comparison, Difference
 from harness.explore.runner import Batch, Runner
 from harness.explore.story import story
@@ -175,13 +176,20 @@ def _explore(runner: Runner, kernel: Kernel, chosen: argparse.Namespace, progres
         print(f"saved as {', '.join(map(str, saved))}", flush=True)
 
     release = safe_text.escape(kernel.release)
-    campaign = Campaign(runner, seed, release, str(kernel.arch), tell, found, races=chosen.races)
+    # A run with a seed is to be the same again. Races are too slow to begin with thousands of programs.
+    corpus = Corpus(runner.kinds) if chosen.seed is None and not chosen.races else None
+    earlier = corpus.read() if corpus is not None else []
+    if earlier:
+        print(f"{len(earlier)} programs of earlier runs come first", flush=True)
+    campaign = Campaign(runner, seed, release, str(kernel.arch), tell, found, earlier=earlier, races=chosen.races)
     interrupted = False
     try:
         campaign.run(Deadline.after(chosen.minutes * 60))
     except KeyboardInterrupt:
         interrupted = True
     progress.clear()
+    if corpus is not None:
+        corpus.write(campaign.best.programs())
     print(_summary(campaign.progress))
     return _INTERRUPTED if interrupted else _FAILURES if campaign.progress.new else _NOTHING
 

@@ -57,6 +57,22 @@ static int map(int at, int pages, int sharing)
 	return got == MAP_FAILED ? errno : 0;
 }
 """,
+    "map_file": r"""
+/* All mappings are of one file of zeros. Its offset is that of the page. */
+static int map_file(int at, int pages)
+{
+	static int fd = -1;
+	void *got;
+
+	if (fd < 0) {
+		fd = memfd_create("program", 0);
+		if (fd < 0 || ftruncate(fd, 1024 * page_size))
+			return errno;
+	}
+	got = mmap(page(at), pages * page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd, at * page_size);
+	return got == MAP_FAILED ? errno : 0;
+}
+""",
     "unmap": r"""
 static int unmap(int at, int pages)
 {
@@ -76,6 +92,21 @@ static int move(int from, int pages, int to, int new_pages, int flags)
 static int advise(int at, int pages, int advice)
 {
 	return madvise(page(at), pages * page_size, advice) ? errno : 0;
+}
+""",
+    "bind": r"""
+/* A policy prefers the last of two nodes. */
+static int bind(int at, int pages, int mode)
+{
+	unsigned long nodes = 2;
+
+	return syscall(SYS_mbind, page(at), pages * page_size, mode, mode ? &nodes : NULL, mode ? 64L : 0L, 0) ? errno : 0;
+}
+""",
+    "name": r"""
+static int name(int at, int pages, const char *text)
+{
+	return prctl(0x53564d41 /* PR_SET_VMA */, 0L, page(at), pages * page_size, text) ? errno : 0;
 }
 """,
     "protect": r"""
@@ -310,7 +341,7 @@ static int walk_to(void *where)
 	return 0;
 }
 
-static void walk(int at, int pages)
+static int walk(int at, int pages)
 {
 	static unsigned char *control;
 
@@ -327,6 +358,7 @@ static void walk(int at, int pages)
 		}
 		wrong(at + n, "is lost: it does not move to another node, and another page does");
 	}
+	return 0;
 }
 """,
 }

@@ -5,17 +5,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
 from harness.deadline import Deadline
+from harness.explore.corpus import Best
 from harness.explore.plan import Plan, plan
 from harness.explore.runner import Batch, Failure, Runner
 from harness.explore.shrink import shrink
 from harness.judging import findings
-from harness.programs.generate import Generator, Made
+from harness.programs.generate import Generator, Made, remade
 from harness.programs.language import Kind, Program
 
 #: Programs of one order. The guest forks a process for each order, which takes 0.2 s under emulation.
@@ -26,8 +27,8 @@ RACE_BATCH: Final = 100
 UNANNOUNCED: Final = 9
 #: how often a program races before it is said to pass
 RACES: Final = 30
-#: The rival turns ksmd on and off, for which these would wait.
-_NOT_IN_RACES: Final = frozenset({Kind.SCAN, Kind.UNMERGE_ALL})
+#: The rival turns ksmd on and off, for which two of these would wait. It moves pages between nodes, as a walk does.
+_NOT_IN_RACES: Final = frozenset({Kind.SCAN, Kind.UNMERGE_ALL, Kind.WALK})
 #: how many candidates of one step of shrinking are sent at once
 _CANDIDATES: Final = 40
 
@@ -101,6 +102,7 @@ class Campaign:
     :param arch: its architecture.
     :param tell: is told of the progress after each batch.
     :param found: is told of each new failure.
+    :param earlier: programs of earlier explorations, which run first.
     :param races: have another process walk to the memory of each program while it runs. A failure need not come again
         then, so that it is confirmed and shrunk by running a program many times.
     """
@@ -114,9 +116,13 @@ class Campaign:
         tell: Callable[[Progress], None],
         found: Callable[[Found], None],
         *,
+        earlier: Sequence[Program] = (),
         races: bool = False,
     ) -> None:
         self._runner = runner
+        self._earlier = earlier
+        #: the programs for a later exploration
+        self.best = Best()
         self._seed, self._races = seed, races
         self._release, self._arch = release, arch
         self._tell = tell
@@ -128,21 +134,28 @@ class Campaign:
 
     def run(self, deadline: Deadline, programs: int | None = None) -> None:
         """Explore until the deadline, or until that many programs have run."""
+        size = RACE_BATCH if self._races else BATCH
+        earlier = iter(self._earlier)
         with ThreadPoolExecutor(1, "generate") as pool:
-            ahead = pool.submit(self._make)
+            ahead = pool.submit(self._make, earlier, size)
             while not deadline.passed and (programs is None or self.progress.programs < programs):
                 made = ahead.result()
-                ahead = pool.submit(self._make)
+                ahead = pool.submit(self._make, earlier, size)
                 self._batch(*made)
                 self.progress.seconds = time.monotonic() - self._began
-                self.progress.situations = len(self._generator.seen)
+                self.progress.situations = len(self.best.seen)
                 self._tell(self.progress)
 
-    def _make(self) -> tuple[list[tuple[Made, Plan]], list[Program]]:
-        """Programs with plans, and programs that have none."""
+    def _make(self, earlier: Iterator[Program], count: int) -> tuple[list[tuple[Made, Plan]], list[Program]]:
+        """Programs with plans, and programs that have none.
+
+        :param earlier: programs that are taken before new ones are made.
+        """
         planned, others = [], []
-        for _ in range(RACE_BATCH if self._races else BATCH):
-            made = self._generator.next()
+        for _ in range(count):
+            known = next(earlier, None)
+            made = self._generator.next() if known is None else remade(known)
+            self.best.add(made)
             worked_out = None if self._races else plan(made.program)
             if worked_out is None:
                 others.append(made.program)

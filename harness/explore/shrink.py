@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from harness.programs.language import COUNTED, PLACED, SLOTLESS, Kind, Operation, Part, Program, To
+from harness.programs.language import COUNTED, MAPPING, PLACED, SLOTLESS, Kind, Operation, Part, Program, To
 
 #: Runs programs in order until one fails in the same way; returns its number, or None.
 FirstFailing = Callable[[Sequence[Program]], int | None]
@@ -26,6 +26,7 @@ _SIMPLER: Final = {
     Kind.LOCK: Kind.WRITE,
     Kind.WRITE_SAME: Kind.WRITE,
     Kind.MAP_SHARED: Kind.MAP,
+    Kind.MAP_FILE: Kind.MAP,
     Kind.SHRINK: Kind.UNMAP,
     Kind.RECLAIM: Kind.PAGEOUT,
 }
@@ -70,7 +71,7 @@ def _simple_forms(each: Operation) -> Iterator[Operation]:
         yield replace(each, process=0)
     if each.part is not Part.ALL:
         yield replace(each, part=Part.ALL)
-    if each.kind in PLACED - {Kind.MAP, Kind.MAP_SHARED} and each.to is not To.HOME:
+    if each.kind in PLACED - MAPPING and each.to is not To.HOME:
         # Often the place was the home by accident. Home needs no other slot.
         yield replace(each, to=To.HOME, near=0)
     if each.kind in PLACED and each.to is To.PLACE and each.near > 3:
@@ -93,7 +94,7 @@ def _renamed(program: Program) -> Iterator[Program]:
 
     made = []
     for each in program:
-        fresh = each.kind in (Kind.MAP, Kind.MAP_SHARED)
+        fresh = each.kind in MAPPING
         slot = 0 if each.kind in SLOTLESS or fresh else named(each.slot)
         near = each.near
         if each.kind not in PLACED or each.to is To.HOME:

@@ -46,10 +46,29 @@ _PROTECTIONS: Final = {
     Kind.PROTECT_WRITE: "PROT_READ | PROT_WRITE",
 }
 _SHARINGS: Final = {Kind.MAP: "MAP_PRIVATE", Kind.MAP_SHARED: "MAP_SHARED"}
-_RANGES: Final = {Kind.UNMAP: "unmap", Kind.LOCK: "lock", Kind.UNLOCK: "unlock", Kind.READ: "look", Kind.HOLD: "hold"}
+_RANGES: Final = {
+    Kind.UNMAP: "unmap",
+    Kind.LOCK: "lock",
+    Kind.UNLOCK: "unlock",
+    Kind.READ: "look",
+    Kind.HOLD: "hold",
+    Kind.WALK: "walk",
+}
+#: functions with one more argument
+_CHOICES: Final = {
+    Kind.BIND: ("bind", "1 /* MPOL_PREFERRED */"),
+    Kind.UNBIND: ("bind", "0 /* MPOL_DEFAULT */"),
+    Kind.NAME: ("name", '"program"'),
+    Kind.UNNAME: ("name", "NULL"),
+}
 _PLAIN: Final = {Kind.SCAN: "scan", Kind.UNMERGE_ALL: "unmerge_all", Kind.RELEASE: "release", Kind.RECLAIM: "reclaim"}
 #: parts that parts need
-_NEEDS: Final = {"scan": ("ksm", "put"), "unmerge_all": ("ksm", "put"), "reclaim": ("put",)}
+_NEEDS: Final = {
+    "scan": ("ksm", "put"),
+    "unmerge_all": ("ksm", "put"),
+    "reclaim": ("put",),
+    "walk": ("wrong",),
+}
 
 
 def write_c(story: Story, failure: str, release: str, name: str) -> str:
@@ -73,6 +92,8 @@ def write_c(story: Story, failure: str, release: str, name: str) -> str:
         wanted |= {"put", "folios"}
     parts = [text for part, text in FUNCTIONS.items() if part in wanted]
     head = HEAD + (FORK_HEAD if story.forks else "")
+    if "name" in wanted and not story.forks:
+        head += "#include <sys/prctl.h>\n"
     if "reclaim" in wanted:
         head += "#include <sys/stat.h>\n"
     if "hold" in wanted:
@@ -100,6 +121,11 @@ def _call(event: Event) -> tuple[str, str]:
     kind, where = event.kind, f"{event.start}, {event.pages}"
     if kind in _SHARINGS:
         return "map", f"map({event.dst}, {event.new}, {_SHARINGS[kind]})"
+    if kind is Kind.MAP_FILE:
+        return "map_file", f"map_file({event.dst}, {event.new})"
+    if kind in _CHOICES:
+        function, choice = _CHOICES[kind]
+        return function, f"{function}({where}, {choice})"
     if kind in _MOVES:
         return "move", f"move({where}, {event.dst}, {event.new}, {_MOVES[kind]})"
     if kind in _ADVICE:

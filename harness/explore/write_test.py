@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from typing import Final
 
@@ -48,6 +49,17 @@ _HEAD: Final = (
 _KSM: Final = frozenset({Kind.SCAN, Kind.UNMERGE_ALL})
 #: operations that are about the whole system
 _EVERYWHERE: Final = {Kind.SCAN: "ksm.scan()", Kind.UNMERGE_ALL: "ksm.unmerge_all()"}
+#: operations that a function of guest_tests.support.programs does
+_HELPERS: Final = {
+    Kind.MAP_FILE: "map_file",
+    Kind.BIND: "bind",
+    Kind.UNBIND: "unbind",
+    Kind.NAME: "name",
+    Kind.UNNAME: "unname",
+    Kind.WALK: "walk",
+}
+#: what tests import from there
+_PROGRAMS: Final = tuple(sorted(("check", "pages", "write", *_HELPERS.values())))
 #: how a process of a program is called in the test
 _CHILDREN: Final = ("", "first", "second")
 
@@ -108,12 +120,12 @@ def _imports(story: Story, text: str) -> list[str]:
         lines.append("from guest_tests.support.found import assert_found")
     if "Spliced" in text:
         lines.append("from guest_tests.support.holds import Spliced")
-    lines.append(f"from guest_tests.support.programs import {', '.join(_used(text, ('check', 'pages', 'write')))}")
+    lines.append(f"from guest_tests.support.programs import {', '.join(_used(text, _PROGRAMS))}")
     return lines
 
 
 def _used(text: str, names: tuple[str, ...]) -> list[str]:
-    return [name for name in names if name == "carve_out" or f"{name}(" in text or f"({name}," in text]
+    return [name for name in names if name == "carve_out" or re.search(rf"(?<![.\w]){name}\(|\({name},", text)]
 
 
 def _docstring(story: Story, failure: str, release: str) -> str:
@@ -160,6 +172,9 @@ def _lines(event: Event) -> list[str]:
 def _function(event: Event) -> tuple[str, list[str]]:
     kind = event.kind
     where = f"pages(area, {event.start}, {event.pages})"
+    if kind in _HELPERS:
+        at, count = (event.dst, event.new) if kind is Kind.MAP_FILE else (event.start, event.pages)
+        return _HELPERS[kind], ["area", str(at), str(count)]
     if kind in (Kind.MAP, Kind.MAP_SHARED):
         shared = ["shared=True"] if kind is Kind.MAP_SHARED else []
         return "map_anonymous", [str(event.new), f"area.page({event.dst})", *shared]

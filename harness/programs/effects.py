@@ -11,7 +11,9 @@ from typing import Final
 
 from harness.programs.language import Kind, number
 from harness.programs.memory import (
+    BOUND,
     DONTFORK,
+    FILED,
     FORKED,
     GUARD,
     HELD,
@@ -20,6 +22,7 @@ from harness.programs.memory import (
     MAPPED,
     MERGEABLE,
     MERGED,
+    NAMED,
     READ,
     SAME,
     SHARED,
@@ -48,10 +51,6 @@ _CHANGES: Final[dict[int, tuple[bytes | None, bytes | None]]] = {
         Kind.UNMERGEABLE: (without(MERGEABLE), without(MERGED)),
         Kind.FREE: (plus(LAZY), None),
         Kind.PAGEOUT: (None, where(TOUCHED, plus(SWAPPED))),
-        Kind.DONTFORK: (None, plus(DONTFORK)),
-        Kind.DOFORK: (None, without(DONTFORK)),
-        Kind.WIPEONFORK: (None, plus(WIPEONFORK)),
-        Kind.KEEPONFORK: (None, without(WIPEONFORK)),
         Kind.UNGUARD: (without(GUARD), None),
         Kind.LOCK: (plus(LOCKED), None),
         Kind.UNLOCK: (without(LOCKED), None),
@@ -59,11 +58,26 @@ _CHANGES: Final[dict[int, tuple[bytes | None, bytes | None]]] = {
         Kind.POPULATE: (None, plus(TOUCHED)),
     }.items()
 }
+#: kinds that only set or clear a bit of kept
+_KEEPS: Final[dict[int, bytes]] = {
+    number(kind): change
+    for kind, change in {
+        Kind.DONTFORK: plus(DONTFORK),
+        Kind.DOFORK: without(DONTFORK),
+        Kind.WIPEONFORK: plus(WIPEONFORK),
+        Kind.KEEPONFORK: without(WIPEONFORK),
+        Kind.BIND: plus(BOUND),
+        Kind.UNBIND: without(BOUND),
+        Kind.NAME: plus(NAMED),
+        Kind.UNNAME: without(NAMED),
+    }.items()
+}
 (
     _FORK,
     _EXIT,
     _UNMAP,
     _MAP_SHARED,
+    _MAP_FILE,
     _WRITE,
     _WRITE_SAME,
     _READ,
@@ -82,6 +96,7 @@ _CHANGES: Final[dict[int, tuple[bytes | None, bytes | None]]] = {
         Kind.EXIT,
         Kind.UNMAP,
         Kind.MAP_SHARED,
+        Kind.MAP_FILE,
         Kind.WRITE,
         Kind.WRITE_SAME,
         Kind.READ,
@@ -126,6 +141,8 @@ def apply(machine: Machine, step: Step, tags: bytes = b"") -> None:
     change = _CHANGES.get(kind)
     if change is not None:
         _change(pages, start, end, *change)
+    elif kind in _KEEPS:
+        pages.kept[start:end] = pages.kept[start:end].translate(_KEEPS[kind])
     if kind in MOVES:
         _move(pages, step)
     elif kind in (_WRITE, _WRITE_SAME):
@@ -170,6 +187,7 @@ def _map(machine: Machine, pages: Pages, step: Step) -> None:
     pages.clear(start, end)
     shared = step.kind == _MAP_SHARED
     pages.attr[start:end] = bytes((MAPPED | READ | WRITE | (SHARED if shared else 0),)) * count
+    pages.kept[start:end] = bytes((FILED if step.kind == _MAP_FILE else 0,)) * count
     pages.home[start:end] = array("h", range(start, end))
     if shared:
         pages.tags[start:end] = bytes(range(machine.next_cell, machine.next_cell + count))
@@ -208,10 +226,11 @@ def _populate(pages: Pages, start: int, end: int) -> None:
 def _move(pages: Pages, step: Step) -> None:
     start, end, dst, new = step.start, step.end, step.dst, step.new
     kept = min(step.pages, new)
-    natural = step.kind in RELOCATES or not any(each & TOUCHED for each in pages.more[start:end])
-    parts = (pages.attr[start : start + kept], pages.more[start : start + kept], pages.tags[start : start + kept])
+    of_file = pages.attr[start] & SHARED or pages.kept[start] & FILED
+    natural = not of_file and (step.kind in RELOCATES or not any(each & TOUCHED for each in pages.more[start:end]))
+    parts = [each[start : start + kept] for each in (pages.attr, pages.more, pages.kept, pages.tags)]
     home = pages.home[start]
-    last_attr, last_more = pages.attr[end - 1], pages.more[end - 1]
+    last_attr, last_kept = pages.attr[end - 1], pages.kept[end - 1]
     if dst != start:
         if step.kind == _DONTUNMAP:
             _leave_empty(pages, start, end)
@@ -219,11 +238,13 @@ def _move(pages: Pages, step: Step) -> None:
             pages.clear(start, end)
     elif new < step.pages:
         pages.clear(start + new, end)
-    pages.attr[dst : dst + kept], pages.more[dst : dst + kept], pages.tags[dst : dst + kept] = parts
+    for values, part in zip((pages.attr, pages.more, pages.kept, pages.tags), parts, strict=True):
+        values[dst : dst + kept] = part
     if new > kept:
         grown = new - kept
         pages.attr[dst + kept : dst + new] = bytes((last_attr & ~(GUARD | LAZY),)) * grown
-        pages.more[dst + kept : dst + new] = bytes((last_more & (DONTFORK | WIPEONFORK),)) * grown
+        pages.more[dst + kept : dst + new] = bytes(grown)
+        pages.kept[dst + kept : dst + new] = bytes((last_kept,)) * grown
         pages.tags[dst + kept : dst + new] = bytes(grown)
         if last_attr & LOCKED:
             _populate(pages, dst + kept, dst + new)
@@ -251,12 +272,12 @@ def _forked(pages: Pages) -> Pages:
     pages.more[:] = pages.more.translate(_FORKS)
     child = pages.copy()
     child.attr[:] = child.attr.translate(_NOT_LOCKED)
-    for index, more in enumerate(child.more):
-        if more & DONTFORK:
+    for index, kept in enumerate(child.kept):
+        if kept & DONTFORK:
             child.clear(index, index + 1)
-        elif more & WIPEONFORK:
+        elif kept & WIPEONFORK:
             # The child's page tables are not filled at all, so that guard markers go as well (dup_mmap()).
             child.attr[index] &= ~(GUARD | LAZY)
             child.tags[index] = 0
-            child.more[index] = more & WIPEONFORK
+            child.more[index] = 0
     return child

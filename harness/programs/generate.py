@@ -19,6 +19,7 @@ from harness.programs import effects, operands
 from harness.programs.language import (
     COUNTED,
     KINDS,
+    MAPPING,
     MOST_PAGES,
     PARTS,
     PLACED,
@@ -32,6 +33,7 @@ from harness.programs.language import (
     Program,
     To,
     decoded,
+    to_wire,
 )
 from harness.programs.memory import Machine, Step
 from harness.programs.situations import Situation, situation
@@ -87,6 +89,7 @@ _BASIC: Final[dict[Kind, float]] = {
     Kind.LOCK: 1,
     Kind.UNLOCK: 1,
     Kind.WRITE_SAME: 1,
+    Kind.WALK: 2,
 }
 _FORKING: Final[dict[Kind, float]] = {
     Kind.FORK: 9,
@@ -105,14 +108,25 @@ _MERGING: Final[dict[Kind, float]] = {
 }
 _SWAPPING: Final[dict[Kind, float]] = {Kind.PAGEOUT: 8, Kind.RECLAIM: 2, Kind.HOLD: 4, Kind.RELEASE: 2}
 
+_MAPPINGS: Final[dict[Kind, float]] = {
+    Kind.MAP_FILE: 7,
+    Kind.BIND: 3,
+    Kind.UNBIND: 2,
+    Kind.NAME: 3,
+    Kind.UNNAME: 2,
+    Kind.DONTFORK: 1,
+    Kind.DOFORK: 1,
+}
+
 #: Forks, scans and swap take as long as several whole programs under emulation, so that few programs have them.
 THEMES: Final = (
-    Theme("moves", 82, {}),
+    Theme("moves", 60, {}),
+    Theme("mappings", 22, _MAPPINGS),
     Theme("forks", 4, _FORKING),
     Theme("merges", 4, _MERGING),
     Theme("swap", 4, _SWAPPING),
     Theme("merged swap", 3, {**_MERGING, **_SWAPPING, Kind.RECLAIM: 9, Kind.HOLD: 9}),
-    Theme("everything", 3, {**_FORKING, **_MERGING, **_SWAPPING}),
+    Theme("everything", 3, {**_FORKING, **_MERGING, **_SWAPPING, **_MAPPINGS}),
 )
 
 #: Parts and places, by weight. Uniform choices hardly ever meet memory that borders on other memory, or fits it.
@@ -150,6 +164,18 @@ class Made:
 
     program: Program
     situations: Sequence[Situation]
+
+
+def remade(program: Program) -> Made:
+    """A program that was made earlier, with the situations that it meets if all its operations succeed."""
+    machine = Machine()
+    met: list[Situation] = []
+    for wire in to_wire(program):
+        step = operands.resolve(machine, tuple(wire))
+        if step is not None:
+            met.append(situation(machine, step))
+            effects.apply(machine, step, effects.new_tags(machine, step))
+    return Made(program, met)
 
 
 class Generator:
@@ -212,17 +238,17 @@ class Generator:
         part = Part.ALL
         to, near, into, arg = To.PLACE, 0, 0, 1
         if kind in PLACED:
-            new = kind in (Kind.MAP, Kind.MAP_SHARED)
+            new = kind in MAPPING
             to = (self._map_tos if new else self._tos).draw(choose())
             near = int(choose() * PLACES) if to is To.PLACE else used[int(choose() * len(used))] if used else 0
             # Into a slot that is free, or over one that is not; a whole slot that moves keeps its name mostly.
             into = slot if not new and choose() < 0.6 else int(choose() * SLOTS)
-        if kind not in (Kind.MAP, Kind.MAP_SHARED, Kind.GROW, Kind.SHRINK, Kind.FORK):
+        if kind not in MAPPING | {Kind.GROW, Kind.SHRINK, Kind.FORK}:
             part = self._parts.draw(choose())
         if kind is Kind.FORK:
             process, arg = 0, 1 + int(choose() * (PROCESSES - 1))
         elif kind in COUNTED:
-            arg = 1 + int(choose() * (MOST_PAGES if kind in (Kind.MAP, Kind.MAP_SHARED) else 3))
+            arg = 1 + int(choose() * (MOST_PAGES if kind in MAPPING else 3))
         return (KINDS.index(kind), process, slot, PARTS.index(part), TOS.index(to), near, into, arg)
 
 

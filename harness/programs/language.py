@@ -91,6 +91,17 @@ class Kind(StrEnum):
     RELEASE = "release"
     #: have the whole control group reclaimed
     RECLAIM = "reclaim"
+    #: mmap() of a private file, ``arg`` pages
+    MAP_FILE = "map-file"
+    #: mbind() to prefer the last node
+    BIND = "bind"
+    #: mbind() back to the default
+    UNBIND = "unbind"
+    #: give anonymous memory a name
+    NAME = "name"
+    UNNAME = "unname"
+    #: have the kernel walk the reverse map of each page in the middle of the program
+    WALK = "walk"
 
 
 class Part(StrEnum):
@@ -139,11 +150,11 @@ def numbers(*kinds: Kind) -> frozenset[int]:
     return frozenset(map(number, kinds))
 
 
+#: operations that make memory
+MAPPING: Final = frozenset({Kind.MAP, Kind.MAP_SHARED, Kind.MAP_FILE})
 #: operations that make or move memory to a place
-PLACED: Final = frozenset(
+PLACED: Final = MAPPING | frozenset(
     {
-        Kind.MAP,
-        Kind.MAP_SHARED,
         Kind.MOVE,
         Kind.MOVE_DONTUNMAP,
         Kind.MOVE_RELOCATE,
@@ -155,7 +166,7 @@ PLACED: Final = frozenset(
 #: operations that are about no memory of a slot
 SLOTLESS: Final = frozenset({Kind.FORK, Kind.EXIT, Kind.SCAN, Kind.UNMERGE_ALL, Kind.RELEASE, Kind.RECLAIM})
 #: operations whose ``arg`` means something
-COUNTED: Final = frozenset({Kind.MAP, Kind.MAP_SHARED, Kind.MOVE_GROW, Kind.GROW, Kind.FORK})
+COUNTED: Final = MAPPING | frozenset({Kind.MOVE_GROW, Kind.GROW, Kind.FORK})
 
 
 class BadProgram(ValueError):
@@ -182,7 +193,7 @@ class Operation:
     def __str__(self) -> str:
         who = "" if self.process == 0 else f"process {self.process}: "
         part = "" if self.part is Part.ALL else f"{self.part} of "
-        what = "" if self.kind in SLOTLESS or self.kind in (Kind.MAP, Kind.MAP_SHARED) else f" {part}{_name(self.slot)}"
+        what = "" if self.kind in SLOTLESS | MAPPING else f" {part}{_name(self.slot)}"
         if self.kind in PLACED:
             near = "" if self.to is To.HOME else f" {self.near if self.to is To.PLACE else _name(self.near)}"
             what += f" {self.to}{near} as {_name(self.into)}"

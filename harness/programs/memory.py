@@ -40,10 +40,19 @@ FORKED: Final = 2
 MERGED: Final = 4
 #: it may have been swapped out
 SWAPPED: Final = 8
-DONTFORK: Final = 16
-WIPEONFORK: Final = 32
 #: a pipe may hold a reference to it
-HELD: Final = 64
+HELD: Final = 16
+
+# --- bits of Pages.kept: what else the kernel keeps of a mapping, for which it does not merge it with others --------
+
+DONTFORK: Final = 1
+WIPEONFORK: Final = 2
+#: it has a memory policy
+BOUND: Final = 4
+#: it has a name
+NAMED: Final = 8
+#: it maps a file privately. Its page offset is one in the file, and never changes
+FILED: Final = 16
 
 #: the contents that :data:`Kind.WRITE_SAME` writes; other writes count upwards from here
 SAME: Final = 1
@@ -67,11 +76,12 @@ def where(condition: int, change: bytes) -> bytes:
 class Pages:
     """The arena of one process, by page."""
 
-    __slots__ = ("attr", "home", "more", "slots", "tags")
+    __slots__ = ("attr", "home", "kept", "more", "slots", "tags")
 
     def __init__(self) -> None:
         self.attr = bytearray(ARENA_PAGES)
         self.more = bytearray(ARENA_PAGES)
+        self.kept = bytearray(ARENA_PAGES)
         #: the byte that a page holds at its beginning and end; of shared memory its number in :attr:`Machine.cells`
         self.tags = bytearray(ARENA_PAGES)
         #: the page of the arena that the page offset of the mapping says
@@ -82,7 +92,7 @@ class Pages:
     def copy(self) -> Pages:
         """The same pages, independent of these."""
         other = Pages.__new__(Pages)
-        other.attr, other.more, other.tags = self.attr[:], self.more[:], self.tags[:]
+        other.attr, other.more, other.kept, other.tags = self.attr[:], self.more[:], self.kept[:], self.tags[:]
         other.home, other.slots = self.home[:], self.slots[:]
         return other
 
@@ -91,6 +101,7 @@ class Pages:
         zeros = bytes(end - start)
         self.attr[start:end] = zeros
         self.more[start:end] = zeros
+        self.kept[start:end] = zeros
         self.tags[start:end] = zeros
 
     def all_have(self, start: int, end: int, bits: int) -> bool:
@@ -106,6 +117,15 @@ class Pages:
         attr = self.attr[start:end].translate(_ONLY[bits])
         return attr.count(attr[0]) == len(attr)
 
+    def alike_kept(self, start: int, end: int, bits: int) -> bool:
+        """Whether all pages of a range have the same of ``bits`` in :attr:`kept`."""
+        kept = self.kept[start:end].translate(_ONLY[bits])
+        return kept.count(kept[0]) == len(kept)
+
+    def kept_by_none(self, start: int, end: int, bits: int) -> bool:
+        """Whether no page of a range has any of ``bits`` in :attr:`kept`."""
+        return not any(self.kept[start:end].translate(_ONLY[bits]))
+
     def one_mapping(self, start: int, end: int) -> bool:
         """Whether the pages are probably one mapping: they are uniform, and their page offsets go on."""
         shift = self.home[start] - start
@@ -114,8 +134,8 @@ class Pages:
     def uniform(self, start: int, end: int) -> bool:
         """Whether the pages may be one mapping: they differ in nothing that the kernel keeps of a mapping."""
         attr = self.attr[start:end].translate(_ONLY[0xFF & ~(GUARD | LAZY)])
-        more = self.more[start:end].translate(_ONLY[DONTFORK | WIPEONFORK])
-        return attr.count(attr[0]) == len(attr) and more.count(more[0]) == len(more)
+        kept = self.kept[start:end]
+        return attr.count(attr[0]) == len(attr) and kept.count(kept[0]) == len(kept)
 
 
 _ONLY: Final = [bytes(value & bits for value in range(256)) for bits in range(256)]

@@ -8,7 +8,9 @@ from typing import Final
 from harness.programs.language import PARTS, PROCESSES, SLOTS, TOS, Kind, Part, To, Wire, number, numbers
 from harness.programs.memory import (
     ARENA_PAGES,
+    FILED,
     GUARD,
+    HELD,
     LOCKED,
     MAPPED,
     MERGEABLE,
@@ -109,10 +111,12 @@ def resolve(machine: Machine, wire: Wire) -> Step | None:
         return None
     if kind == _HOLD and process:
         return None
+    if kind == _WALK and any(more & HELD for more in pages.more[start:end]):
+        return None  # a page with further references does not move
     needs, forbids = _ACCESS.get(kind, (0, 0))
     if (needs or forbids) and not (pages.all_have(start, end, needs) and pages.none_has(start, end, forbids)):
         return None
-    if kind in _ADVICES and not pages.alike(start, end, LOCKED | SHARED):
+    if kind in _ADVICES and not (pages.alike(start, end, LOCKED | SHARED) and pages.alike_kept(start, end, FILED)):
         return None
     if kind == _MUST and not pages.one_mapping(start, end):
         # From 6.17 on, remap_move() moves several mappings one by one (mm/mremap.c). One that cannot be relocated ends
@@ -140,22 +144,28 @@ def likely_refused(machine: Machine, step: Step) -> bool:
     assert pages is not None
     if step.kind == _GROW:
         return any(pages.attr[step.end : step.start + step.new])
+    if step.kind in _ANONYMOUS and not pages.kept_by_none(step.start, step.end, FILED):
+        return True
     if step.kind in MOVES:
         return not pages.uniform(step.start, step.end)
     return step.kind in _PRIVATE and not pages.none_has(step.start, step.end, LOCKED | SHARED)
 
 
 _FORK, _EXIT, _UNMAP, _MAP_SHARED = map(number, (Kind.FORK, Kind.EXIT, Kind.UNMAP, Kind.MAP_SHARED))
-_GROW, _SCAN, _HOLD, _MUST = map(number, (Kind.GROW, Kind.SCAN, Kind.HOLD, Kind.MOVE_MUST_RELOCATE))
+_GROW, _SCAN, _HOLD, _MUST, _WALK = map(number, (Kind.GROW, Kind.SCAN, Kind.HOLD, Kind.MOVE_MUST_RELOCATE, Kind.WALK))
 _SLOTLESS = numbers(Kind.FORK, Kind.EXIT, Kind.SCAN, Kind.UNMERGE_ALL, Kind.RELEASE, Kind.RECLAIM)
 #: all forms of mmap()
-MAPS = numbers(Kind.MAP, Kind.MAP_SHARED)
+MAPS = numbers(Kind.MAP, Kind.MAP_SHARED, Kind.MAP_FILE)
 _WHOLE = numbers(Kind.GROW, Kind.SHRINK)
 _GROWS = numbers(Kind.GROW, Kind.MOVE_GROW)
 _IN_PLACE = numbers(Kind.GROW, Kind.SHRINK)
 _RESIZES = numbers(Kind.GROW, Kind.SHRINK, Kind.MOVE_GROW, Kind.MOVE_SHRINK)
 #: advice that is refused for locked or for shared memory
 _PRIVATE = numbers(Kind.DONTNEED, Kind.FREE, Kind.PAGEOUT, Kind.COLD, Kind.GUARD, Kind.WIPEONFORK, Kind.KEEPONFORK)
+#: what is refused for a private file
+_ANONYMOUS = numbers(
+    Kind.FREE, Kind.GUARD, Kind.WIPEONFORK, Kind.NAME, Kind.UNNAME, Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE
+)
 #: moves that give the memory the page offset of its new place
 RELOCATES = numbers(Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE)
 #: all forms of mremap()
@@ -178,6 +188,8 @@ _ADVICES = numbers(
     Kind.GUARD,
     Kind.UNGUARD,
     Kind.POPULATE,
+    Kind.NAME,
+    Kind.UNNAME,
 )
 #: what each page must have, and must not have, for an operation to make sense
 _ACCESS: Final[dict[int, tuple[int, int]]] = {

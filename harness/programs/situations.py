@@ -11,7 +11,8 @@ from typing import Final
 from harness.programs.language import KINDS, PLACED, SLOTLESS, Kind, numbers
 from harness.programs.memory import (
     ARENA_PAGES,
-    DONTFORK,
+    BOUND,
+    FILED,
     FORKED,
     GUARD,
     HELD,
@@ -20,11 +21,11 @@ from harness.programs.memory import (
     MAPPED,
     MERGEABLE,
     MERGED,
+    NAMED,
     READ,
     SHARED,
     SWAPPED,
     TOUCHED,
-    WIPEONFORK,
     WRITE,
     Machine,
     Pages,
@@ -32,10 +33,10 @@ from harness.programs.memory import (
 )
 
 #: an operation's kind, and numbers that stand for its situation
-Situation = tuple[int, int, int, int, int]
+Situation = tuple[int, int, int, int, int, int]
 
 _ATTR: Final = SHARED | WRITE | MERGEABLE | LOCKED | GUARD | LAZY | READ
-_MORE: Final = TOUCHED | FORKED | MERGED | SWAPPED | DONTFORK | WIPEONFORK | HELD
+_MORE: Final = TOUCHED | FORKED | MERGED | SWAPPED | HELD
 _NOWHERE: Final = numbers(*SLOTLESS)
 _PLACED: Final = numbers(*PLACED, Kind.GROW)
 
@@ -49,19 +50,21 @@ def situation(machine: Machine, step: Step) -> Situation:
         everything = 0
         for value in set(pages.more):
             everything |= value
-        return step.kind, alive, everything & _MORE, 0, 0
-    attr = more = 0
+        return step.kind, alive, everything & _MORE, 0, 0, 0
+    attr = more = kept = 0
     for value in set(pages.attr[step.start : step.end]):
         attr |= value
     for value in set(pages.more[step.start : step.end]):
         more |= value
+    for value in set(pages.kept[step.start : step.end]):
+        kept |= value
     away = 0
     if step.pages:
         # Whether the mapping is at its home, and whether the place is.
         away = int(pages.home[step.start] != step.start) | int(pages.home[step.start] == step.dst) << 1
         away |= _cuts(pages, step) << 2
     place = _surroundings(pages, step) if step.kind in _PLACED else 0
-    return step.kind, attr & _ATTR, more & _MORE, away, place
+    return step.kind, attr & _ATTR, more & _MORE, kept, away, place
 
 
 def _cuts(pages: Pages, step: Step) -> int:
@@ -105,12 +108,14 @@ _HISTORY: Final = (
     (SWAPPED, "swapped out"),
     (HELD, "held"),
 )
+_KEPT: Final = ((FILED, "of a file"), (BOUND, "bound to a node"), (NAMED, "named"))
 
 
 def words(found: Situation) -> str:
     """A situation for people, as far as the memory itself goes."""
-    kind, attr, more, away, _ = found
-    said = [word for bit, word in _WORDS if attr & bit] + [word for bit, word in _HISTORY if more & bit]
+    kind, attr, more, kept, away, _ = found
+    told = ((_WORDS, attr), (_HISTORY, more), (_KEPT, kept))
+    said = [word for table, bits in told for bit, word in table if bits & bit]
     if kind not in _NOWHERE:
         said.append("away from home" if away & 1 else "at home")
     return f"{KINDS[kind]}: {', '.join(said)}"
