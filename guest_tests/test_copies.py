@@ -43,7 +43,7 @@ def test_the_name_of_a_mapping(area: CarveOut, part: str, flags: int) -> None:
 
     Every kernel: it has its name at the new place, and so has what stays.
     """
-    system.require_config("ANON_VMA_NAME")
+    system.require_vma_names()
     source = area.map(0, 10).fill()
     syscalls.name_anonymous(source.address, source.length, "buffer")
     first, pages = _PARTS[part]

@@ -142,10 +142,12 @@ def _forgotten(area: CarveOut, ksm: Ksm, how: str) -> None:
     assert_found(*kept)
 
 
+@pytest.mark.finding("ksm-fork-counters", match="ksm_zero_pages had risen by")
 def test_zero_pages_count_for_each_process(area: CarveOut, ksm: Ksm) -> None:
     """Row 131 (counters): KSM replaces four empty pages by the zero page (use_zero_pages), and the process forks (6.6).
 
-    Every kernel: ksm_zero_pages counts them for both processes, and falls when each has lost them.
+    Every kernel: ksm_zero_pages counts them for both processes, and falls when each has lost them. Before 4d6fc29f3634
+    (6.18) nothing counts those of a new child: finding ksm-fork-counters.
     """
     _require("ksm_zero_pages", "6.6")
     ksm.set(use_zero_pages=1)
@@ -276,13 +278,15 @@ def _expect_mergeable(mapping: Mapping, wanted: bool) -> None:
     assert ("mg" in vma.vm_flags) is wanted, f"{vma} is {'not ' if wanted else ''}mergeable: {sorted(vma.vm_flags)}"
 
 
+@pytest.mark.finding("ksm-process-forgotten", match="after a scan found nothing mergeable")
 def test_merging_for_a_process_outlasts_a_scan_that_finds_nothing(area: CarveOut, ksm: Ksm) -> None:
     """No row: in a process with PR_SET_MEMORY_MERGE each mapping is made unmergeable, KSM scans, and new memory is
     mapped (6.4).
 
-    A scan that finds no mergeable mapping forgets the process. This may also happen during exec (590c03ca6a3f).
+    A scan that finds no mergeable mapping forgets the process. This may also happen during exec.
 
-    Every kernel: PR_GET_MEMORY_MERGE still says 1, and the new memory is merged.
+    Every kernel: PR_GET_MEMORY_MERGE still says 1, and the new memory is merged. Before 590c03ca6a3f (6.19) it says 0:
+    finding ksm-process-forgotten.
     """
     system.require_kernel(6, 4, "PR_SET_MEMORY_MERGE")
     other = area.map(30, 1).fill().madvise(syscalls.MADV_MERGEABLE)  # ksmd sleeps if no memory is mergeable

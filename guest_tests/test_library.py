@@ -238,13 +238,9 @@ def test_mergeable_memory_is_marked(area: CarveOut) -> None:
 
 
 def test_names_of_anonymous_memory_are_read_back(area: CarveOut) -> None:
+    system.require_vma_names()
     mapping = area.map(0, 2)
-    try:
-        syscalls.name_anonymous(mapping.address, mapping.length, "a name")
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        pytest.skip("needs CONFIG_ANON_VMA_NAME=y: this kernel has it off")
+    syscalls.name_anonymous(mapping.address, mapping.length, "a name")
     assert maps.vma_at(mapping.address).name == "a name"
 
 

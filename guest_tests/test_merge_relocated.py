@@ -6,8 +6,6 @@ Pictures as in :mod:`guest_tests.test_merge`.
 
 from __future__ import annotations
 
-import errno
-
 import pytest
 
 from guest_tests.mm import maps, numa, pagemap, syscalls, system
@@ -251,13 +249,9 @@ def test_a_neighbour_of_another_name(relocate: bool, area: CarveOut) -> None:
     Unpatched: EINVAL, and nothing changes.
     Patched: two mappings, and one as soon as the names are equal.
     """
+    system.require_vma_names()
     neighbour, source = block(area, 15, faulted=False), block(area, 0)
-    try:
-        syscalls.name_anonymous(neighbour.address, neighbour.length, "neighbour")
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        pytest.skip("needs CONFIG_ANON_VMA_NAME=y: this kernel has it off")
+    syscalls.name_anonymous(neighbour.address, neighbour.length, "neighbour")
     moved = move_or_refused(relocate, area, source, area.page(20), MREMAP_MUST_RELOCATE_ANON)
     if moved is not None:
         expect_layout(area, [(15, 5), (20, 5)], "different names do not merge")

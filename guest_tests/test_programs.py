@@ -12,11 +12,16 @@ from typing import Final
 import pytest
 
 from guest_tests.explorer.executor import Executor
-from guest_tests.mm import memcg, system
+from guest_tests.mm import memcg, swap, system
 from guest_tests.support.folios import advised_folios
 from harness.programs import language
+from harness.programs.language import Kind
 
 _DIRECTORY: Final = Path(__file__).parent / "programs"
+#: operations that do nothing where there is no swap
+_SWAPPING: Final = frozenset({Kind.PAGEOUT, Kind.RECLAIM})
+#: how much swap a program takes at most, in kB
+_SWAP: Final = 4096
 #: what all of these programs fail with
 _LOST: Final = "does not move to another node"
 
@@ -41,6 +46,8 @@ def test_a_program_that_showed_a_bug(name: str) -> None:
     if name == "merged-with-untouched" and system.release()[:2] == (6, 16):
         pytest.skip("needs a kernel on which what MREMAP_DONTUNMAP leaves can merge: 6.16 has dontunmap-committed")
     program = language.from_json((_DIRECTORY / f"{name}.json").read_text())
+    if any(each.kind in _SWAPPING for each in program):
+        swap.require_swap(_SWAP)
     with advised_folios():
         outcome = Executor().run([tuple(each) for each in language.to_wire(program)], thorough=True, layout=True)
     assert outcome.failure is None, f"{outcome.failure.text} ({outcome.errors})"

@@ -86,6 +86,16 @@ def require_file(path: str, config: str) -> None:
         pytest.skip(f"needs {path}, which this kernel does not have: CONFIG_{config} brings it")
 
 
+def require_vma_names() -> None:
+    """Skip the test unless anonymous memory can be named, found by a call about no memory."""
+    try:
+        syscalls.prctl(syscalls.PR_SET_VMA, syscalls.PR_SET_VMA_ANON_NAME)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        pytest.skip("needs CONFIG_ANON_VMA_NAME=y: this kernel has it off")
+
+
 def require_disposable() -> None:
     """Skip the test outside of the harness's own guests, because its damage lasts until the next boot."""
     if not _DISPOSABLE.is_dir():
