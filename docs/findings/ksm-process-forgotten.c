@@ -215,6 +215,6 @@ int main(void)
 	if (waitpid(pid, &status, 0) != pid || !WIFEXITED(status) || WEXITSTATUS(status) == CANNOT_TELL)
 		cannot("needs PR_SET_MEMORY_MERGE (Linux 6.4)");
 	printf("A process has PR_SET_MEMORY_MERGE and nothing mergeable at the moment, and ksmd has scanned it.\n");
-	printf("PR_GET_MEMORY_MERGE says %d.\n", WEXITSTATUS(status) == BEHAVES);
+	printf("PR_GET_MEMORY_MERGE says %ld.\n", (long)(WEXITSTATUS(status) == BEHAVES));
 	return conclude(WEXITSTATUS(status) == BUG);
 }
