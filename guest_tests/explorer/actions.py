@@ -72,7 +72,7 @@ def _records(file: int) -> dict[Kind, Record]:
     :param file: the descriptor of the file that programs map.
     """
     table = {
-        Kind.MAP_FILE: _mapping_file(file),
+        Kind.MAP_FILE: _mapping(syscalls.MAP_PRIVATE, file),
         Kind.BIND: _on_range("mbind", numa.MPOL_PREFERRED, ctypes.addressof(_last_node()), numa.MASK_BITS),
         Kind.UNBIND: _on_range("mbind", numa.MPOL_DEFAULT),
         Kind.NAME: _naming(ctypes.addressof(_NAME)),
@@ -81,7 +81,7 @@ def _records(file: int) -> dict[Kind, Record]:
         Kind.LOCK: _on_range("mlock"),
         Kind.UNLOCK: _on_range("munlock"),
     }
-    table |= {kind: _mapping(sharing) for kind, sharing in _SHARINGS.items()}
+    table |= {kind: _mapping(sharing | syscalls.MAP_ANONYMOUS) for kind, sharing in _SHARINGS.items()}
     table |= {kind: _moving(flags) for kind, flags in _MOVES.items()}
     table |= {kind: _on_range("madvise", advice) for kind, advice in _ADVICE.items()}
     return table | {kind: _on_range("mprotect", protection) for kind, protection in _PROTECTIONS.items()}
@@ -120,9 +120,14 @@ def _naming(name: int) -> Record:
     ]
 
 
-def _mapping_file(file: int) -> Record:
-    number, flags = syscalls.number("mmap"), syscalls.MAP_PRIVATE | syscalls.MAP_FIXED
-    # Its offset is that of the place in the arena, so that neighbours fit each other as anonymous memory does.
+def _mapping(flags: int, file: int = -1) -> Record:
+    """A mapping at the place.
+
+    :param file: the descriptor; the default is that of anonymous memory.
+    """
+    number, flags = syscalls.number("mmap"), flags | syscalls.MAP_FIXED
+    # The offset in a file is that of the place in the arena, so that neighbours fit as anonymous memory does.
+    scale = 0 if file < 0 else PAGE
     return lambda _start, _pages, dst, new: [
         number,
         BASE + dst * PAGE,
@@ -130,22 +135,7 @@ def _mapping_file(file: int) -> Record:
         syscalls.PROT_RW,
         flags,
         file,
-        dst * PAGE,
-        0,
-    ]
-
-
-def _mapping(sharing: int) -> Record:
-    number, flags = syscalls.number("mmap"), sharing | syscalls.MAP_ANONYMOUS | syscalls.MAP_FIXED
-    nowhere = -1  # the descriptor of anonymous memory
-    return lambda _start, _pages, dst, new: [
-        number,
-        BASE + dst * PAGE,
-        new * PAGE,
-        syscalls.PROT_RW,
-        flags,
-        nowhere,
-        0,
+        dst * scale,
         0,
     ]
 

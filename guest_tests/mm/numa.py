@@ -129,7 +129,7 @@ def mbind(address: int, length: int, mode: int, chosen: Iterable[int] = (), flag
 def set_mempolicy(mode: int, chosen: Iterable[int] = ()) -> None:
     """Set the memory policy ``MPOL_*`` of this thread."""
     words = mask(chosen)
-    syscalls.call("set_mempolicy", mode, ctypes.addressof(words), len(words) * _LONG_BITS + 1)
+    syscalls.call("set_mempolicy", mode, ctypes.addressof(words), MASK_BITS)
 
 
 def migrate_pages(pid: int, sources: Iterable[int], targets: Iterable[int]) -> int:
@@ -139,5 +139,4 @@ def migrate_pages(pid: int, sources: Iterable[int], targets: Iterable[int]) -> i
     :returns: how many pages could not be moved.
     """
     old, new = mask(sources), mask(targets)
-    bits = len(old) * _LONG_BITS + 1
-    return syscalls.call("migrate_pages", pid, bits, ctypes.addressof(old), ctypes.addressof(new))
+    return syscalls.call("migrate_pages", pid, MASK_BITS, ctypes.addressof(old), ctypes.addressof(new))
