@@ -5,16 +5,21 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from guest_tests.mm import kpage, pagemap
-from guest_tests.mm.mapping import CarveOut, carve_out, move
+from guest_tests.mm import kpage, pagemap, system
+from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, move
 from guest_tests.mm.proctree import Child
-from guest_tests.mm.syscalls import PROT_READ
+from guest_tests.mm.syscalls import PROT_READ, PROT_WRITE
 from guest_tests.mm.waiting import wait_until
 from guest_tests.support.checks import expect_layout, fails, layout, refused
 from guest_tests.support.evidence import Evidence, describe
+from guest_tests.support.folios import huge_page, pmd_size, stamp, thp
 from guest_tests.support.found import assert_found
 from guest_tests.support.holds import Spliced
 from guest_tests.support.observer import Observed
@@ -83,6 +88,42 @@ def test_a_refusal_that_changes_a_byte_is_noticed(area: CarveOut) -> None:
 
     with pytest.raises(AssertionError, match=r"page 3 .* offset 17"):
         refused(area, errno.EINVAL, call, "the call", source)
+
+
+def test_a_refusal_that_splits_a_large_folio_is_noticed() -> None:
+    control = Path("/sys/kernel/debug/split_huge_pages")
+    system.require_file(str(control), "DEBUG_FS")
+    with _huge_page() as (area, source):
+
+        def call() -> None:
+            control.write_text(f"{os.getpid()},{source.address:#x},{source.end:#x},0")
+            _refuse()
+
+        with pytest.raises(AssertionError, match=rf"split large folios with {source.pages} pages"):
+            refused(area, errno.EINVAL, call, "the call", source)
+
+
+def test_a_refusal_that_splits_a_huge_mapping_is_noticed() -> None:
+    """A part of the memory has another protection for a moment. Small entries map the same huge page after that."""
+    with _huge_page() as (area, source):
+
+        def call() -> None:
+            source.part(3, 1).mprotect(PROT_READ)
+            source.part(3, 1).mprotect(PROT_READ | PROT_WRITE)
+            _refuse()
+
+        with pytest.raises(AssertionError, match=rf"changed what PMDs map .*: {source.length >> 10} kB became 0 kB"):
+            refused(area, errno.EINVAL, call, "the call", source)
+
+
+@contextmanager
+def _huge_page() -> Iterator[tuple[CarveOut, Mapping]]:
+    """A carve-out with a huge page in a mapping of its own."""
+    pages = pmd_size() // PAGE_SIZE
+    with thp(), carve_out(2 * pages) as area:
+        source = area.map(0, pages)
+        huge_page(source, source.address)
+        yield area, stamp(source)
 
 
 def test_a_page_that_cannot_follow_is_noticed(area: CarveOut) -> None:

@@ -7,6 +7,7 @@ import enum
 import functools
 import os
 import struct
+from collections.abc import Iterable
 
 from guest_tests.mm import pagemap
 from guest_tests.mm.mapping import map_anonymous
@@ -59,6 +60,9 @@ class Flag(enum.IntFlag, boundary=enum.KEEP):
     ARCH_3 = 1 << 42
 
 
+_LARGE = Flag.COMPOUND_HEAD | Flag.COMPOUND_TAIL
+
+
 def _word(path: str, pfn: int) -> int:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -77,6 +81,31 @@ def flags(pfn: int) -> Flag:
     :raises LookupError: if there is no such frame.
     """
     return Flag(_word("/proc/kpageflags", pfn))
+
+
+def in_large_folios(pfns: Iterable[int]) -> set[int]:
+    """Which of these page frames belong to large folios.
+
+    Neighbouring frames are read at once: a huge page has hundreds.
+
+    :raises LookupError: if there is no such frame.
+    """
+    wanted = sorted(set(pfns))
+    found: set[int] = set()
+    fd = os.open("/proc/kpageflags", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while wanted:
+            first = wanted[0]
+            count = next((index for index, pfn in enumerate(wanted) if pfn != first + index), len(wanted))
+            data = os.pread(fd, 8 * count, first * 8)
+            if not data:
+                raise LookupError(f"/proc/kpageflags has no frame {first:#x}")
+            words = struct.unpack(f"={len(data) // 8}Q", data)
+            found.update(first + index for index, word in enumerate(words) if word & _LARGE)
+            del wanted[: len(words)]
+    finally:
+        os.close(fd)
+    return found
 
 
 def flags_at(address: int, pid: pagemap.Pid = "self") -> Flag:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from typing import Final
 
-from guest_tests.mm import maps, pagemap, system, vmstat
+from guest_tests.mm import kpage, maps, pagemap, system, vmstat
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping
 from guest_tests.mm.memcg import Memcg
 
@@ -53,14 +53,21 @@ class State:
     vmas: list[maps.Vma]
     #: pagemap's 64 bits for each page
     words: Sequence[int]
+    #: the page frames that belong to large folios
+    large: set[int]
+    #: how much of it PMDs map, in kB
+    huge_kb: int
 
     @classmethod
     def of(cls, area: CarveOut) -> State:
         """The state of ``area`` now."""
-        return cls(maps.vmas_between(area.address, area.end), pagemap.words(area.address, area.pages))
+        words = pagemap.words(area.address, area.pages)
+        large = kpage.in_large_folios(word & pagemap.FRAME for word in words if word & pagemap.PRESENT)
+        huge_kb = maps.kilobytes(area.address, area.end, "AnonHugePages") if large else 0
+        return cls(maps.vmas_between(area.address, area.end), words, large, huge_kb)
 
     def expect(self, area: CarveOut, during: str) -> None:
-        """Assert that ``area`` is still in this state: the same VMAs and the same page frames.
+        """Assert that ``area`` is still in this state: the same VMAs, page frames, large folios and huge mappings.
 
         :param during: what happened since; begins the message of a failure.
         """
@@ -74,6 +81,13 @@ class State:
             if old != new
         ]
         assert not changed, f"{during} changed pages of the carve-out: {'; '.join(changed)}"
+        split = len(self.large - now.large)
+        assert now.large == self.large, (
+            f"{during} split large folios with {split} pages, and made some with {len(now.large - self.large)}"
+        )
+        assert now.huge_kb == self.huge_kb, (
+            f"{during} changed what PMDs map in the carve-out: {self.huge_kb} kB became {now.huge_kb} kB"
+        )
 
 
 def fails(code: int, call: Callable[[], object], what: str) -> None:
