@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import select
@@ -24,6 +25,7 @@ _UFFDIO_UNREGISTER: Final = 0x8010AA01
 _UFFDIO_MOVE: Final = 0xC028AA05
 _UFFDIO_WRITEPROTECT: Final = 0xC018AA06
 _WRITEPROTECT_MODE_WP: Final = 1
+_MOVE_MODE_ALLOW_SRC_HOLES: Final = 2
 
 MODE_MISSING: Final = 1
 #: 5.7
@@ -109,6 +111,23 @@ class Userfault:
         moved = Mapping(to, source.pages, list(source.contents))
         source.contents = [ZERO] * source.pages
         return moved
+
+    def move_some(self, source: int, to: int, length: int) -> int:
+        """Move the first pages of ``length`` bytes at ``source`` to ``to``: as many as can be moved at this moment.
+
+        There may be holes between them.
+
+        :returns: how much was moved, in bytes.
+        :raises OSError: as for :meth:`move`.
+        """
+        request = bytearray(struct.pack("=QQQQq", to, source, length, _MOVE_MODE_ALLOW_SRC_HOLES, 0))
+        try:
+            fcntl.ioctl(self.fd, _UFFDIO_MOVE, request)
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
+                raise
+        (moved,) = struct.unpack_from("=q", request, 32)
+        return max(int(moved), 0)
 
     def read(self, seconds: float = 5.0) -> Event | None:
         """The next event, or None if there is none in time.
