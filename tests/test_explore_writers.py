@@ -185,3 +185,15 @@ def test_the_program_notices_wrong_bytes(compiler: str, tmp_path: Path) -> None:
     done = subprocess.run([_compile(compiler, text, tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "page 1 holds 3 and 3, 7 was written" in done.stdout
+
+
+def test_the_program_notices_wrong_marks(compiler: str, tmp_path: Path) -> None:
+    """The host's kernel may have no such userfaultfd, and the program says so then."""
+    text = _in_c(story((MAP, WRITE, REGISTERED[2], REGISTERED[3]), [])).replace("\twalk(0, 2);\n", "\t(void)walk;\n")
+    for marks, status, says in (("w-", 0, "All is well."), ("ww", 1, "page 1 is not write-protected")):
+        program = _compile(compiler, text.replace('marks(0, "w-");', f'marks(0, "{marks}");'), tmp_path)
+        done = subprocess.run([program], capture_output=True, text=True, check=False)
+        if done.returncode == 4:
+            pytest.skip(f"the host cannot tell: {done.stdout.strip()}")
+        assert done.returncode == status
+        assert says in done.stdout
