@@ -228,6 +228,17 @@ def test_only_anonymous_memory_of_a_process_is_registered_and_only_registered_me
     assert _makes_sense(machine, replace(PROTECT, part=Part.FIRST))
 
 
+def test_only_what_is_registered_is_ever_protected() -> None:
+    generator, protected = Generator(1, list(Kind)), 0
+    for _ in range(1500):
+        for pages in _after(*generator.next().program).processes:
+            if pages is not None:
+                marked = [kept for more, kept in zip(pages.more, pages.kept, strict=True) if more & PROTECTED]
+                assert all(kept & REGISTERED for kept in marked)
+                protected += len(marked)
+    assert protected > 0
+
+
 def test_registered_memory_is_not_moved_together_with_other_memory() -> None:
     machine = _after(MAP, replace(REGISTER, part=Part.LAST))
     assert not _makes_sense(machine, MOVE_A)

@@ -29,7 +29,7 @@ UNANNOUNCED: Final = 9
 RACES: Final = 30
 #: The rival turns ksmd on and off, for which two of these would wait. It moves pages between nodes, as a walk does.
 #: Pages that it has had merged lose the mark of a userfaultfd, and which ones these are is not known.
-_NOT_IN_RACES: Final = frozenset({Kind.SCAN, Kind.UNMERGE_ALL, Kind.WALK, Kind.UFFD_PROTECT})
+_NOT_IN_RACES: Final = frozenset({Kind.SCAN, Kind.UNMERGE_ALL, Kind.WALK, Kind.UFFD_PROTECT, Kind.UFFD_UNPROTECT})
 #: how many candidates of one step of shrinking are sent at once
 _CANDIDATES: Final = 40
 

@@ -118,10 +118,10 @@ _MAPPINGS: Final[dict[Kind, float]] = {
     Kind.DOFORK: 1,
 }
 _USERFAULTS: Final[dict[Kind, float]] = {
-    Kind.UFFD_REGISTER: 12,
-    Kind.UFFD_UNREGISTER: 3,
-    Kind.UFFD_PROTECT: 14,
-    Kind.UFFD_UNPROTECT: 4,
+    Kind.UFFD_REGISTER: 16,
+    Kind.UFFD_UNREGISTER: 1,
+    Kind.UFFD_PROTECT: 50,  # makes sense only where all of the memory is registered
+    Kind.UFFD_UNPROTECT: 10,
 }
 
 #: Forks, scans and swap take as long as several whole programs under emulation, so that few programs have them.
@@ -133,7 +133,7 @@ THEMES: Final = (
     Theme("merges", 4, _MERGING),
     Theme("swap", 4, _SWAPPING),
     Theme("merged swap", 3, {**_MERGING, **_SWAPPING, Kind.RECLAIM: 9, Kind.HOLD: 9}),
-    Theme("userfaults", 4, _USERFAULTS),
+    Theme("userfaults", 3, _USERFAULTS),
     Theme("everything", 3, {**_FORKING, **_MERGING, **_SWAPPING, **_MAPPINGS, **_USERFAULTS}),
 )
 
