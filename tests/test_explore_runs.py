@@ -254,7 +254,7 @@ class Racing(FakeRunner):
 def test_a_race_is_confirmed_and_shrunk_by_running_programs_many_times() -> None:
     runner, found = Racing(), list[Found]()
     exploring = Campaign(cast(Runner, runner), 7, "7.3", "x86_64", lambda _: None, found.append, races=True)
-    exploring.run(Deadline.after(60), programs=1000)
+    exploring.run(Deadline.after(60), programs=3000)
     (only,) = found
     assert [each.kind for each in only.program] == ["grow", "shrink"]
     assert 1 <= only.runs <= 10
@@ -270,7 +270,7 @@ def test_programs_that_race_leave_out_what_a_rival_would_disturb() -> None:
             return Batch(len(programs))
 
     runner = cast(Runner, Looking(lambda _: ""))
-    Campaign(runner, 1, "7.3", "x86_64", lambda _: None, lambda _: None, races=True).run(Deadline.after(60), 500)
+    Campaign(runner, 1, "7.3", "x86_64", lambda _: None, lambda _: None, races=True).run(Deadline.after(60), 2000)
     disturbed = {Kind.SCAN, Kind.UNMERGE_ALL, Kind.WALK, Kind.UFFD_PROTECT, Kind.UFFD_UNPROTECT}
     assert kinds == set(Kind) - disturbed
 
