@@ -16,6 +16,7 @@ import pytest
 
 from guest_tests.explorer.arena import PAGE, address
 from guest_tests.explorer.executor import Executor, Outcome
+from guest_tests.explorer.kinds import kinds
 from guest_tests.explorer.rivals import Rival
 from guest_tests.mm import numa, pagemap, system
 from guest_tests.mm.ksm import Ksm
@@ -31,10 +32,17 @@ _MOVE = Operation(Kind.MOVE, near=5)
 _HOLD = Operation(Kind.HOLD, part=Part.FIRST)
 _FILE = replace(_MAP, kind=Kind.MAP_FILE)
 _WALK = Operation(Kind.WALK)
+_REGISTER = Operation(Kind.UFFD_REGISTER)
+_PROTECT = Operation(Kind.UFFD_PROTECT)
 #: maps four pages, writes them and moves them
 _PLAIN: Program = (_MAP, _WRITE, _MOVE)
 #: where it moves them
 _AT = 6 * memory.PLACE_PAGES
+
+
+def _require_userfaultfd() -> None:
+    if Kind.UFFD_REGISTER not in kinds():
+        pytest.skip("needs a userfaultfd that protects memory which was never touched (6.4, and on arm64 6.10)")
 
 
 @pytest.fixture
@@ -112,6 +120,29 @@ def _also(executor: Executor, kind: Kind, then: Any) -> None:
             replace(_WALK, process=1, part=Part.MIDDLE),
             _WALK,
         ),
+        (
+            _MAP,
+            Operation(Kind.WRITE, part=Part.FIRST_HALF),
+            _REGISTER,
+            _PROTECT,
+            Operation(Kind.READ),
+            Operation(Kind.PAGEOUT),
+            _WALK,
+            Operation(Kind.FORK, arg=1),
+            Operation(Kind.UFFD_UNPROTECT, part=Part.FIRST),
+            Operation(Kind.MOVE_DONTUNMAP, part=Part.SECOND_HALF, near=5, into=1),
+            Operation(Kind.UFFD_UNREGISTER, part=Part.LAST),
+        ),
+        (
+            _MAP,
+            Operation(Kind.WRITE_SAME),
+            _REGISTER,
+            _PROTECT,
+            Operation(Kind.MERGEABLE),
+            Operation(Kind.SCAN),
+            _PROTECT,
+            Operation(Kind.UNMERGEABLE, part=Part.FIRST),
+        ),
     ],
     ids=[
         "moved",
@@ -127,6 +158,8 @@ def _also(executor: Executor, kind: Kind, then: Any) -> None:
         "named",
         "a file that is named",
         "walked",
+        "registered",
+        "merged while registered",
     ],
 )
 def test_an_innocent_program_passes(executor: Executor, ksm: Ksm, program: Program) -> None:
@@ -134,8 +167,12 @@ def test_an_innocent_program_passes(executor: Executor, ksm: Ksm, program: Progr
 
     Every kernel: no check of the explorer complains.
     """
+    if _REGISTER in program:
+        _require_userfaultfd()
     outcome = _run(executor, program)
     assert outcome.failure is None, outcome
+    if _REGISTER in program:
+        assert not any(outcome.errors), outcome
 
 
 def test_a_page_written_behind_the_models_back_is_seen(executor: Executor) -> None:
@@ -276,6 +313,35 @@ def test_an_advice_that_is_lost_is_seen(executor: Executor, ksm: Ksm) -> None:
     failure = _run(executor, (_MAP, _WRITE, Operation(Kind.MERGEABLE), _MOVE)).failure
     assert failure is not None
     assert failure.oracle == "accounts", failure
+
+
+@pytest.mark.parametrize("kind", [Kind.UFFD_UNPROTECT, Kind.UFFD_PROTECT])
+def test_a_mark_of_a_userfaultfd_that_changes_is_seen(executor: Executor, kind: Kind) -> None:
+    """No row: a userfaultfd write-protects one page too few or too many, behind the model's back.
+
+    Kernels whose userfaultfd protects memory that was never touched (6.4): the check of the marks names the page.
+    """
+    _require_userfaultfd()
+    number = 0 if kind is Kind.UFFD_UNPROTECT else 3
+    act = executor.actions.table[KINDS.index(kind)]
+    _also(executor, Kind.READ, lambda step: act(Step(0, 0, step.start + number, 1, 0, 0, ()), b""))
+    program = (_MAP, _WRITE, _REGISTER, replace(_PROTECT, part=Part.FIRST_HALF), Operation(Kind.READ))
+    failure = _run(executor, program).failure
+    assert failure is not None
+    assert (failure.oracle, failure.page) == ("marks", 3 * memory.PLACE_PAGES + number), failure
+
+
+def test_memory_that_leaves_its_userfaultfd_is_seen(executor: Executor) -> None:
+    """No row: memory that is registered with a userfaultfd is given back behind the model's back.
+
+    Kernels whose userfaultfd protects memory that was never touched (6.4): the check of the accounts misses the flag.
+    """
+    _require_userfaultfd()
+    unregister = executor.actions.table[KINDS.index(Kind.UFFD_UNREGISTER)]
+    _also(executor, Kind.READ, lambda step: unregister(step, b""))
+    failure = _run(executor, (_MAP, _WRITE, _REGISTER, Operation(Kind.READ))).failure
+    assert failure is not None
+    assert (failure.oracle, failure.text) == ("accounts", "smaps does not show uw for the mapping of page 48")
 
 
 def test_a_refused_call_that_changes_a_page_is_seen(executor: Executor) -> None:

@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 
 from guest_tests.explorer.executor import Executor
+from guest_tests.explorer.kinds import kinds
 from guest_tests.mm import memcg, swap, system
 from guest_tests.support.folios import advised_folios
 from harness.programs import language
@@ -22,8 +23,9 @@ _DIRECTORY: Final = Path(__file__).parent / "programs"
 _SWAPPING: Final = frozenset({Kind.PAGEOUT, Kind.RECLAIM})
 #: how much swap a program takes at most, in kB
 _SWAP: Final = 4096
-#: what all of these programs fail with
+#: what these programs fail with
 _LOST: Final = "does not move to another node"
+_LEFT: Final = "smaps does not show uw"
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,7 @@ _LOST: Final = "does not move to another node"
         pytest.param("ksm-swapcache-move", marks=pytest.mark.finding("ksm-swapcache-move", match=_LOST)),
         pytest.param("ksm-swapcache-unmergeable", marks=pytest.mark.finding("ksm-swapcache-unmergeable", match=_LOST)),
         pytest.param("merged-with-untouched", marks=pytest.mark.finding("merged-with-untouched", match=_LOST)),
+        pytest.param("uffd-merged-neighbour", marks=pytest.mark.finding("uffd-merged-neighbour", match=_LEFT)),
     ],
 )
 @pytest.mark.usefixtures("own_group", "ksm")
@@ -46,6 +49,8 @@ def test_a_program_that_showed_a_bug(name: str) -> None:
     if name == "merged-with-untouched" and system.release()[:2] == (6, 16):
         pytest.skip("needs a kernel on which what MREMAP_DONTUNMAP leaves can merge: 6.16 has dontunmap-committed")
     program = language.from_json((_DIRECTORY / f"{name}.json").read_text())
+    if lacking := sorted({each.kind for each in program}.difference(kinds())):
+        pytest.skip(f"needs a kernel that has {', '.join(lacking)}")
     if any(each.kind in _SWAPPING for each in program):
         swap.require_swap(_SWAP)
     with advised_folios():

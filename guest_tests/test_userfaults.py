@@ -17,9 +17,10 @@ from typing import Final
 import pytest
 
 from guest_tests.mm import maps, pagemap, swap, syscalls, system
+from guest_tests.mm.ksm import Ksm, merged
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, move
 from guest_tests.mm.probes.place import touch
-from guest_tests.mm.syscalls import MREMAP_DONTUNMAP
+from guest_tests.mm.syscalls import MADV_MERGEABLE, MREMAP_DONTUNMAP
 from guest_tests.mm.userfault import (
     EVENT_PAGEFAULT,
     EVENT_REMAP,
@@ -32,6 +33,7 @@ from guest_tests.mm.userfault import (
 from guest_tests.support.checks import expect_layout
 from guest_tests.support.folios import huge_page, pmd_size, thp
 from guest_tests.support.found import assert_found
+from guest_tests.support.ksm_scenes import SAME
 from guest_tests.support.swapping import assert_pages_out
 
 pytestmark = pytest.mark.shared_guest
@@ -138,12 +140,15 @@ def test_two_owners(area: CarveOut) -> None:
 def _write_protected(mapping: Mapping, *parts: Mapping) -> Iterator[None]:
     """Register ``mapping`` without the event of a move, and write-protect some pages."""
     system.require_config("USERFAULTFD", "HAVE_ARCH_USERFAULTFD_WP")
-    system.require_kernel(6, 13, "a move removes marks that could not be removed later")
     with Userfault() as uffd:
         uffd.register(mapping, MODE_WP)
         for part in parts:
             uffd.write_protect(part)
         yield
+
+
+def _require_removed_marks() -> None:
+    system.require_kernel(6, 13, "a move removes marks that could not be removed later")
 
 
 def _marked(mapping: Mapping) -> list[int]:
@@ -158,11 +163,34 @@ def _assert_unmarked(mapping: Mapping, what: str) -> None:
     assert not marked, f"pages {marked[:8]} of {what} are still write-protected by a userfaultfd that it left"
 
 
+@pytest.mark.finding("ksm-uffd-unprotected", match="are not write-protected any more")
+def test_ksm_keeps_write_protection(area: CarveOut, ksm: Ksm) -> None:
+    """No row: two equal pages are mergeable and write-protected (5.7), and so are two others without the protection.
+    ksmd scans.
+
+    Every kernel: it merges the others. The two are still protected, whether merged or not. So the owner is told of the
+    next write to them.
+    """
+    protected, control = area.map(0, 2), area.map(10, 2)
+    protected.fill_same(SAME).madvise(MADV_MERGEABLE)
+    control.fill_same(SAME + 1).madvise(MADV_MERGEABLE)
+    with _write_protected(protected, protected):
+        assert _marked(protected) == [0, 1], f"of two pages {_marked(protected)} are write-protected"
+        ksm.scan_until(lambda: all(merged(control.address, control.pages)), "a merge of pages without protection")
+        ksm.scan()
+        lost = [index for index in range(protected.pages) if index not in _marked(protected)]
+        state = merged(protected.address, protected.pages)
+        assert not lost, f"pages {lost} are not write-protected any more after a scan; KSM has merged them: {state}"
+    protected.check()
+    assert_found(protected.fill(seed=2), pageout=False)
+
+
 def test_a_huge_page_leaves_a_userfaultfd() -> None:
     """Row 87 (soft-dirty-and-uffd-wp): a write-protected huge page moves to an aligned place, without the event (6.13).
 
     Every kernel: it is still a huge page, is not write-protected any more, and can be written.
     """
+    _require_removed_marks()
     size = pmd_size()
     pages = size // PAGE_SIZE
     with thp(), carve_out(4 * pages) as area:
@@ -206,6 +234,7 @@ def test_swapped_out_memory_leaves_a_userfaultfd(area: CarveOut) -> None:
 
     Every kernel: no page is write-protected any more, neither in swap nor when it was read back.
     """
+    _require_removed_marks()
     swap.require_swap(1024)
     source = area.map(0, 8).fill()
     with _write_protected(source, source.part(2, 3)):
@@ -232,6 +261,7 @@ def test_whole_page_tables_leave_a_userfaultfd() -> None:
 
     Every kernel: no page is write-protected any more, and all are found.
     """
+    _require_removed_marks()
     table = PAGE_SIZE // 8
     if table * PAGE_SIZE > 32 << 20:
         pytest.skip(f"needs page tables that map 32 MB at most, these map {table * PAGE_SIZE >> 20} MB")
@@ -265,6 +295,7 @@ def test_guard_pages_outlive_a_userfaultfd(area: CarveOut) -> None:
 
     Every kernel: the write protection is gone, and the guard pages still cannot be read.
     """
+    _require_removed_marks()
     source = area.map(0, 8)
     for index in (0, 1, 4, 5):
         source.part(index).fill(first_number=index)

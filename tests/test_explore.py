@@ -17,7 +17,7 @@ from harness.explore.shrink import shrink
 from harness.programs import effects, language, memory, operands
 from harness.programs.generate import LENGTH, Generator
 from harness.programs.language import BadProgram, Kind, Operation, Part, Program, To
-from harness.programs.memory import MAPPED, PLACE_PAGES, READ, WRITE, Machine
+from harness.programs.memory import DOUBTFUL, MAPPED, PLACE_PAGES, PROTECTED, READ, REGISTERED, WRITE, Machine
 
 MAP = Operation(Kind.MAP, to=To.PLACE, near=2, into=0, arg=4)
 WRITE_A = Operation(Kind.WRITE)
@@ -33,6 +33,11 @@ def _after(*program: Operation) -> Machine:
             tags = effects.new_tags(machine, step) if step.kind in (3, 4) else b""
             effects.apply(machine, step, tags)
     return machine
+
+
+def _makes_sense(machine: Machine, operation: Operation) -> bool:
+    (wire,) = language.to_wire((operation,))
+    return operands.resolve(machine, tuple(wire)) is not None
 
 
 def _at(place: int) -> int:
@@ -160,6 +165,94 @@ def test_several_mappings_are_not_moved_with_the_flag_that_may_stop_half_way() -
     assert operands.resolve(_after(MAP, WRITE_A, Operation(Kind.WIPEONFORK, part=Part.FIRST)), tuple(wire)) is None
 
 
+#: registers memory and write-protects its first half
+REGISTER = Operation(Kind.UFFD_REGISTER)
+PROTECT = Operation(Kind.UFFD_PROTECT, part=Part.FIRST_HALF)
+
+
+def _marked(machine: Machine, process: int = 0) -> tuple[list[int], list[int]]:
+    """The pages of a process that are registered with a userfaultfd, and those that it write-protects for certain."""
+    pages = machine.processes[process]
+    assert pages is not None
+    registered = [page for page, kept in enumerate(pages.kept) if kept & REGISTERED]
+    return registered, [page for page, more in enumerate(pages.more) if more & (PROTECTED | DOUBTFUL) == PROTECTED]
+
+
+@pytest.mark.parametrize(
+    ("then", "registered", "protected"),
+    [
+        ([], [0, 1, 2, 3], [0, 1]),
+        ([Operation(Kind.UFFD_UNPROTECT, part=Part.FIRST)], [0, 1, 2, 3], [1]),
+        ([Operation(Kind.UFFD_UNREGISTER, part=Part.FIRST)], [1, 2, 3], [1]),
+        ([Operation(Kind.DONTNEED, part=Part.FIRST)], [0, 1, 2, 3], [1]),
+        ([Operation(Kind.PAGEOUT), Operation(Kind.READ), Operation(Kind.PROTECT_READ)], [0, 1, 2, 3], [0, 1]),
+        ([Operation(Kind.GROW, arg=2)], [0, 1, 2, 3, 4, 5], [0, 1]),
+        ([Operation(Kind.SHRINK)], [0, 1], [0, 1]),
+        ([MOVE_A], [], []),
+        ([replace(MOVE_A, kind=Kind.MOVE_GROW)], [], []),
+        ([replace(MOVE_A, part=Part.FIRST)], [1, 2, 3], [1]),
+        ([replace(MOVE_A, kind=Kind.MOVE_DONTUNMAP)], [0, 1, 2, 3], []),
+        ([Operation(Kind.FORK, arg=1)], [0, 1, 2, 3], [0, 1]),
+        ([Operation(Kind.MERGEABLE, part=Part.FIRST), Operation(Kind.SCAN)], [0, 1, 2, 3], [1]),
+        ([Operation(Kind.MERGEABLE), Operation(Kind.SCAN), PROTECT], [0, 1, 2, 3], [0, 1]),
+    ],
+    ids=lambda each: ", ".join(map(str, each)) if each and isinstance(each[0], Operation) else "",
+)
+def test_a_userfaultfd_keeps_its_marks_until_memory_leaves_it(
+    then: list[Operation], registered: list[int], protected: list[int]
+) -> None:
+    found = _marked(_after(MAP, WRITE_A, REGISTER, PROTECT, *then))
+    assert found == tuple([_at(2) + page for page in pages] for pages in (registered, protected))
+
+
+def test_a_child_has_no_userfaultfd() -> None:
+    machine = _after(MAP, REGISTER, PROTECT, Operation(Kind.FORK, arg=1))
+    assert _marked(machine, 1) == ([], [])
+    assert not _makes_sense(machine, replace(REGISTER, process=1))
+    assert _makes_sense(machine, replace(WRITE_A, process=1))
+
+
+@pytest.mark.parametrize("kind", [Kind.WRITE, Kind.WRITE_SAME, Kind.POPULATE, Kind.LOCK])
+def test_what_a_userfaultfd_protects_is_not_written(kind: Kind) -> None:
+    machine = _after(MAP, REGISTER, PROTECT)
+    assert not _makes_sense(machine, Operation(kind, part=Part.FIRST))
+    assert _makes_sense(machine, Operation(kind, part=Part.LAST))
+
+
+def test_only_anonymous_memory_of_a_process_is_registered_and_only_registered_memory_protected() -> None:
+    assert _makes_sense(_after(MAP), REGISTER)
+    for kind in (Kind.MAP_SHARED, Kind.MAP_FILE):
+        assert not _makes_sense(_after(replace(MAP, kind=kind)), REGISTER)
+    machine = _after(MAP, replace(REGISTER, part=Part.FIRST))
+    assert not _makes_sense(machine, PROTECT)
+    assert _makes_sense(machine, replace(PROTECT, part=Part.FIRST))
+
+
+def test_only_what_is_registered_is_ever_protected() -> None:
+    generator, protected = Generator(1, list(Kind)), 0
+    for _ in range(1500):
+        for pages in _after(*generator.next().program).processes:
+            if pages is not None:
+                marked = [kept for more, kept in zip(pages.more, pages.kept, strict=True) if more & PROTECTED]
+                assert all(kept & REGISTERED for kept in marked)
+                protected += len(marked)
+    assert protected > 0
+
+
+def test_registered_memory_is_not_moved_together_with_other_memory() -> None:
+    machine = _after(MAP, replace(REGISTER, part=Part.LAST))
+    assert not _makes_sense(machine, MOVE_A)
+    assert _makes_sense(machine, replace(MOVE_A, part=Part.LAST))
+
+
+def test_registered_memory_keeps_its_page_offset_whatever_the_flag() -> None:
+    relocate = replace(MOVE_A, kind=Kind.MOVE_RELOCATE)
+    for extra, home in (((), _at(5)), ((REGISTER,), _at(2))):
+        pages = _after(MAP, WRITE_A, *extra, relocate).processes[0]
+        assert pages is not None
+        assert pages.home[_at(5)] == home
+
+
 def test_what_may_not_be_written_is_not_written() -> None:
     machine = _after(MAP, Operation(Kind.PROTECT_READ))
     pages = machine.processes[0]
@@ -238,7 +331,7 @@ def test_a_plan_has_the_steps_and_the_bytes() -> None:
     assert (made.first, made.end) == (_at(5), _at(5) + 4)
 
 
-@pytest.mark.parametrize("kind", [Kind.FORK, Kind.FREE])
+@pytest.mark.parametrize("kind", [Kind.FORK, Kind.FREE, Kind.UFFD_REGISTER])
 def test_a_program_whose_end_is_open_has_no_plan(kind: Kind) -> None:
     assert plan((MAP, WRITE_A, Operation(kind))) is None
 

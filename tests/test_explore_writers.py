@@ -37,6 +37,17 @@ FORKED: Program = (
     Operation(Kind.EXIT, process=2),
 )
 
+#: a child and the memory that moved have left the userfaultfd
+REGISTERED: Program = (
+    MAP,
+    WRITE,
+    Operation(Kind.UFFD_REGISTER),
+    Operation(Kind.UFFD_PROTECT, part=Part.FIRST),
+    Operation(Kind.UFFD_UNPROTECT, part=Part.LAST),
+    Operation(Kind.FORK, arg=1),
+    Operation(Kind.MOVE, part=Part.LAST, near=1),
+)
+
 
 def _in_c(told: Story) -> str:
     return write_c(told, "page 48 is lost", "6.17.13", "lost")
@@ -86,6 +97,23 @@ def test_a_guest_test_of_several_processes_calls_into_them() -> None:
     assert "first = stack.enter_context(Child())" in text
     assert "first.call(move, pages(area, 16, 2), area.page(0))" in text
     assert "second.close()" in text
+
+
+def test_a_program_with_a_userfaultfd_compares_its_marks() -> None:
+    told = story(REGISTERED, [])
+    text = _in_c(told)
+    assert "userfault(16, 1, UFFDIO_WRITEPROTECT, UFFDIO_WRITEPROTECT_MODE_WP)" in text
+    assert text.count('marks(16, "w");') == text.count('marks(0, "-");') == text.count('marks(16, "--");') == 1
+    text = write_test(told, "x", "6.17", "registered")
+    compile(text, "test_registered.py", "exec")
+    for line in (
+        "uffd_protect(area, 16, 1)",
+        'check_marks(area, 16, "w")',
+        'check_marks(area, 0, "-")',
+        'first.call(check_marks, area, 16, "--")',
+    ):
+        assert f"        {line}\n" in text
+    assert "marks" not in _in_c(story(LOST, []))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -157,3 +185,15 @@ def test_the_program_notices_wrong_bytes(compiler: str, tmp_path: Path) -> None:
     done = subprocess.run([_compile(compiler, text, tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "page 1 holds 3 and 3, 7 was written" in done.stdout
+
+
+def test_the_program_notices_wrong_marks(compiler: str, tmp_path: Path) -> None:
+    """The host's kernel may have no such userfaultfd, and the program says so then."""
+    text = _in_c(story((MAP, WRITE, REGISTERED[2], REGISTERED[3]), [])).replace("\twalk(0, 2);\n", "\t(void)walk;\n")
+    for marks, status, says in (("w-", 0, "All is well."), ("ww", 1, "page 1 is not write-protected")):
+        program = _compile(compiler, text.replace('marks(0, "w-");', f'marks(0, "{marks}");'), tmp_path)
+        done = subprocess.run([program], capture_output=True, text=True, check=False)
+        if done.returncode == 4:
+            pytest.skip(f"the host cannot tell: {done.stdout.strip()}")
+        assert done.returncode == status
+        assert says in done.stdout

@@ -109,7 +109,7 @@ static void map_page(unsigned char *at)
 		give_up();
 }
 
-static void enlist(unsigned char *at)
+static void register_page(unsigned char *at)
 {
 	struct uffdio_register request = {
 		.range = { .start = (unsigned long)at, .len = page_size },
@@ -143,8 +143,8 @@ static void race(void)
 	map_page(area + 64 * page_size + table_size);
 	area[16 * page_size] = 1;
 	area[64 * page_size] = 1;
-	enlist(area + 64 * page_size);
-	enlist(area + 64 * page_size + table_size);
+	register_page(area + 64 * page_size);
+	register_page(area + 64 * page_size + table_size);
 	pthread_create(&one, NULL, call_mremap, NULL);
 	pthread_create(&other, NULL, call_uffd_move, NULL);
 	pthread_join(one, NULL);

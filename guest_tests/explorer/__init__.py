@@ -8,7 +8,7 @@
 :mod:`.actions`        does one step of a program, in the process that calls
 :mod:`.children`       the processes that a program forks
 :mod:`.walks`          forced walks of the reverse map after a program
-:mod:`.oracles`        what else is checked after a program: bytes, layout, accounts, KSM
+:mod:`.oracles`        what else is checked after a program: bytes, layout, accounts, marks, KSM
 :mod:`.executor`       runs one program from beginning to end
 :mod:`.serve`          runs programs for the host
 =====================  ==============================================================================

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from guest_tests.explorer.arena import BASE, PAGE, Arena
 from guest_tests.explorer.calls import STORE
-from guest_tests.mm import ksm, memcg, numa, syscalls
+from guest_tests.mm import ksm, memcg, numa, syscalls, userfault
 from guest_tests.support.holds import Spliced
 from harness.programs.language import KINDS, Kind
 from harness.programs.memory import ARENA_PAGES, Step
@@ -52,6 +52,12 @@ _PROTECTIONS: Final = {
     Kind.PROTECT_WRITE: syscalls.PROT_RW,
 }
 _SHARINGS: Final = {Kind.MAP: syscalls.MAP_PRIVATE, Kind.MAP_SHARED: syscalls.MAP_SHARED}
+_USERFAULTS: Final = {
+    Kind.UFFD_REGISTER: (userfault.UFFDIO_REGISTER, userfault.MODE_WP),
+    Kind.UFFD_UNREGISTER: (userfault.UFFDIO_UNREGISTER, 0),
+    Kind.UFFD_PROTECT: (userfault.UFFDIO_WRITEPROTECT, userfault.WRITEPROTECT_MODE_WP),
+    Kind.UFFD_UNPROTECT: (userfault.UFFDIO_WRITEPROTECT, 0),
+}
 #: the name that programs give to memory
 _NAME: Final = ctypes.create_string_buffer(b"program")
 #: Pages of the file that programs map. A mapping of the last page of the arena may still grow.
@@ -66,10 +72,22 @@ Action = Callable[[Step, bytes], int]
 Record = Callable[[int, int, int, int], list[int]]
 
 
-def _records(file: int) -> dict[Kind, Record]:
+def open_userfault() -> userfault.Userfault | None:
+    """A userfaultfd for programs; None if the kernel lacks it, or cannot write-protect memory that was never touched.
+
+    Nobody reads from it: a fault that would wait ends with SIGBUS.
+    """
+    try:
+        return userfault.Userfault(userfault.FEATURE_SIGBUS | userfault.FEATURE_WP_UNPOPULATED)
+    except OSError:
+        return None
+
+
+def _records(file: int, uffd: int) -> dict[Kind, Record]:
     """The operations that are one system call.
 
     :param file: the descriptor of the file that programs map.
+    :param uffd: the userfaultfd; -1 if there is none.
     """
     table = {
         Kind.MAP_FILE: _mapping(syscalls.MAP_PRIVATE, file),
@@ -83,6 +101,7 @@ def _records(file: int) -> dict[Kind, Record]:
     }
     table |= {kind: _mapping(sharing | syscalls.MAP_ANONYMOUS) for kind, sharing in _SHARINGS.items()}
     table |= {kind: _moving(flags) for kind, flags in _MOVES.items()}
+    table |= {kind: _asking(uffd, *request) for kind, request in _USERFAULTS.items()}
     table |= {kind: _on_range("madvise", advice) for kind, advice in _ADVICE.items()}
     return table | {kind: _on_range("mprotect", protection) for kind, protection in _PROTECTIONS.items()}
 
@@ -118,6 +137,26 @@ def _naming(name: int) -> Record:
         0,
         0,
     ]
+
+
+def _asking(uffd: int, request: int, mode: int) -> Record:
+    number = syscalls.number("ioctl")
+    return lambda start, pages, _dst, _new: [
+        number,
+        uffd,
+        request,
+        ctypes.addressof(_range(start, pages, mode)),
+        0,
+        0,
+        0,
+        0,
+    ]
+
+
+@functools.cache
+def _range(start: int, pages: int, mode: int) -> ctypes.Array[ctypes.c_uint64]:
+    """The argument of a request: address, length, mode, and room for an answer."""
+    return (ctypes.c_uint64 * 4)(BASE + start * PAGE, pages * PAGE, mode, 0)
 
 
 def _mapping(flags: int, file: int = -1) -> Record:
@@ -162,7 +201,8 @@ class Actions:
         self._held: list[Spliced] = []
         self._file = syscalls.memfd_create("program")
         os.ftruncate(self._file, _FILE_PAGES * PAGE)
-        records = _records(self._file)
+        self._uffd = open_userfault()
+        records = _records(self._file, -1 if self._uffd is None else self._uffd.fd)
         table: dict[Kind, Action] = {
             Kind.WRITE: self._write,
             Kind.WRITE_SAME: self._write,

@@ -23,7 +23,9 @@ from harness.programs.language import KINDS, PROCESSES, Kind, Wire
 from harness.programs.memory import MERGED, Machine, Step
 from harness.programs.operands import MOVES
 
-_FORK, _EXIT, _SCAN, _WALK = (KINDS.index(each) for each in (Kind.FORK, Kind.EXIT, Kind.SCAN, Kind.WALK))
+_FORK, _EXIT, _SCAN, _WALK, _REGISTER = (
+    KINDS.index(each) for each in (Kind.FORK, Kind.EXIT, Kind.SCAN, Kind.WALK, Kind.UFFD_REGISTER)
+)
 #: what forgetting does to the model
 _RELEASED: Final = Step(KINDS.index(Kind.RELEASE), 0, 0, 0, 0, 0, ())
 #: Errors that say why a call is refused. Any other is a failure.
@@ -82,7 +84,8 @@ class Executor:
         """Run one program on an empty arena.
 
         :param mappings: say which mappings there are at the end.
-        :param thorough: check every byte, the accounts, and the frames around each refused operation.
+        :param thorough: check every byte, the accounts, and the frames around each refused operation. The accounts of
+            programs with a userfaultfd are always checked.
         :param layout: check the layout.
         :param rival: races with the operations, and rests during the checks. The frames around refused operations are
             not compared then, nor what KSM has merged, because the rival changes both.
@@ -103,7 +106,8 @@ class Executor:
                         if pages is not None
                     ]
                 failure = None if alone else self._settled(machine)
-                outcome.failure = failure or self._check(machine, thorough=thorough, layout=layout)
+                uffd = any(wire[0] == _REGISTER for wire in program)
+                outcome.failure = failure or self._check(machine, thorough=thorough, layout=layout, uffd=uffd)
         except ChildDied as died:
             outcome.failure = Failure("bytes", 1, 0, str(died))
         finally:
@@ -214,7 +218,7 @@ class Executor:
 
     # --- checks ------------------------------------------------------------------------------------------------------
 
-    def _check(self, machine: Machine, *, thorough: bool, layout: bool) -> Failure | None:
+    def _check(self, machine: Machine, *, thorough: bool, layout: bool, uffd: bool) -> Failure | None:
         there = [process for process, pages in enumerate(machine.processes) if pages is not None]
         if layout or thorough:
             for process in there:
@@ -226,7 +230,7 @@ class Executor:
             failure = oracles.check_bytes(machine, process, self._memory(process), all_bytes=thorough)
             if failure is not None:
                 return failure
-        if thorough:
+        if thorough or uffd:
             entries = self._entries(machine)
             for process in there:
                 failure = oracles.check_accounts(
@@ -241,6 +245,12 @@ class Executor:
             failure = oracles.check_bytes(machine, process, self._memory(process), all_bytes=thorough)
             if failure is not None:
                 return failure
+        if uffd:
+            entries = self._entries(machine)
+            for process in there:
+                failure = oracles.check_marks(machine, process, entries[process])
+                if failure is not None:
+                    return failure
         return None
 
     def _settled(self, machine: Machine) -> Failure | None:

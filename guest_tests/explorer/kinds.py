@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 from typing import Final
 
+from guest_tests.explorer.actions import open_userfault
 from guest_tests.explorer.arena import Arena
 from guest_tests.mm import ksm, memcg, numa, syscalls, system
 from harness.programs.language import Kind
@@ -23,6 +24,7 @@ _ADVICE: Final = {
 _KSM: Final = frozenset({Kind.MERGEABLE, Kind.UNMERGEABLE, Kind.SCAN, Kind.UNMERGE_ALL})
 _POLICY: Final = frozenset({Kind.BIND, Kind.UNBIND})
 _NAMES: Final = frozenset({Kind.NAME, Kind.UNNAME})
+_USERFAULTS: Final = frozenset({Kind.UFFD_REGISTER, Kind.UFFD_UNREGISTER, Kind.UFFD_PROTECT, Kind.UFFD_UNPROTECT})
 _RELOCATE: Final = frozenset({Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE})
 
 
@@ -42,6 +44,11 @@ def kinds() -> list[Kind]:
         missing |= _POLICY
     if call(syscalls.number("prctl"), syscalls.PR_SET_VMA, syscalls.PR_SET_VMA_ANON_NAME):
         missing |= _NAMES
+    uffd = open_userfault()
+    if uffd is None:
+        missing |= _USERFAULTS
+    else:
+        uffd.close()
     if len(numa.nodes()) < 2:
         missing.add(Kind.WALK)
     return [kind for kind in Kind if kind not in missing]

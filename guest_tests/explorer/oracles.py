@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What is checked after a program besides the walks: the bytes of each page, the layout, the accounts, and KSM.
+"""What is checked after a program besides the walks: the bytes of each page, the layout, the accounts, the marks of a
+userfaultfd, and KSM.
 
 Each check returns what is wrong, or None. The text of a failure names pages of the arena, never addresses, so that
 equal failures have equal texts.
@@ -16,6 +17,7 @@ from guest_tests.mm import maps
 from guest_tests.mm.pagemap import Entry
 from harness.programs.memory import (
     ARENA_PAGES,
+    DOUBTFUL,
     FILED,
     GUARD,
     HELD,
@@ -23,7 +25,9 @@ from harness.programs.memory import (
     LOCKED,
     MAPPED,
     MERGEABLE,
+    PROTECTED,
     READ,
+    REGISTERED,
     SHARED,
     TOUCHED,
     WRITE,
@@ -41,7 +45,7 @@ _NO_DEVICE: Final = 16
 class Failure:
     """What an oracle found wrong."""
 
-    #: "bytes", "walk", "layout", "accounts", "refused" or "merge"
+    #: "bytes", "walk", "layout", "accounts", "marks", "refused" or "merge"
     oracle: str
     #: which process of the program
     process: int
@@ -169,8 +173,9 @@ def _describe(bits: int) -> str:
     return f"mapped {access}{'s' if bits & SHARED else 'p'}"
 
 
-#: a flag that smaps shows, and the bit of the model that it stands for
+#: flags that smaps shows, and the bit of ``attr`` or ``kept`` that each stands for
 _FLAGS: Final = (("mg", MERGEABLE), ("lo", LOCKED))
+_KEPT_FLAGS: Final = (("uw", REGISTERED),)
 
 
 def check_accounts(machine: Machine, process: int, pid: int, entries: Sequence[int], zero: int) -> Failure | None:
@@ -187,10 +192,34 @@ def check_accounts(machine: Machine, process: int, pid: int, entries: Sequence[i
         if vma.size("Rss") * 1024 != present * PAGE:
             text = f"smaps counts {vma.size('Rss')} kB in the mapping of page {begin}, pagemap shows {present} pages"
             return Failure("accounts", process, begin, text)
-        for flag, bit in _FLAGS:
-            if (flag in vma.vm_flags) != bool(pages.attr[begin] & bit):
-                shows = "shows" if flag in vma.vm_flags else "does not show"
-                return Failure("accounts", process, begin, f"smaps {shows} {flag} for the mapping of page {begin}")
+        for flags, bits in ((_FLAGS, pages.attr[begin]), (_KEPT_FLAGS, pages.kept[begin])):
+            for flag, bit in flags:
+                if (flag in vma.vm_flags) != bool(bits & bit):
+                    shows = "shows" if flag in vma.vm_flags else "does not show"
+                    return Failure("accounts", process, begin, f"smaps {shows} {flag} for the mapping of page {begin}")
+    return None
+
+
+# --- marks of a userfaultfd --------------------------------------------------------------------------------------
+
+
+def check_marks(machine: Machine, process: int, entries: Sequence[int]) -> Failure | None:
+    """Compare which pages a userfaultfd write-protects with the model.
+
+    :param entries: of pagemap.
+    """
+    pages = machine.processes[process]
+    assert pages is not None
+    for start, end in runs(pages):
+        for page in range(start, end):
+            marked = Entry(entries[page]).uffd_wp
+            # What MADV_FREE was given for may have vanished together with its mark.
+            if marked == bool(pages.more[page] & PROTECTED) or pages.more[page] & DOUBTFUL or pages.attr[page] & LAZY:
+                continue
+            said = "is write-protected by a userfaultfd, and should not be"
+            if not marked:
+                said = "is not write-protected by the userfaultfd, and should be"
+            return Failure("marks", process, page, f"page {page} {said}")
     return None
 
 

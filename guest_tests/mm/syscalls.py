@@ -21,6 +21,7 @@ from typing import Any, Final
 
 #: numbers of scripts/syscall.tbl, which every architecture without a history of its own uses
 _GENERIC: Final = {
+    "ioctl": 29,
     "rt_sigtimedwait": 137,
     "prctl": 167,
     "getcpu": 168,
@@ -53,6 +54,7 @@ NUMBERS: Final[dict[str, dict[str, int]]] = {
         "mmap": 9,
         "mprotect": 10,
         "munmap": 11,
+        "ioctl": 16,
         "mremap": 25,
         "mincore": 27,
         "madvise": 28,

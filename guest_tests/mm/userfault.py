@@ -20,11 +20,12 @@ from guest_tests.mm.waiting import patience
 # include/uapi/linux/userfaultfd.h
 _API: Final = 0xAA
 _UFFDIO_API: Final = 0xC018AA3F
-_UFFDIO_REGISTER: Final = 0xC020AA00
-_UFFDIO_UNREGISTER: Final = 0x8010AA01
 _UFFDIO_MOVE: Final = 0xC028AA05
-_UFFDIO_WRITEPROTECT: Final = 0xC018AA06
-_WRITEPROTECT_MODE_WP: Final = 1
+#: requests; the argument of each begins with address and length in bytes, and two of them have the mode then
+UFFDIO_REGISTER: Final = 0xC020AA00
+UFFDIO_UNREGISTER: Final = 0x8010AA01
+UFFDIO_WRITEPROTECT: Final = 0xC018AA06
+WRITEPROTECT_MODE_WP: Final = 1
 _MOVE_MODE_ALLOW_SRC_HOLES: Final = 2
 
 MODE_MISSING: Final = 1
@@ -35,8 +36,12 @@ MODE_MINOR: Final = 4
 
 #: a move sends an event and waits until it is read
 FEATURE_EVENT_REMAP: Final = 1 << 2
+#: a fault that would wait ends with SIGBUS (4.14)
+FEATURE_SIGBUS: Final = 1 << 7
 #: 5.14
 FEATURE_MINOR_SHMEM: Final = 1 << 10
+#: memory that was never touched can be write-protected (6.4, and on arm64 6.10)
+FEATURE_WP_UNPOPULATED: Final = 1 << 13
 #: pages can be moved to where they are missing (6.8)
 FEATURE_MOVE: Final = 1 << 16
 
@@ -87,19 +92,19 @@ class Userfault:
 
         :raises OSError: EINVAL for memory or a mode that cannot be.
         """
-        fcntl.ioctl(self.fd, _UFFDIO_REGISTER, _Register(start=mapping.address, length=mapping.length, mode=mode))
+        fcntl.ioctl(self.fd, UFFDIO_REGISTER, _Register(start=mapping.address, length=mapping.length, mode=mode))
 
     def unregister(self, mapping: Mapping) -> None:
         """Give ``mapping`` back to the kernel."""
-        fcntl.ioctl(self.fd, _UFFDIO_UNREGISTER, struct.pack("=QQ", mapping.address, mapping.length))
+        fcntl.ioctl(self.fd, UFFDIO_UNREGISTER, struct.pack("=QQ", mapping.address, mapping.length))
 
     def write_protect(self, mapping: Mapping, on: bool = True) -> None:
         """Protect ``mapping`` against writes, which are reported here then; or stop that and wake who waits.
 
         :raises OSError: ENOENT for memory that is not registered for ``MODE_WP``.
         """
-        mode = _WRITEPROTECT_MODE_WP if on else 0
-        fcntl.ioctl(self.fd, _UFFDIO_WRITEPROTECT, struct.pack("=QQQ", mapping.address, mapping.length, mode))
+        mode = WRITEPROTECT_MODE_WP if on else 0
+        fcntl.ioctl(self.fd, UFFDIO_WRITEPROTECT, struct.pack("=QQQ", mapping.address, mapping.length, mode))
 
     def move(self, source: Mapping, to: int) -> Mapping:
         """Move the pages of ``source`` to ``to``, where none may be present; both stay mapped.

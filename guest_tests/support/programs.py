@@ -6,8 +6,11 @@ from __future__ import annotations
 import functools
 import os
 
-from guest_tests.mm import numa, syscalls
+import pytest
+
+from guest_tests.mm import numa, pagemap, syscalls
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Content, Mapping
+from guest_tests.mm.userfault import FEATURE_SIGBUS, FEATURE_WP_UNPOPULATED, MODE_WP, Userfault
 from guest_tests.support.found import assert_found, folios
 
 #: pages of the file that programs map
@@ -58,6 +61,35 @@ def unname(area: CarveOut, first: int, count: int) -> None:
     syscalls.name_anonymous(area.page(first), count * PAGE_SIZE, None)
 
 
+@functools.cache
+def _userfault() -> Userfault:
+    """One userfaultfd for all memory. It asks for no events. A write to a page that it protects ends with SIGBUS."""
+    try:
+        return Userfault(FEATURE_SIGBUS | FEATURE_WP_UNPOPULATED)
+    except OSError:
+        pytest.skip("needs a userfaultfd that protects memory which was never touched (6.4)")
+
+
+def uffd_register(area: CarveOut, first: int, count: int) -> None:
+    """Register some pages with the userfaultfd, for write protection."""
+    _userfault().register(pages(area, first, count), MODE_WP)
+
+
+def uffd_unregister(area: CarveOut, first: int, count: int) -> None:
+    """Give some pages back to the kernel."""
+    _userfault().unregister(pages(area, first, count))
+
+
+def uffd_protect(area: CarveOut, first: int, count: int) -> None:
+    """Have the userfaultfd write-protect some pages."""
+    _userfault().write_protect(pages(area, first, count))
+
+
+def uffd_unprotect(area: CarveOut, first: int, count: int) -> None:
+    """Have the userfaultfd write-protect some pages no longer."""
+    _userfault().write_protect(pages(area, first, count), on=False)
+
+
 def walk(area: CarveOut, first: int, count: int) -> None:
     """Make the kernel walk the reverse map of those pages that are present.
 
@@ -75,6 +107,19 @@ def check(area: CarveOut, first: int, tags: bytes) -> Mapping:
     """
     contents = [Content(repeated=page(tag)) for tag in tags]
     return Mapping(area.page(first), len(tags), [*contents]).check()
+
+
+def check_marks(area: CarveOut, first: int, marks: str) -> None:
+    """Compare which pages a userfaultfd write-protects.
+
+    :param marks: for each page: ``w`` it is, ``-`` it is not, ``?`` that is not known.
+    :raises AssertionError: naming the page.
+    """
+    entries = pagemap.entries(area.page(first), len(marks))
+    for index, (entry, mark) in enumerate(zip(entries, marks, strict=True), first):
+        assert mark == "?" or entry.uffd_wp == (mark == "w"), (
+            f"page {index} is {'' if entry.uffd_wp else 'not '}write-protected by a userfaultfd"
+        )
 
 
 def page(tag: int) -> bytes:

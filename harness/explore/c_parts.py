@@ -109,6 +109,27 @@ static int name(int at, int pages, const char *text)
 	return prctl(0x53564d41 /* PR_SET_VMA */, 0L, page(at), pages * page_size, text) ? errno : 0;
 }
 """,
+    "userfault": r"""
+#define WP_UNPOPULATED (1 << 13) /* UFFD_FEATURE_WP_UNPOPULATED, which older headers lack */
+
+/* One userfaultfd for all. It has not asked for events, and a write to a page that it protects ends with SIGBUS. */
+static int userfault(int at, int pages, unsigned long request, int mode)
+{
+	struct uffdio_register range = { .range = { (uintptr_t)page(at), pages * page_size }, .mode = mode };
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_SIGBUS | WP_UNPOPULATED };
+	static int fd = -1;
+
+	if (fd < 0) {
+		fd = syscall(SYS_userfaultfd, O_CLOEXEC);
+		if (fd < 0 || ioctl(fd, UFFDIO_API, &api)) {
+			printf("needs a userfaultfd that protects memory which was never written (Linux 6.4), and root\n");
+			exit(CANNOT_TELL);
+		}
+	}
+	/* The other requests take what that of UFFDIO_REGISTER begins with. */
+	return ioctl(fd, request, &range) ? errno : 0;
+}
+""",
     "protect": r"""
 static int protect(int at, int pages, int prot)
 {
@@ -304,6 +325,23 @@ static void wrong(int n, const char *what)
 {
 	printf("page %d %s\n", n, what);
 	bad = 1;
+}
+""",
+    "marks": r"""
+/* Which pages the userfaultfd write-protects: w yes, - no, ? is not known. Bit 57 of an entry of pagemap says it. */
+static void marks(int at, const char *wanted)
+{
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+
+	for (int n = 0; wanted[n]; n++) {
+		uint64_t entry;
+
+		if (pread(fd, &entry, 8, (uintptr_t)page(at + n) / page_size * 8) != 8)
+			exit(CANNOT_TELL);
+		if (wanted[n] != '?' && (entry >> 57 & 1) != (wanted[n] == 'w'))
+			wrong(at + n, wanted[n] == 'w' ? "is not write-protected" : "is write-protected");
+	}
+	close(fd);
 }
 """,
     "check": r"""

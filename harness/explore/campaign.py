@@ -28,7 +28,8 @@ UNANNOUNCED: Final = 9
 #: how often a program races before it is said to pass
 RACES: Final = 30
 #: The rival turns ksmd on and off, for which two of these would wait. It moves pages between nodes, as a walk does.
-_NOT_IN_RACES: Final = frozenset({Kind.SCAN, Kind.UNMERGE_ALL, Kind.WALK})
+#: Pages that it has had merged lose the mark of a userfaultfd, and which ones these are is not known.
+_NOT_IN_RACES: Final = frozenset({Kind.SCAN, Kind.UNMERGE_ALL, Kind.WALK, Kind.UFFD_PROTECT, Kind.UFFD_UNPROTECT})
 #: how many candidates of one step of shrinking are sent at once
 _CANDIDATES: Final = 40
 

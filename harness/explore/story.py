@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from harness.programs import effects, language, operands
 from harness.programs.language import KINDS, Kind, Operation, Program
-from harness.programs.memory import GUARD, LAZY, MAPPED, READ, Machine, Pages, Step, runs
+from harness.programs.memory import DOUBTFUL, GUARD, LAZY, MAPPED, PROTECTED, READ, Machine, Pages, Step, runs
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Expected:
     process: int
     start: int
     tags: bytes
+    #: for each page: ``w`` a userfaultfd write-protects it, ``-`` it does not, ``?`` that is not known
+    marks: str
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Story:
         """Whether there is more than one process."""
         return Kind.FORK in self.kinds
 
+    @property
+    def userfaults(self) -> bool:
+        """Whether there is a userfaultfd."""
+        return Kind.UFFD_REGISTER in self.kinds
+
 
 def story(program: Program, errors: Sequence[int]) -> Story:
     """The story of a program.
@@ -97,7 +104,7 @@ def story(program: Program, errors: Sequence[int]) -> Story:
     first, end = min(used, default=0), max(used, default=0) + 1
     living = [(number, pages) for number, pages in enumerate(machine.processes) if pages is not None]
     expected = [
-        Expected(number, page - first, machine.contents(pages, page, page + 1))
+        Expected(number, page - first, machine.contents(pages, page, page + 1), _mark(pages.more[page]))
         for number, pages in living
         for start, stop in runs(pages)
         for page in range(start, stop)
@@ -172,10 +179,14 @@ def _joined(single: Sequence[Expected]) -> list[Expected]:
     for each in single:
         last = found[-1] if found else None
         if last is not None and last.process == each.process and last.start + len(last.tags) == each.start:
-            found[-1] = Expected(last.process, last.start, last.tags + each.tags)
+            found[-1] = Expected(last.process, last.start, last.tags + each.tags, last.marks + each.marks)
         else:
             found.append(each)
     return found
+
+
+def _mark(more: int) -> str:
+    return "?" if more & DOUBTFUL else "w" if more & PROTECTED else "-"
 
 
 def _state(machine: Machine, pages: Pages) -> tuple[bytes, bytes]:

@@ -54,12 +54,16 @@ _RANGES: Final = {
     Kind.HOLD: "hold",
     Kind.WALK: "walk",
 }
-#: functions with one more argument
+#: functions with further arguments
 _CHOICES: Final = {
     Kind.BIND: ("bind", "1 /* MPOL_PREFERRED */"),
     Kind.UNBIND: ("bind", "0 /* MPOL_DEFAULT */"),
     Kind.NAME: ("name", '"program"'),
     Kind.UNNAME: ("name", "NULL"),
+    Kind.UFFD_REGISTER: ("userfault", "UFFDIO_REGISTER, UFFDIO_REGISTER_MODE_WP"),
+    Kind.UFFD_UNREGISTER: ("userfault", "UFFDIO_UNREGISTER, 0"),
+    Kind.UFFD_PROTECT: ("userfault", "UFFDIO_WRITEPROTECT, UFFDIO_WRITEPROTECT_MODE_WP"),
+    Kind.UFFD_UNPROTECT: ("userfault", "UFFDIO_WRITEPROTECT, 0"),
 }
 _PLAIN: Final = {Kind.SCAN: "scan", Kind.UNMERGE_ALL: "unmerge_all", Kind.RELEASE: "release", Kind.RECLAIM: "reclaim"}
 #: parts that parts need
@@ -84,6 +88,8 @@ def write_c(story: Story, failure: str, release: str, name: str) -> str:
         wanted |= {"wrong", "check", "walk"}
     for function, _ in calls:
         wanted |= {function, *_NEEDS.get(function, ())} if function else set()
+    if story.expected and story.userfaults:
+        wanted.add("marks")
     if story.forks:
         wanted.add("turns")
     if Kind.HOLD in story.kinds:
@@ -94,6 +100,8 @@ def write_c(story: Story, failure: str, release: str, name: str) -> str:
     head = HEAD + (FORK_HEAD if story.forks else "")
     if "name" in wanted and not story.forks:
         head += "#include <sys/prctl.h>\n"
+    if "userfault" in wanted:
+        head += "#include <linux/userfaultfd.h>\n#include <sys/ioctl.h>\n"
     if "reclaim" in wanted:
         head += "#include <sys/stat.h>\n"
     if "hold" in wanted:
@@ -224,4 +232,5 @@ def _of_process(story: Story, process: int, indent: str) -> list[str]:
     own = [each for each in story.expected if each.process == process]
     checks = [f"check({each.start}, {len(each.tags)}, {_bytes(each.tags)});" for each in own]
     walks = [f"walk({each.start}, {len(each.tags)});" for each in own]
-    return [f"{indent}{each}" for each in (*checks, *walks, *checks)]
+    marks = [f'marks({each.start}, "{each.marks}");' for each in own] if story.userfaults else []
+    return [f"{indent}{each}" for each in (*checks, *walks, *checks, *marks)]

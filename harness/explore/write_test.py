@@ -57,9 +57,13 @@ _HELPERS: Final = {
     Kind.NAME: "name",
     Kind.UNNAME: "unname",
     Kind.WALK: "walk",
+    Kind.UFFD_REGISTER: "uffd_register",
+    Kind.UFFD_UNREGISTER: "uffd_unregister",
+    Kind.UFFD_PROTECT: "uffd_protect",
+    Kind.UFFD_UNPROTECT: "uffd_unprotect",
 }
 #: what tests import from there
-_PROGRAMS: Final = tuple(sorted(("check", "pages", "write", *_HELPERS.values())))
+_PROGRAMS: Final = tuple(sorted(("check", "check_marks", "pages", "write", *_HELPERS.values())))
 #: how a process of a program is called in the test
 _CHILDREN: Final = ("", "first", "second")
 
@@ -208,14 +212,18 @@ def _bytes(tags: bytes) -> str:
 def _checks(story: Story) -> list[str]:
     lines = ["held.close()"] if story.kinds & _HOLDS else []
     for each in story.expected:
-        if each.process:
-            lines.append(f"{_CHILDREN[each.process]}.call(check, area, {each.start}, {_bytes(each.tags)})")
-        else:
-            lines.append(f"check(area, {each.start}, {_bytes(each.tags)})")
+        lines.append(_called(each.process, "check", f"area, {each.start}, {_bytes(each.tags)}"))
     for each in story.expected:
         # Only what was written has a page of its own.
         if any(each.tags):
             found = f"pages(area, {each.start}, {len(each.tags)}), pageout=False"
-            line = "assert_found({})" if not each.process else f"{_CHILDREN[each.process]}.call(assert_found, {{}})"
-            lines.append(line.format(found))
+            lines.append(_called(each.process, "assert_found", found))
+    if story.userfaults:
+        for each in story.expected:
+            lines.append(_called(each.process, "check_marks", f'area, {each.start}, "{each.marks}"'))
     return lines
+
+
+def _called(process: int, function: str, arguments: str) -> str:
+    """A call in a process of the program."""
+    return f"{_CHILDREN[process]}.call({function}, {arguments})" if process else f"{function}({arguments})"

@@ -13,6 +13,7 @@ from harness.programs.language import Kind, number
 from harness.programs.memory import (
     BOUND,
     DONTFORK,
+    DOUBTFUL,
     FILED,
     FORKED,
     GUARD,
@@ -23,7 +24,9 @@ from harness.programs.memory import (
     MERGEABLE,
     MERGED,
     NAMED,
+    PROTECTED,
     READ,
+    REGISTERED,
     SAME,
     SHARED,
     SWAPPED,
@@ -56,6 +59,9 @@ _CHANGES: Final[dict[int, tuple[bytes | None, bytes | None]]] = {
         Kind.UNLOCK: (without(LOCKED), None),
         Kind.HOLD: (None, plus(HELD)),
         Kind.POPULATE: (None, plus(TOUCHED)),
+        Kind.UFFD_PROTECT: (None, bytes(value & ~DOUBTFUL | PROTECTED for value in range(256))),
+        Kind.UFFD_UNPROTECT: (None, without(PROTECTED | DOUBTFUL)),
+        Kind.UFFD_UNREGISTER: (None, without(PROTECTED | DOUBTFUL)),
     }.items()
 }
 #: kinds that only set or clear a bit of kept
@@ -70,6 +76,8 @@ _KEEPS: Final[dict[int, bytes]] = {
         Kind.UNBIND: without(BOUND),
         Kind.NAME: plus(NAMED),
         Kind.UNNAME: without(NAMED),
+        Kind.UFFD_REGISTER: plus(REGISTERED),
+        Kind.UFFD_UNREGISTER: without(REGISTERED),
     }.items()
 }
 (
@@ -111,7 +119,7 @@ _KEEPS: Final[dict[int, bytes]] = {
     )
 )
 _NOT_LAZY = without(LAZY)
-_EMPTY = without(TOUCHED | MERGED | SWAPPED | FORKED | HELD)
+_EMPTY = without(TOUCHED | MERGED | SWAPPED | FORKED | HELD | PROTECTED | DOUBTFUL)
 _WRITTEN = bytes(value & ~(MERGED | SWAPPED | FORKED) | TOUCHED for value in range(256))
 _READ_BACK = without(SWAPPED)
 _FORKS = where(TOUCHED, plus(FORKED))
@@ -141,7 +149,7 @@ def apply(machine: Machine, step: Step, tags: bytes = b"") -> None:
     change = _CHANGES.get(kind)
     if change is not None:
         _change(pages, start, end, *change)
-    elif kind in _KEEPS:
+    if kind in _KEEPS:
         pages.kept[start:end] = pages.kept[start:end].translate(_KEEPS[kind])
     if kind in MOVES:
         _move(pages, step)
@@ -165,6 +173,8 @@ def apply(machine: Machine, step: Step, tags: bytes = b"") -> None:
         for each in machine.processes:
             if each is not None:
                 each.more[:] = each.more.translate(_EVERYWHERE[kind])
+                if kind == _SCAN:
+                    _doubt(each)
 
 
 _EVERYWHERE: Final[dict[int, bytes]] = {
@@ -173,6 +183,12 @@ _EVERYWHERE: Final[dict[int, bytes]] = {
     _RECLAIM: where(TOUCHED, plus(SWAPPED)),
     _SCAN: where(TOUCHED, plus(MERGED)),
 }
+
+
+def _doubt(pages: Pages) -> None:
+    for index, more in enumerate(pages.more):
+        if more & PROTECTED and pages.attr[index] & MERGEABLE:
+            pages.more[index] |= DOUBTFUL
 
 
 def _change(pages: Pages, start: int, end: int, attr: bytes | None, more: bytes | None) -> None:
@@ -227,11 +243,16 @@ def _move(pages: Pages, step: Step) -> None:
     start, end, dst, new = step.start, step.end, step.dst, step.new
     kept = min(step.pages, new)
     of_file = pages.attr[start] & SHARED or pages.kept[start] & FILED
-    natural = not of_file and (step.kind in RELOCATES or not any(each & TOUCHED for each in pages.more[start:end]))
+    # The series relocates no memory whose marks are lost on the way.
+    relocated = step.kind in RELOCATES and not pages.kept[start] & REGISTERED
+    natural = not of_file and (relocated or not any(each & TOUCHED for each in pages.more[start:end]))
     parts = [each[start : start + kept] for each in (pages.attr, pages.more, pages.kept, pages.tags)]
     home = pages.home[start]
     last_attr, last_kept = pages.attr[end - 1], pages.kept[end - 1]
     if dst != start:
+        # A userfaultfd that has not asked for the event of a move loses the memory (mremap_userfaultfd_prep()).
+        parts = [part.translate(change) for part, change in zip(parts, _LEAVES, strict=True)]
+        last_kept &= ~REGISTERED
         if step.kind == _DONTUNMAP:
             _leave_empty(pages, start, end)
         else:
@@ -264,6 +285,10 @@ def _leave_empty(pages: Pages, start: int, end: int) -> None:
 
 
 _LEFT = without(LOCKED | GUARD | LAZY)
+_UNPROTECTED = without(PROTECTED | DOUBTFUL)
+_UNREGISTERED = without(REGISTERED)
+#: what memory leaves behind of attr, more, kept and tags when it moves
+_LEAVES = (without(0), _UNPROTECTED, _UNREGISTERED, without(0))
 _NOT_LOCKED = without(LOCKED)
 
 
@@ -272,6 +297,9 @@ def _forked(pages: Pages) -> Pages:
     pages.more[:] = pages.more.translate(_FORKS)
     child = pages.copy()
     child.attr[:] = child.attr.translate(_NOT_LOCKED)
+    # The userfaultfd has not asked for the event of a fork (dup_userfaultfd()).
+    child.more[:] = child.more.translate(_UNPROTECTED)
+    child.kept[:] = child.kept.translate(_UNREGISTERED)
     for index, kept in enumerate(child.kept):
         if kept & DONTFORK:
             child.clear(index, index + 1)

@@ -117,8 +117,15 @@ _MAPPINGS: Final[dict[Kind, float]] = {
     Kind.DONTFORK: 1,
     Kind.DOFORK: 1,
 }
+_USERFAULTS: Final[dict[Kind, float]] = {
+    Kind.UFFD_REGISTER: 16,
+    Kind.UFFD_UNREGISTER: 1,
+    Kind.UFFD_PROTECT: 50,  # makes sense only where all of the memory is registered
+    Kind.UFFD_UNPROTECT: 10,
+}
 
 #: Forks, scans and swap take as long as several whole programs under emulation, so that few programs have them.
+#: Programs with a userfaultfd are run with the model, which takes three times as long.
 THEMES: Final = (
     Theme("moves", 60, {}),
     Theme("mappings", 22, _MAPPINGS),
@@ -126,7 +133,8 @@ THEMES: Final = (
     Theme("merges", 4, _MERGING),
     Theme("swap", 4, _SWAPPING),
     Theme("merged swap", 3, {**_MERGING, **_SWAPPING, Kind.RECLAIM: 9, Kind.HOLD: 9}),
-    Theme("everything", 3, {**_FORKING, **_MERGING, **_SWAPPING, **_MAPPINGS}),
+    Theme("userfaults", 3, _USERFAULTS),
+    Theme("everything", 3, {**_FORKING, **_MERGING, **_SWAPPING, **_MAPPINGS, **_USERFAULTS}),
 )
 
 #: Parts and places, by weight. Uniform choices hardly ever meet memory that borders on other memory, or fits it.

@@ -102,6 +102,12 @@ class Kind(StrEnum):
     UNNAME = "unname"
     #: have the kernel walk the reverse map of each page in the middle of the program
     WALK = "walk"
+    #: register private anonymous memory with the userfaultfd of the first process, for write protection
+    UFFD_REGISTER = "uffd-register"
+    UFFD_UNREGISTER = "uffd-unregister"
+    #: have the userfaultfd write-protect pages. Programs do not write to them then
+    UFFD_PROTECT = "uffd-protect"
+    UFFD_UNPROTECT = "uffd-unprotect"
 
 
 class Part(StrEnum):

@@ -42,6 +42,11 @@ MERGED: Final = 4
 SWAPPED: Final = 8
 #: a pipe may hold a reference to it
 HELD: Final = 16
+#: a userfaultfd write-protects it
+PROTECTED: Final = 32
+#: KSM may have merged it since. Then it is not write-protected any more: replace_page() makes an entry without the mark
+#: (mm/ksm.c of 7.3)
+DOUBTFUL: Final = 64
 
 # --- bits of Pages.kept: what else the kernel keeps of a mapping, for which it does not merge it with others --------
 
@@ -53,6 +58,8 @@ BOUND: Final = 4
 NAMED: Final = 8
 #: it maps a file privately. Its page offset is one in the file, and never changes
 FILED: Final = 16
+#: it is registered with a userfaultfd
+REGISTERED: Final = 32
 
 #: the contents that :data:`Kind.WRITE_SAME` writes; other writes count upwards from here
 SAME: Final = 1
@@ -125,6 +132,10 @@ class Pages:
     def kept_by_none(self, start: int, end: int, bits: int) -> bool:
         """Whether no page of a range has any of ``bits`` in :attr:`kept`."""
         return not any(self.kept[start:end].translate(_ONLY[bits]))
+
+    def more_of_none(self, start: int, end: int, bits: int) -> bool:
+        """Whether no page of a range has any of ``bits`` in :attr:`more`."""
+        return not any(self.more[start:end].translate(_ONLY[bits]))
 
     def one_mapping(self, start: int, end: int) -> bool:
         """Whether the pages are probably one mapping: they are uniform, and their page offsets go on."""

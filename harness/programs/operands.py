@@ -11,11 +11,14 @@ from harness.programs.memory import (
     FILED,
     GUARD,
     HELD,
+    LAZY,
     LOCKED,
     MAPPED,
     MERGEABLE,
     PLACE_PAGES,
+    PROTECTED,
     READ,
+    REGISTERED,
     SHARED,
     WRITE,
     Machine,
@@ -109,18 +112,26 @@ def resolve(machine: Machine, wire: Wire) -> Step | None:
     # Unmapping alone makes sense where nothing is mapped.
     if kind != _UNMAP and not pages.all_have(start, end, MAPPED):
         return None
-    if kind == _HOLD and process:
+    if kind in _FIRST_ONLY and process:
         return None
-    if kind == _WALK and any(more & HELD for more in pages.more[start:end]):
+    if kind == _WALK and not pages.more_of_none(start, end, HELD):
         return None  # a page with further references does not move
+    if kind in _WRITES and not pages.more_of_none(start, end, PROTECTED):
+        return None  # the fault would wait for an answer of the userfaultfd
+    if kind in _UFFD and not pages.kept_by_none(start, end, FILED):
+        return None
+    if kind in _MARKS and not all(kept & REGISTERED for kept in pages.kept[start:end]):
+        return None
     needs, forbids = _ACCESS.get(kind, (0, 0))
     if (needs or forbids) and not (pages.all_have(start, end, needs) and pages.none_has(start, end, forbids)):
         return None
     if kind in _ADVICES and not (pages.alike(start, end, LOCKED | SHARED) and pages.alike_kept(start, end, FILED)):
         return None
-    if kind == _MUST and not pages.one_mapping(start, end):
-        # From 6.17 on, remap_move() moves several mappings one by one (mm/mremap.c). One that cannot be relocated ends
-        # the call with EFAULT, and those before it have moved: more than the model can follow.
+    stops = kind == _MUST or (kind in MOVES and not pages.kept_by_none(start, end, REGISTERED))
+    if stops and not pages.one_mapping(start, end):
+        # From 6.17 on, remap_move() moves several mappings one by one (mm/mremap.c). One that cannot be relocated, or
+        # that is registered with a userfaultfd and not the first, ends the call with EFAULT, and those before it have
+        # moved: more than the model can follow.
         return None
     if kind in MOVES:
         new = length
@@ -146,6 +157,8 @@ def likely_refused(machine: Machine, step: Step) -> bool:
         return any(pages.attr[step.end : step.start + step.new])
     if step.kind in _ANONYMOUS and not pages.kept_by_none(step.start, step.end, FILED):
         return True
+    if step.kind == _MUST and not pages.kept_by_none(step.start, step.end, REGISTERED):
+        return True
     if step.kind in MOVES:
         return not pages.uniform(step.start, step.end)
     return step.kind in _PRIVATE and not pages.none_has(step.start, step.end, LOCKED | SHARED)
@@ -153,6 +166,12 @@ def likely_refused(machine: Machine, step: Step) -> bool:
 
 _FORK, _EXIT, _UNMAP, _MAP_SHARED = map(number, (Kind.FORK, Kind.EXIT, Kind.UNMAP, Kind.MAP_SHARED))
 _GROW, _SCAN, _HOLD, _MUST, _WALK = map(number, (Kind.GROW, Kind.SCAN, Kind.HOLD, Kind.MOVE_MUST_RELOCATE, Kind.WALK))
+_MARKS = numbers(Kind.UFFD_PROTECT, Kind.UFFD_UNPROTECT)
+_UFFD = _MARKS | numbers(Kind.UFFD_REGISTER, Kind.UFFD_UNREGISTER)
+#: what children do not do: they have neither the pipes nor a userfaultfd of their own
+_FIRST_ONLY = _UFFD | {_HOLD}
+#: what writes to pages, or faults them in for writing
+_WRITES = numbers(Kind.WRITE, Kind.WRITE_SAME, Kind.POPULATE, Kind.LOCK)
 _SLOTLESS = numbers(Kind.FORK, Kind.EXIT, Kind.SCAN, Kind.UNMERGE_ALL, Kind.RELEASE, Kind.RECLAIM)
 #: all forms of mmap()
 MAPS = numbers(Kind.MAP, Kind.MAP_SHARED, Kind.MAP_FILE)
@@ -202,5 +221,10 @@ _ACCESS: Final[dict[int, tuple[int, int]]] = {
         # mlock() fails where it cannot fault pages in, but locks the mapping all the same (mm/mlock.c).
         Kind.LOCK: (READ, GUARD),
         Kind.HOLD: (READ, GUARD | SHARED),
+        Kind.UFFD_REGISTER: (0, SHARED),
+        Kind.UFFD_UNREGISTER: (0, SHARED),
+        # What MADV_FREE was given for may vanish together with its mark.
+        Kind.UFFD_PROTECT: (0, SHARED | GUARD | LAZY),
+        Kind.UFFD_UNPROTECT: (0, SHARED),
     }.items()
 }

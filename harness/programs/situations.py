@@ -22,7 +22,9 @@ from harness.programs.memory import (
     MERGEABLE,
     MERGED,
     NAMED,
+    PROTECTED,
     READ,
+    REGISTERED,
     SHARED,
     SWAPPED,
     TOUCHED,
@@ -36,7 +38,7 @@ from harness.programs.memory import (
 Situation = tuple[int, int, int, int, int, int]
 
 _ATTR: Final = SHARED | WRITE | MERGEABLE | LOCKED | GUARD | LAZY | READ
-_MORE: Final = TOUCHED | FORKED | MERGED | SWAPPED | HELD
+_MORE: Final = TOUCHED | FORKED | MERGED | SWAPPED | HELD | PROTECTED
 _NOWHERE: Final = numbers(*SLOTLESS)
 _PLACED: Final = numbers(*PLACED, Kind.GROW)
 
@@ -107,8 +109,9 @@ _HISTORY: Final = (
     (MERGED, "merged"),
     (SWAPPED, "swapped out"),
     (HELD, "held"),
+    (PROTECTED, "write-protected"),
 )
-_KEPT: Final = ((FILED, "of a file"), (BOUND, "bound to a node"), (NAMED, "named"))
+_KEPT: Final = ((FILED, "of a file"), (BOUND, "bound to a node"), (NAMED, "named"), (REGISTERED, "registered"))
 
 
 def words(found: Situation) -> str:
