@@ -9,6 +9,7 @@ EFAULT and changes nothing.
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 
 import pytest
 
@@ -16,7 +17,7 @@ from guest_tests.mm import syscalls
 from guest_tests.mm.mapping import CarveOut, Mapping, move
 from guest_tests.mm.probes import Place
 from guest_tests.mm.proctree import Child
-from guest_tests.mm.syscalls import MREMAP_RELOCATE_ANON
+from guest_tests.mm.syscalls import MREMAP_MUST_RELOCATE_ANON, MREMAP_RELOCATE_ANON
 from guest_tests.support.checks import counted, expect_layout
 from guest_tests.support.found import assert_found, assert_found_at
 from guest_tests.support.moves import lenient_ways, move_or_refused, refused_move, relocate_or_refused, ways
@@ -157,6 +158,41 @@ def test_anon_vmas_that_are_used_again(relocate: bool, area: CarveOut, source: M
         finally:
             for each in (fourth, third, second):
                 each.close()
+
+
+@pytest.mark.parametrize("forks", [False, True], ids=["no-child", "child"])
+def test_memory_that_joined_that_of_a_parent(relocate: bool, area: CarveOut, forks: bool) -> None:
+    """No row: memory that no child has is relocated to where it merges with memory that a child may have inherited.
+    Then it is to move on, with flag 16.
+
+    ::
+
+        page        0         5         10        15    20        25
+        before      |ppppppppp|         |uuuuuuuuu|
+        joined      |ppppppppp:uuuuuuuuu|
+        on          |ppppppppp|                         |uuuuuuuuu|
+
+    Both parts of the merged mapping have one anon_vma, which does not say what a child has.
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: without a child it is relocated twice. With one the second move is refused with EFAULT, and changes
+    nothing.
+    """
+    area.map(0, _PAGES).fill()
+    with ExitStack() as stack:
+        if forks:
+            stack.enter_context(Child())
+        joined = move_or_refused(
+            relocate, area, area.map(10, _PAGES).fill(seed=1), area.page(5), MREMAP_MUST_RELOCATE_ANON
+        )
+        if joined is None:
+            return
+        expect_layout(area, [(0, 2 * _PAGES)], "relocated beside memory of a process with a child")
+        assert_found(joined, pageout=False)
+        if forks:
+            _must_not_relocate(relocate, area, joined)
+        else:
+            relocate_or_refused(relocate, area, joined, area.page(_TO), MREMAP_MUST_RELOCATE_ANON, pageout=False)
 
 
 @ways
