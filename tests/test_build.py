@@ -101,6 +101,7 @@ def spelled(text: str, arch: Architecture = X86_64, building: BuildOptions = AS_
         ("relocate-anon:dwarf", ARM64, (), ("relocate-anon:fast:dwarf", "relocate-anon:fast:dwarf-arm64")),
         ("relocate-anon:64k:debug", ARM64, (), ("relocate-anon:debug:64k", "relocate-anon:debug:64k-arm64")),
         ("relocate-anon:4k", ARM64, (), ("relocate-anon:fast", "relocate-anon-arm64")),
+        ("relocate-anon-6.12:debug", X86_64, (), ("relocate-anon-6.12:debug", "relocate-anon-6.12:debug-x86_64")),
         ("linux-source-7.3:kasan", X86_64, (), ("linux-source-7.3:kasan", "linux-source-7.3:kasan-x86_64")),
     ],
 )

@@ -49,13 +49,13 @@ def completed(line: str, tmp_path: Path, breaks: str = "") -> list[str]:
         ("pytest --kernel=debian:6.", ["--kernel=debian:6.12.117", "--kernel=debian:6.12.118"]),
         ("pytest --kernel debian:6.12.118", ["debian:6.12.118"]),
         ("pytest --kernel=linux-s", ["--kernel=linux-source-7.3"]),
-        ("pytest --kernel=rel", ["--kernel=relocate-anon"]),
+        ("pytest --kernel=rel", ["--kernel=relocate-anon", "--kernel=relocate-anon-6.12"]),
         ("pytest --kernel=relocate-anon:k", ["--kernel=relocate-anon:kasan"]),
         (
             "pytest --kernel=relocate-anon:kasan:d",
             ["--kernel=relocate-anon:kasan:d" + end for end in ("ebug", "warf")],
         ),
-        ("pytest --kernel=unpatched --kernel=rel", ["--kernel=relocate-anon"]),
+        ("pytest --kernel=unpatched --kernel=relocate-anon-", ["--kernel=relocate-anon-6.12"]),
         ("pytest --kernel=debian:trixie-b", ["--kernel=debian:trixie-backports"]),
         ("pytest --kernel=./bz", ["--kernel=./bzImage"]),
         ("pytest --kernel=nothing", []),
@@ -78,7 +78,7 @@ def test_bash_gets_the_part_behind_the_last_place_where_it_splits(tmp_path: Path
 
 def test_a_damaged_cache_offers_what_is_known_without_it(tmp_path: Path) -> None:
     (write_list("trixie", "amd64") / "packages.json").write_text("{")
-    assert completed("pytest --kernel=rel", tmp_path) == ["--kernel=relocate-anon"]
+    assert completed("pytest --kernel=unp", tmp_path) == ["--kernel=unpatched", "--kernel=unpatched-6.12"]
 
 
 def test_without_a_shell_that_asks_nothing_of_it_is_loaded(tmp_path: Path) -> None:

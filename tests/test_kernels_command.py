@@ -78,7 +78,7 @@ def test_kernels_whose_modules_are_gone_are_marked(capsys: pytest.CaptureFixture
 def test_variants_presets_and_source_packages_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     write_list("trixie", "amd64", package("7.3.4-1", "linux-source-7.3", "all"))
     text = told(capsys)
-    for name in ("unpatched", "relocate-anon", "linux-source-7.3", "kasan", "fast"):
+    for name in ("unpatched", "relocate-anon", "relocate-anon-6.12", "linux-source-7.3", "kasan", "fast"):
         assert f"\n  {name} " in text
     assert "16k" in told(capsys, "--arch=arm64")
     assert "16k" not in told(capsys, "--arch=x86_64")

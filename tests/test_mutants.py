@@ -161,6 +161,12 @@ def test_the_mutants_of_the_project_can_be_read() -> None:
         assert len({each.name for each in found.all}) == len(found.all)
 
 
+@pytest.mark.parametrize("variant", ["unpatched-6.12", "relocate-anon-6.12"])
+def test_mutants_made_for_one_version_are_not_those_of_another(variant: str) -> None:
+    with pytest.raises(UsageError, match=f"there are no mutants for the kernel {variant}: use unpatched or relocate"):
+        mutants.load(variant)
+
+
 def test_only_a_kernel_that_is_built_with_mutants_can_activate_one() -> None:
     name = mutants.load("unpatched").all[0].name
     parse("unpatched:mutants", X86_64).check_mutant(name)  # type: ignore[union-attr]

@@ -70,7 +70,7 @@ def parse(text: str, arch: Architecture, options: BuildOptions) -> BuildName | N
         label, source, series = found.label, found, tuple(added)
     if source is None:
         raise SpecError(f"the variant {label} has no kernel source: correct its line in variants.toml")
-    configuration = definitions.configuration(words or options.words, arch)
+    configuration = definitions.configuration(words or options.words, arch, source.label)
     label += "".join(f"+{each.name if each.is_dir() else each.stem}" for each in added)
     if configuration.words != (definitions.default_preset,):
         label += f":{configuration}"

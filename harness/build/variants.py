@@ -61,12 +61,14 @@ class Configuration:
     fragments: tuple[Path, ...]
     #: whether the kernel has the mutants of its variant
     mutants: bool
+    #: options of the fragments that the source does not have, without ``CONFIG_``
+    lacks: frozenset[str]
 
     def __str__(self) -> str:
         return ":".join(self.words)
 
     def settings(self) -> list[Setting]:
-        """The settings of the fragments, in order.
+        """The settings of the fragments, in order, without those of options that the source does not have.
 
         :raises UsageError: if a fragment has a syntax error.
         """
@@ -74,6 +76,7 @@ class Configuration:
             setting
             for path in self.fragments
             for setting in parse_fragment(path.read_text(), f"{path.parent.name}/{path.name}")
+            if setting.symbol not in self.lacks
         ]
 
 
@@ -87,6 +90,8 @@ class KernelConfigs:
     variants: Mapping[str, Variant]
     presets: Mapping[str, Preset]
     arches: Mapping[str, ArchFragments]
+    #: by the name of a source: options of the fragments that it does not have
+    lacks: Mapping[str, frozenset[str]]
 
     @classmethod
     def load(cls, directory: Path = paths.KERNEL_CONFIGS) -> KernelConfigs:
@@ -98,9 +103,10 @@ class KernelConfigs:
         """The names of all presets and page sizes."""
         return frozenset(self.presets).union(*(each.page_sizes for each in self.arches.values()))
 
-    def configuration(self, words: Sequence[str], arch: Architecture) -> Configuration:
+    def configuration(self, words: Sequence[str], arch: Architecture, source: str) -> Configuration:
         """The configuration that is named by presets and at most one page size.
 
+        :param source: the name of the source.
         :raises SpecError: if the architecture has no such preset or page size, or if there are two page sizes.
         """
         here = self.arches[arch.name]
@@ -122,6 +128,7 @@ class KernelConfigs:
             named,
             tuple(self.directory / f"{fragment}.config" for fragment in fragments),
             any(preset.mutants for preset in presets),
+            self.lacks.get(source, frozenset()),
         )
 
 
@@ -156,4 +163,5 @@ def _load(directory: Path) -> KernelConfigs:
             )
             for name, each in data["arch"].items()
         },
+        lacks={name: frozenset(each["lacks"]) for name, each in data["sources"].items()},
     )

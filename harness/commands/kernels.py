@@ -83,18 +83,18 @@ def lines(cache: Cache, wanted: Sequence[Architecture], now: float) -> Iterator[
     definitions = KernelConfigs.load()
     yield "To build: --kernel=NAME, NAME+PATCHES, NAME:PRESET"
     for variant in definitions.variants.values():
-        yield f"  {variant.name:18}{variant.description}"
+        yield f"  {variant.name:20}{variant.description}"
     for source in known.sources(lists):
-        yield f"  {source:18}the source package of Debian"
+        yield f"  {source:20}the source package of Debian"
     yield ""
     yield "Presets:"
     for preset in definitions.presets.values():
         default = " (default)" if preset.name == definitions.default_preset else ""
-        yield f"  {preset.name:18}{preset.description}{default}"
+        yield f"  {preset.name:20}{preset.description}{default}"
     for arch in wanted:
         sizes = definitions.arches[arch.name].page_sizes
         if len(sizes) > 1:
-            yield f"  {', '.join(sizes):18}the page size, on {arch}"
+            yield f"  {', '.join(sizes):20}the page size, on {arch}"
     found = [each for each in known.cached(cache) if not each.arch or each.arch in map(str, wanted)]
     yield ""
     yield "In the cache:" if found else "No kernel is in the cache."
