@@ -34,7 +34,7 @@ _SECONDS: Final = 3.0
 _STUCK: Final = 3.0
 
 
-@pytest.mark.finding("uffd-move-deadlock", match="neither mremap.. nor UFFDIO_MOVE returns")
+@pytest.mark.finding("uffd-move-deadlock", match="neither mremap() nor UFFDIO_MOVE returns")
 def test_mremap_and_uffdio_move_at_once() -> None:
     """No row: a thread moves a page with mremap() from one page table to another and back, again and again. Another
     moves other pages between the same tables with UFFDIO_MOVE (6.8), page by page. They are in different mappings.
