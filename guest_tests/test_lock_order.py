@@ -13,6 +13,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -34,7 +35,11 @@ _SECONDS: Final = 3.0
 _STUCK: Final = 3.0
 
 
-@pytest.mark.finding("uffd-move-deadlock", match="neither mremap() nor UFFDIO_MOVE returns")
+#: What shows the deadlock. On 6.17.13 and 7.1.13 the third CPU often stops, too, before the test can tell.
+_DEADLOCK: Final = ("neither mremap() nor UFFDIO_MOVE returns", "guest lost (hang)", "guest lost (test timeout)")
+
+
+@pytest.mark.finding("uffd-move-deadlock", match=_DEADLOCK)
 def test_mremap_and_uffdio_move_at_once() -> None:
     """No row: a thread moves a page with mremap() from one page table to another and back, again and again. Another
     moves other pages between the same tables with UFFDIO_MOVE (6.8), page by page. They are in different mappings.
@@ -54,6 +59,7 @@ def test_mremap_and_uffdio_move_at_once() -> None:
     if (os.cpu_count() or 1) < 3:
         pytest.skip("needs three CPUs, of which it may lose two: give --guest-cpus=3")
     with carve_out(4 * _TABLE) as area:
+        _keep_off(range(1, 3))
         racers = _Racers(area)
         began = time.monotonic()
         while time.monotonic() - began < _SECONDS or min(racers.moves()) < 200:
@@ -61,6 +67,16 @@ def test_mremap_and_uffdio_move_at_once() -> None:
             racers.assert_running()
             time.sleep(0.1)
         racers.stop()
+
+
+def _keep_off(lost: range) -> None:
+    """Keep all other processes off the CPUs that may be lost: one that waits there never runs again.
+
+    6.17.13 was seen to lose the process that tells the host that the guest is alive.
+    """
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is a thread of the kernel that belongs to a CPU
+            os.sched_setaffinity(int(process.name), {cpu for cpu in range(os.cpu_count() or 1) if cpu not in lost})
 
 
 class _Racers:
@@ -107,6 +123,7 @@ class _Racers:
 
     def _repeat(self, number: int, step: Callable[[], None]) -> None:
         try:
+            os.sched_setaffinity(0, {1 + number})
             while True:
                 step()
                 (count,) = struct.unpack_from("=Q", self._counts, 8 * number)
