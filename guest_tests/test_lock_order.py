@@ -29,6 +29,8 @@ _TABLE: Final = PAGE_SIZE // 8
 _MOVE: Final = syscalls.MREMAP_MAYMOVE | syscalls.MREMAP_FIXED
 #: The range of UFFDIO_MOVE in pages. Every other page is there, so that it takes the locks for each of them.
 _PAGES: Final = 256
+#: The CPUs of the two threads, which may be lost. All others stay on CPU 0.
+_LOST: Final = (1, 2)
 #: how long they race, in seconds
 _SECONDS: Final = 3.0
 #: how much CPU time each thread may use without a move, in seconds
@@ -56,10 +58,9 @@ def test_mremap_and_uffdio_move_at_once() -> None:
     """
     system.require_config("USERFAULTFD")
     system.require_kernel(6, 8, "UFFDIO_MOVE")
-    if (os.cpu_count() or 1) < 3:
-        pytest.skip("needs three CPUs, of which it may lose two: give --guest-cpus=3")
+    system.require_cpus(1 + len(_LOST))
     with carve_out(4 * _TABLE) as area:
-        _keep_off(range(1, 3))
+        _keep_others_off()
         racers = _Racers(area)
         began = time.monotonic()
         while time.monotonic() - began < _SECONDS or min(racers.moves()) < 200:
@@ -69,14 +70,15 @@ def test_mremap_and_uffdio_move_at_once() -> None:
         racers.stop()
 
 
-def _keep_off(lost: range) -> None:
+def _keep_others_off() -> None:
     """Keep all other processes off the CPUs that may be lost: one that waits there never runs again.
 
     6.17.13 was seen to lose the process that tells the host that the guest is alive.
     """
+    left = set(range(os.cpu_count() or 1)) - set(_LOST)
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended, or is a thread of the kernel that belongs to a CPU
-            os.sched_setaffinity(int(process.name), {cpu for cpu in range(os.cpu_count() or 1) if cpu not in lost})
+            os.sched_setaffinity(int(process.name), left)
 
 
 class _Racers:
@@ -123,7 +125,7 @@ class _Racers:
 
     def _repeat(self, number: int, step: Callable[[], None]) -> None:
         try:
-            os.sched_setaffinity(0, {1 + number})
+            os.sched_setaffinity(0, {_LOST[number]})
             while True:
                 step()
                 (count,) = struct.unpack_from("=Q", self._counts, 8 * number)

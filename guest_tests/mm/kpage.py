@@ -60,7 +60,8 @@ class Flag(enum.IntFlag, boundary=enum.KEEP):
     ARCH_3 = 1 << 42
 
 
-_LARGE = Flag.COMPOUND_HEAD | Flag.COMPOUND_TAIL
+#: either of them: the frame belongs to a large folio
+LARGE = Flag.COMPOUND_HEAD | Flag.COMPOUND_TAIL
 
 
 def _word(path: str, pfn: int) -> int:
@@ -101,7 +102,7 @@ def in_large_folios(pfns: Iterable[int]) -> set[int]:
             if not data:
                 raise LookupError(f"/proc/kpageflags has no frame {first:#x}")
             words = struct.unpack(f"={len(data) // 8}Q", data)
-            found.update(first + index for index, word in enumerate(words) if word & _LARGE)
+            found.update(first + index for index, word in enumerate(words) if word & LARGE)
             del wanted[: len(words)]
     finally:
         os.close(fd)

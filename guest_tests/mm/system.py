@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import functools
 import gzip
+import os
 import platform
 import re
 from pathlib import Path
@@ -71,6 +72,12 @@ def require_kernel(version: int, patchlevel: int, reason: str) -> None:
     """
     if release() < (version, patchlevel, 0):
         pytest.skip(f"needs Linux {version}.{patchlevel} ({reason}), this is {platform.release()}")
+
+
+def require_cpus(count: int) -> None:
+    """Skip the test unless the guest has ``count`` CPUs."""
+    if (os.cpu_count() or 1) < count:
+        pytest.skip(f"needs {count} CPUs: give --guest-cpus={count}")
 
 
 def require_nodes(count: int) -> None:

@@ -123,5 +123,4 @@ def advised_folios() -> Iterator[None]:
 
 def is_large(address: int) -> bool:
     """Whether the page at ``address`` belongs to a large folio."""
-    flags = kpage.flags_at(address)
-    return bool(flags & (kpage.Flag.COMPOUND_HEAD | kpage.Flag.COMPOUND_TAIL))
+    return bool(kpage.flags_at(address) & kpage.LARGE)

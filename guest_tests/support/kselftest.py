@@ -78,11 +78,10 @@ class Test:
 
     def require(self) -> None:
         """Skip the test if this machine or kernel has not what the program needs."""
-        memory, cpus = self.fields["memory"], self.fields["cpus"]
+        memory = self.fields["memory"]
         if (total := vmstat.meminfo()["MemTotal"] >> 10) < memory * (1 - _KEPT):
             pytest.skip(f"needs {memory} MiB of memory, this guest has {total}: give --guest-memory={memory}")
-        if (os.cpu_count() or 1) < cpus:
-            pytest.skip(f"needs {cpus} CPUs: give --guest-cpus={cpus}")
+        system.require_cpus(self.fields["cpus"])
         system.require_config(*self.fields["config"])
         system.require_nodes(self.fields["nodes"])
 

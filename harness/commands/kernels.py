@@ -8,7 +8,7 @@ import contextlib
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from harness import options
 from harness.commands.numbers import ago, size
@@ -64,6 +64,10 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     return 0
 
 
+#: how many characters the column of names has
+_NAMES: Final = 20
+
+
 def lines(cache: Cache, wanted: Sequence[Architecture], now: float) -> Iterator[str]:
     """The whole list.
 
@@ -83,18 +87,18 @@ def lines(cache: Cache, wanted: Sequence[Architecture], now: float) -> Iterator[
     definitions = KernelConfigs.load()
     yield "To build: --kernel=NAME, NAME+PATCHES, NAME:PRESET"
     for variant in definitions.variants.values():
-        yield f"  {variant.name:20}{variant.description}"
+        yield f"  {variant.name:{_NAMES}}{variant.description}"
     for source in known.sources(lists):
-        yield f"  {source:20}the source package of Debian"
+        yield f"  {source:{_NAMES}}the source package of Debian"
     yield ""
     yield "Presets:"
     for preset in definitions.presets.values():
         default = " (default)" if preset.name == definitions.default_preset else ""
-        yield f"  {preset.name:20}{preset.description}{default}"
+        yield f"  {preset.name:{_NAMES}}{preset.description}{default}"
     for arch in wanted:
         sizes = definitions.arches[arch.name].page_sizes
         if len(sizes) > 1:
-            yield f"  {', '.join(sizes):20}the page size, on {arch}"
+            yield f"  {', '.join(sizes):{_NAMES}}the page size, on {arch}"
     found = [each for each in known.cached(cache) if not each.arch or each.arch in map(str, wanted)]
     yield ""
     yield "In the cache:" if found else "No kernel is in the cache."
