@@ -17,7 +17,7 @@ from harness.explore.shrink import shrink
 from harness.programs import effects, language, memory, operands
 from harness.programs.generate import LENGTH, Generator
 from harness.programs.language import BadProgram, Kind, Operation, Part, Program, To
-from harness.programs.memory import DOUBTFUL, MAPPED, PLACE_PAGES, PROTECTED, READ, REGISTERED, WRITE, Machine
+from harness.programs.memory import MAPPED, PLACE_PAGES, PROTECTED, READ, REGISTERED, WRITE, Machine
 
 MAP = Operation(Kind.MAP, to=To.PLACE, near=2, into=0, arg=4)
 WRITE_A = Operation(Kind.WRITE)
@@ -171,11 +171,11 @@ PROTECT = Operation(Kind.UFFD_PROTECT, part=Part.FIRST_HALF)
 
 
 def _marked(machine: Machine, process: int = 0) -> tuple[list[int], list[int]]:
-    """The pages of a process that are registered with a userfaultfd, and those that it write-protects for certain."""
+    """The pages of a process that are registered with a userfaultfd, and those that it write-protects."""
     pages = machine.processes[process]
     assert pages is not None
     registered = [page for page, kept in enumerate(pages.kept) if kept & REGISTERED]
-    return registered, [page for page, more in enumerate(pages.more) if more & (PROTECTED | DOUBTFUL) == PROTECTED]
+    return registered, [page for page, more in enumerate(pages.more) if more & PROTECTED]
 
 
 @pytest.mark.parametrize(
@@ -193,8 +193,7 @@ def _marked(machine: Machine, process: int = 0) -> tuple[list[int], list[int]]:
         ([replace(MOVE_A, part=Part.FIRST)], [1, 2, 3], [1]),
         ([replace(MOVE_A, kind=Kind.MOVE_DONTUNMAP)], [0, 1, 2, 3], []),
         ([Operation(Kind.FORK, arg=1)], [0, 1, 2, 3], [0, 1]),
-        ([Operation(Kind.MERGEABLE, part=Part.FIRST), Operation(Kind.SCAN)], [0, 1, 2, 3], [1]),
-        ([Operation(Kind.MERGEABLE), Operation(Kind.SCAN), PROTECT], [0, 1, 2, 3], [0, 1]),
+        ([Operation(Kind.MERGEABLE), Operation(Kind.SCAN)], [0, 1, 2, 3], [0, 1]),
     ],
     ids=lambda each: ", ".join(map(str, each)) if each and isinstance(each[0], Operation) else "",
 )

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from harness.agent import protocol
+from harness.audit.discrepancies import Discrepancy, DiscrepancyKind, Severity
+from harness.audit.result import Audit, Counts
 from harness.deadline import Deadline
 from harness.errors import GuestLost, LostCondition, ProtocolError
 from harness.explore import campaign, files
@@ -21,6 +24,9 @@ from harness.guests.source import GuestSource
 from harness.judging import findings
 from harness.programs.language import Kind, Operation, Program
 
+if TYPE_CHECKING:
+    from harness.audit.live import Auditor
+
 PROGRAMS: list[Program] = [(Operation(Kind.MAP),)] * 5
 DONE: dict[str, Any] = {"done": 5, "counts": [["map", 0, 5]], "errors": [0], "untrue": [], "walked": 7, "unable": 0}
 
@@ -28,15 +34,19 @@ DONE: dict[str, Any] = {"done": 5, "counts": [["map", 0, 5]], "errors": [0], "un
 class FakeGuest:
     """Says what a test wants it to say."""
 
+    vm = object()
+
     def __init__(self, said: Sequence[dict[str, Any] | Exception], console: bytes) -> None:
         self._said = iter([{"kinds": ["map", "no-such-kind"]}, *said])
         self._console = console
         self._asked = 0
+        self.told: list[dict[str, Any]] = []
 
     def call(self, *_: object) -> None:
         pass
 
-    tell = call
+    def tell(self, data: dict[str, Any], _: Deadline) -> None:
+        self.told.append(data)
 
     def hear(self, _: Deadline) -> dict[str, Any]:
         said = next(self._said)
@@ -60,10 +70,12 @@ class FakeSource:
     def __init__(self, *said: dict[str, Any] | Exception, console: bytes = b"") -> None:
         self._said, self._console = said, console
         self.given = 0
+        self.guest = FakeGuest((), b"")
 
     def fresh(self) -> tuple[Guest, protocol.Collected]:
         self.given += 1
-        return cast(Guest, FakeGuest(self._said, self._console)), protocol.Collected([], [])
+        self.guest = FakeGuest(self._said, self._console)
+        return cast(Guest, self.guest), protocol.Collected([], [])
 
 
 def _run(*said: dict[str, Any] | Exception, console: bytes = b"") -> Batch:
@@ -154,6 +166,108 @@ def test_nonsense_of_a_guest_is_refused(said: dict[str, Any]) -> None:
     assert "the guest" in batch.failure.text
 
 
+# --- audits ---------------------------------------------------------------------------------------------------------
+
+LOST = Discrepancy(DiscrepancyKind.UNREACHABLE, Severity.ERROR, "a[7]", "1-2", 4096, 9, "", "", "nobody finds frame 9")
+LATER = replace(LOST, severity=Severity.NOTE, sentence="this goes away")
+
+
+class FakeAuditor:
+    """Finds what a test wants it to find."""
+
+    def __init__(self, *found: Discrepancy) -> None:
+        self._found = found
+        self.asked: list[Any] = []
+
+    def fresh(self) -> None:
+        pass
+
+    def audit(self, _vm: object, _label: str, _deadline: Deadline, wanted: dict[str, Any]) -> Audit:
+        self.asked.append(wanted)
+        return Audit("7.3", "x86_64", Counts(), self._found, 0)
+
+
+def _audited(auditor: FakeAuditor, *said: dict[str, Any]) -> tuple[Batch, FakeGuest]:
+    source = FakeSource(*said)
+    batch = Runner(cast(GuestSource, source), cast("Auditor", auditor)).run(PROGRAMS)
+    return batch, source.guest
+
+
+def test_a_guest_waits_while_the_processes_of_a_program_are_audited() -> None:
+    auditor = FakeAuditor(LATER)
+    batch, guest = _audited(auditor, {"at": 4}, {"audit": [7, 8]}, DONE)
+    assert auditor.asked == [{"pids": [7, 8]}]
+    assert guest.told[0]["audit"] is True
+    assert guest.told[1:] == [{"stop": False}]
+    assert batch.failure is None, "a note of the audit is no failure"
+
+
+def test_what_the_audit_finds_is_a_failure_of_the_program_and_ends_the_batch() -> None:
+    batch, guest = _audited(FakeAuditor(LOST, LATER), {"at": 2}, {"audit": [7]}, {**DONE, "done": 3})
+    assert guest.told[-1] == {"stop": True}
+    assert batch.done == 3
+    assert batch.failure is not None
+    assert (batch.failure.oracle, batch.failure.text) == ("audit", str(LOST))
+
+
+def test_the_words_of_the_audit_are_told_with_what_another_check_noticed() -> None:
+    failed = {"oracle": "walk", "process": 0, "page": 48, "text": "page 48 is lost"}
+    batch, _ = _audited(FakeAuditor(LOST), {"at": 2}, {"audit": [7]}, {"failed": failed}, {**DONE, "done": 3})
+    assert batch.failure == Failure("walk", 0, 48, "page 48 is lost", audit=str(LOST))
+
+
+@pytest.mark.parametrize("pids", [None, ["x"], [-1], 7])
+def test_an_audit_of_nonsense_is_refused(pids: Any) -> None:
+    auditor = FakeAuditor()
+    batch, _ = _audited(auditor, {"audit": pids})
+    assert (batch.failure is not None, auditor.asked) == (True, [])
+
+
+def test_an_audit_that_nobody_ordered_is_refused() -> None:
+    batch = _run({"audit": [7]})
+    assert batch.failure is not None
+    assert "nobody ordered" in batch.failure.text
+
+
+def test_a_failure_that_only_the_audit_sees_is_shrunk_one_program_at_a_time() -> None:
+    class AuditsTheLast(FakeRunner):
+        """A guest has the last program of an order audited."""
+
+        audits_programs = True
+
+        def run(self, programs: Sequence[Program], *, thorough: bool = False, rival: int | None = None) -> Batch:
+            last = programs[-1]
+            bad = Failure("audit", 0, -1, "wrong", audit="wrong") if self._wrong(last) else None
+            return Batch(len(programs), bad, errors=[0] * len(last))
+
+    found: list[Found] = []
+    runner = cast(Runner, AuditsTheLast(_grows))
+    exploring = Campaign(runner, 1, "7.3.4", "x86_64", lambda _: None, found.append)
+    exploring._look_into(tuple(map(Operation, (Kind.MAP, Kind.GROW, Kind.LOCK, Kind.SHRINK, Kind.LOCK))))
+    assert [each.shape for each in found] == [("audit", "grow", "shrink")]
+
+
+def test_plans_are_run_with_the_model_now_and_then_to_be_audited() -> None:
+    counts = []
+    for audits in (False, True):
+        runner = FakeRunner(lambda _: "")
+        runner.audits_programs = audits
+        exploring = Campaign(cast(Runner, runner), 1, "7.3.4", "x86_64", lambda _: None, lambda _: None)
+        planned, others = exploring._make(iter(()), 400)
+        counts.append(len(others))
+        assert len(planned) + len(others) == 400
+    assert 5 <= counts[1] - counts[0] <= 20
+
+
+def test_the_audit_is_quoted_in_the_test_and_the_c_program(tmp_path: Path) -> None:
+    program: Program = (Operation(Kind.MAP, near=2, arg=2), Operation(Kind.WRITE))
+    failure = Failure("walk", 0, 48, "page 48 is lost", audit="\n".join(["nobody finds frame 9"] * 9))
+    saved = files.save(Found(program, failure, [0, 0], "7.3"), tmp_path, "seed 7")
+    for path in saved[1:]:
+        words = " ".join(path.read_text().replace("*", " ").split())
+        assert words.count("The audit says: nobody finds frame 9.") == 2, path
+
+
 # --- what is made of failures -------------------------------------------------------------------------------------
 
 
@@ -161,6 +275,7 @@ class FakeRunner:
     """Runs programs by a function that says what is wrong with them."""
 
     kinds = tuple(Kind)
+    audits_programs = False
 
     def __init__(self, wrong: Callable[[Program], str]) -> None:
         self._wrong = wrong
@@ -285,7 +400,7 @@ def test_of_a_race_only_the_program_is_saved(tmp_path: Path) -> None:
 
 @pytest.fixture
 def bug(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    shapes = (findings.Shape("bytes", ("grow", "shrink")),)
+    shapes = (findings.Shape("bytes", (("grow",), ("shrink",))),)
     ranges = (findings.Range(("x86_64",), "", ("7.3",)),)
     made = findings.Finding("a-bug", "", "", "", "", ranges, shapes)
     monkeypatch.setattr(findings, "known", lambda: {"a-bug": made})

@@ -149,9 +149,28 @@ def test_every_command_of_a_finding_names_a_file_that_is_there() -> None:
 
 
 def test_a_program_is_recognized_by_its_operations_and_by_nothing_less() -> None:
-    shape = findings.Shape("walk", ("mergeable", "scan", "move"))
+    shape = findings.Shape("walk", (("mergeable",), ("scan",), ("move",)))
     assert shape.covers("walk", ["mergeable", "scan", "move"])
     assert shape.covers("walk", ["mergeable", "scan", "move-grow"])
     assert not shape.covers("bytes", ["mergeable", "scan", "move"])
     assert not shape.covers("walk", ["mergeable", "scan", "move", "read"])
     assert not shape.covers("walk", ["mergeable", "move", "scan"])
+
+
+def test_operations_of_a_group_come_in_any_order() -> None:
+    shape = findings.Shape("marks", (("map",), ("write", "mergeable"), ("scan",)))
+    assert shape.covers("marks", ["map", "write-same", "mergeable", "scan"])
+    assert shape.covers("marks", ["map", "mergeable", "write", "scan"])
+    assert not shape.covers("marks", ["write", "map", "mergeable", "scan"])
+    assert not shape.covers("marks", ["map", "mergeable", "mergeable", "scan"])
+    assert not shape.covers("marks", ["map", "mergeable", "write"])
+
+
+def test_programs_of_the_file_may_have_groups() -> None:
+    finding = findings.known()["ksm-uffd-unprotected"]
+    for operations in (
+        ["map", "uffd-register", "mergeable", "write-same", "uffd-protect", "scan"],
+        ["map", "write-same", "uffd-register", "uffd-protect", "mergeable", "scan"],
+    ):
+        assert findings.shown_by("marks", operations, "7.3.4", "arm64") is finding
+        assert findings.shown_by("bytes", operations, "7.3.4", "arm64") is None

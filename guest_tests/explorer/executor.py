@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -80,6 +81,7 @@ class Executor:
         layout: bool = False,
         mappings: bool = False,
         rival: Rival | None = None,
+        audit: Callable[[list[int]], None] | None = None,
     ) -> Outcome:
         """Run one program on an empty arena.
 
@@ -89,6 +91,7 @@ class Executor:
         :param layout: check the layout.
         :param rival: races with the operations, and rests during the checks. The frames around refused operations are
             not compared then, nor what KSM has merged, because the rival changes both.
+        :param audit: called after the checks, with the processes, while they still have their memory.
         """
         machine = Machine()
         outcome = Outcome()
@@ -108,6 +111,8 @@ class Executor:
                 failure = None if alone else self._settled(machine)
                 uffd = any(wire[0] == _REGISTER for wire in program)
                 outcome.failure = failure or self._check(machine, thorough=thorough, layout=layout, uffd=uffd)
+            if audit is not None:
+                audit([os.getpid(), *filter(None, self._pids())])
         except ChildDied as died:
             outcome.failure = Failure("bytes", 1, 0, str(died))
         finally:

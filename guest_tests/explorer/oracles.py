@@ -17,7 +17,6 @@ from guest_tests.mm import maps
 from guest_tests.mm.pagemap import Entry
 from harness.programs.memory import (
     ARENA_PAGES,
-    DOUBTFUL,
     FILED,
     GUARD,
     HELD,
@@ -214,7 +213,7 @@ def check_marks(machine: Machine, process: int, entries: Sequence[int]) -> Failu
         for page in range(start, end):
             marked = Entry(entries[page]).uffd_wp
             # What MADV_FREE was given for may have vanished together with its mark.
-            if marked == bool(pages.more[page] & PROTECTED) or pages.more[page] & DOUBTFUL or pages.attr[page] & LAZY:
+            if marked == bool(pages.more[page] & PROTECTED) or pages.attr[page] & LAZY:
                 continue
             said = "is write-protected by a userfaultfd, and should not be"
             if not marked:

@@ -112,12 +112,12 @@ def check(area: CarveOut, first: int, tags: bytes) -> Mapping:
 def check_marks(area: CarveOut, first: int, marks: str) -> None:
     """Compare which pages a userfaultfd write-protects.
 
-    :param marks: for each page: ``w`` it is, ``-`` it is not, ``?`` that is not known.
+    :param marks: for each page: ``w`` it is, ``-`` it is not.
     :raises AssertionError: naming the page.
     """
     entries = pagemap.entries(area.page(first), len(marks))
     for index, (entry, mark) in enumerate(zip(entries, marks, strict=True), first):
-        assert mark == "?" or entry.uffd_wp == (mark == "w"), (
+        assert entry.uffd_wp == (mark == "w"), (
             f"page {index} is {'' if entry.uffd_wp else 'not '}write-protected by a userfaultfd"
         )
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness import options as shared
 from harness.commands.numbers import minutes
@@ -30,6 +31,9 @@ from harness.machine import payload, provision
 from harness.markers import MARKERS
 from harness.options import MachineOptions
 from harness.programs.language import Kind, Program
+
+if TYPE_CHECKING:  # drgn takes a third of a second to import
+    from harness.audit.live import Auditor
 
 #: CPUs of a guest in which another process races with programs.
 _RACE_CPUS = 2
@@ -65,6 +69,12 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="have another process migrate, reclaim and merge the memory of each program while it runs; guests have "
         "two CPUs",
     )
+    parser.add_argument(
+        "--audit",
+        action="store_true",
+        help="also audit the reverse map of memory that programs leave: of one program in a hundred, and of each that "
+        "fails (fetches the debug information of Debian kernels, 350 MB, once)",
+    )
     for option in shared.MACHINE:
         option.declare(parser.add_argument)
 
@@ -79,6 +89,8 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
         if len(specs) > 1:
             raise UsageError("--races explores one kernel: a race need not end in the same way on two")
         chosen.guest_cpus = max(chosen.guest_cpus, _RACE_CPUS)
+    if chosen.audit and len(specs) > 1:
+        raise UsageError("--audit explores one kernel: what two kernels leave is compared without it")
     save = chosen.save or (None if program is not None else Path("explored"))
     if save is not None:
         check_creatable(save)
@@ -111,16 +123,27 @@ def _spec(text: str, architecture: str | None) -> BootSpec:
 @contextmanager
 def _opened(spec: BootSpec, chosen: argparse.Namespace, progress: ProgressLine) -> Iterator[tuple[Kernel, str, Runner]]:
     """A kernel, the name of the accelerator that it runs with, and what runs programs on it."""
-    kernel, machine = provision.provision(spec, MachineOptions.of(vars(chosen)), progress)
+    machine_options = MachineOptions.of(vars(chosen))
+    kernel, machine = provision.provision(spec, machine_options, progress)
+    auditor = _auditor(kernel, machine_options, progress) if chosen.audit else None
     tests = payload.tests_archive(payload.LIBRARY, MARKERS)
     fleet = Fleet(machine, tests, list(payload.LIBRARY_ARGS), False, progress, chosen.mutant)
-    runner = Runner(fleet)
+    runner = Runner(fleet, auditor)
     try:
         runner.open()
         yield kernel, machine.accelerator.name, runner
     finally:
         runner.close()
         fleet.close()
+
+
+def _auditor(kernel: Kernel, options: MachineOptions, progress: ProgressLine) -> Auditor:
+    from harness.audit import live
+
+    auditor = live.auditor(kernel, options, progress)
+    if not auditor.able:
+        raise UsageError(f"cannot audit: {auditor.obstacle}")
+    return auditor
 
 
 def _compare(first: Runner, second: Runner, chosen: argparse.Namespace, progress: ProgressLine) -> int:
@@ -171,6 +194,8 @@ def _explore(runner: Runner, kernel: Kernel, chosen: argparse.Namespace, progres
         what = f"Known finding {one.known}" if one.known else "FAILURE"
         print(f"\n{what} after {one.after:.1f} s: {story(one.program, one.errors).counted(one.failure.text)}")
         print(_listing(one.program, one.errors))
+        if one.failure.audit:
+            print(f"The audit says:\n{one.failure.audit}")
         if one.runs:
             print(f"A race: it failed in run {one.runs} of up to {RACES}.")
         print(f"saved as {', '.join(map(str, saved))}", flush=True)
@@ -191,6 +216,8 @@ def _explore(runner: Runner, kernel: Kernel, chosen: argparse.Namespace, progres
     if corpus is not None:
         corpus.write(campaign.best.programs())
     print(_summary(campaign.progress))
+    if runner.audits_programs:
+        print(f"{runner.audits} audits.")
     return _INTERRUPTED if interrupted else _FAILURES if campaign.progress.new else _NOTHING
 
 
@@ -223,6 +250,8 @@ def _replay(runner: Runner, program: Program, kernel: Kernel, chosen: argparse.N
         return _NOTHING
     often = f", in run {batch.done} of up to {runs}" if chosen.races else ""
     print(f"FAILURE ({batch.failure.oracle}{often}): {story(program, batch.errors).counted(batch.failure.text)}")
+    if batch.failure.audit:
+        print(f"The audit says:\n{batch.failure.audit}")
     if batch.failure.console:
         print(batch.failure.console, file=sys.stderr)
     if chosen.save is not None:

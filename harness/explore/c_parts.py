@@ -338,7 +338,7 @@ static void marks(int at, const char *wanted)
 
 		if (pread(fd, &entry, 8, (uintptr_t)page(at + n) / page_size * 8) != 8)
 			exit(CANNOT_TELL);
-		if (wanted[n] != '?' && (entry >> 57 & 1) != (wanted[n] == 'w'))
+		if ((entry >> 57 & 1) != (wanted[n] == 'w'))
 			wrong(at + n, wanted[n] == 'w' ? "is not write-protected" : "is write-protected");
 	}
 	close(fd);

@@ -32,6 +32,8 @@ RACES: Final = 30
 _NOT_IN_RACES: Final = frozenset({Kind.SCAN, Kind.UNMERGE_ALL, Kind.WALK, Kind.UFFD_PROTECT, Kind.UFFD_UNPROTECT})
 #: how many candidates of one step of shrinking are sent at once
 _CANDIDATES: Final = 40
+#: With audits, one plan in so many is run with the model instead, because plans are not audited.
+_AUDITED: Final = 20
 
 
 @dataclass
@@ -153,11 +155,12 @@ class Campaign:
         :param earlier: programs that are taken before new ones are made.
         """
         planned, others = [], []
-        for _ in range(count):
+        for number in range(count):
             known = next(earlier, None)
             made = self._generator.next() if known is None else remade(known)
             self.best.add(made)
-            worked_out = None if self._races else plan(made.program)
+            modelled = self._races or (self._runner.audits_programs and number % _AUDITED == 0)
+            worked_out = None if modelled else plan(made.program)
             if worked_out is None:
                 others.append(made.program)
             else:
@@ -259,7 +262,8 @@ class Campaign:
         """The first program that fails with the same oracle."""
         passed = 0
         while passed < len(candidates):
-            some = candidates[passed : passed + _CANDIDATES]
+            # The last program of an order is audited.
+            some = candidates[passed : passed + (1 if oracle == "audit" else _CANDIDATES)]
             batch = self._run(some, thorough=True)
             if batch.failure is None:
                 passed += len(some)

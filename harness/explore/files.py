@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import re
 from pathlib import Path
+from typing import Final
 
 from harness.errors import UsageError
 from harness.explore.campaign import Found
@@ -13,6 +14,9 @@ from harness.explore.story import story
 from harness.explore.write_c import write_c
 from harness.explore.write_test import write_test
 from harness.programs.language import MOST_BYTES, BadProgram, Program, from_json, to_json
+
+#: how many lines of an audit are written into a test and a C program
+_MOST_LINES: Final = 2
 
 
 def read(path: Path) -> Program:
@@ -45,6 +49,7 @@ def save(found: Found, directory: Path, source: str) -> list[Path]:
     failure = told.counted(found.failure.text)
     texts = {f"{called}.json": to_json(found.program, fails=failure, release=release, source=source)}
     if not found.runs:
+        failure += "".join(f" The audit says: {each}." for each in found.failure.audit.splitlines()[:_MOST_LINES])
         texts |= {
             f"test_{called.replace('-', '_')}.py": write_test(told, failure, release, called.replace("-", "_")),
             f"{called}.c": write_c(told, failure, release, called),

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
 
 from harness.deadline import Deadline
 from harness.errors import GuestLost, LostCondition, ProtocolError
@@ -21,10 +21,15 @@ from harness.judging import console
 from harness.programs import language
 from harness.programs.language import KINDS, Kind, Program
 
+if TYPE_CHECKING:  # few explorations audit, and drgn takes a third of a second to import
+    from harness.audit.live import Auditor
+
 _SERVE: Final = "guest_tests.explorer.serve:main"
 
 #: how long a text of a guest may be, in characters
 _MOST_TEXT: Final = 400
+#: how many discrepancies of an audit are told
+_MOST_ERRORS: Final = 8
 
 #: Ways to lose a guest that say nothing about its kernel.
 _OURS: Final = (LostCondition.QEMU_DIED, LostCondition.CONNECTION_LOST)
@@ -34,7 +39,7 @@ _OURS: Final = (LostCondition.QEMU_DIED, LostCondition.CONNECTION_LOST)
 class Failure:
     """What went wrong in a program."""
 
-    #: which check noticed: an oracle of the guest, or "signal", "console" or "lost"
+    #: which check noticed: an oracle of the guest, or "audit", "signal", "console" or "lost"
     oracle: str
     #: the process of the program that is concerned
     process: int
@@ -44,6 +49,8 @@ class Failure:
     text: str
     #: the kernel's log, if it said something or the guest was lost; escaped
     console: str = ""
+    #: what the audit says of the memory that the program left; escaped
+    audit: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,14 +88,23 @@ class Runner:
     """Runs programs in one guest after the other: a guest that a program has damaged is replaced.
 
     :param source: gives out the guests.
+    :param auditor: audits the memory that some of the programs leave; None for no audits.
     """
 
-    def __init__(self, source: GuestSource) -> None:
+    def __init__(self, source: GuestSource, auditor: Auditor | None = None) -> None:
         self._source = source
+        self._auditor = auditor
         self._guest: Guest | None = None
         self._read = 0
+        #: how many audits there were
+        self.audits = 0
         #: the kinds of operations that the kernel has
         self.kinds: tuple[Kind, ...] = ()
+
+    @property
+    def audits_programs(self) -> bool:
+        """Whether memory is audited that programs leave."""
+        return self._auditor is not None
 
     def open(self) -> None:
         """Get a fresh guest, unless there is one.
@@ -130,7 +146,8 @@ class Runner:
         :raises GuestLost: if QEMU died, which says nothing about the kernel.
         """
         wire = [language.to_wire(each) for each in programs]
-        order = {"programs": wire, "thorough": thorough, "outcomes": outcomes, "rival": rival}
+        audit = self._auditor is not None
+        order = {"programs": wire, "thorough": thorough, "outcomes": outcomes, "rival": rival, "audit": audit}
         return self._run(order, len(programs))
 
     def run_plans(self, plans: Sequence[Plan]) -> Batch:
@@ -146,7 +163,7 @@ class Runner:
         guest = self._guest
         assert guest is not None
         batch = Batch()
-        at = 0
+        at, audited = 0, ""
         patience = self._source.patience
         try:
             guest.tell(order, Deadline.after(patience.answer))
@@ -156,6 +173,9 @@ class Runner:
                     at = _number(said["at"], count)
                 elif "outcome" in said:
                     batch.outcomes.append(_outcome(said["outcome"]))
+                elif "audit" in said:
+                    audited = self._audit(guest, said["audit"])
+                    guest.tell({"stop": bool(audited)}, Deadline.after(patience.answer))
                 elif "failed" in said:
                     batch.failure = _failure(said["failed"])
                 elif "died" in said:
@@ -178,12 +198,28 @@ class Runner:
             batch.done = at + 1
             self.close()
             return batch
+        if audited:
+            batch.failure = replace(batch.failure or Failure("audit", 0, -1, audited.split("\n")[0]), audit=audited)
         complaints = self._complaints()
         if complaints:
             # Which program of several it was is found out by running them one by one.
             batch.failure = Failure("console", 0, -1, complaints[0].title, self._console())
             self.close()
         return batch
+
+    def _audit(self, guest: Guest, pids: Any) -> str:
+        """What the audit says is wrong with the memory of processes, one line for each discrepancy.
+
+        :raises HarnessError: if the guest cannot be audited.
+        """
+        auditor = self._auditor
+        if auditor is None or guest.vm is None:
+            raise ProtocolError("the guest asks for an audit that nobody ordered")
+        wanted = {"pids": [_number(each, 1 << 22) for each in _list(pids)]}
+        auditor.fresh()
+        found = auditor.audit(guest.vm, "after a program", Deadline.after(self._source.patience.answer), wanted)
+        self.audits += 1
+        return "\n".join(safe_text.escape(str(each))[:_MOST_TEXT] for each in found.errors[:_MOST_ERRORS])
 
     def _complaints(self) -> list[console.Report]:
         assert self._guest is not None

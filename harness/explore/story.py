@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from harness.programs import effects, language, operands
 from harness.programs.language import KINDS, Kind, Operation, Program
-from harness.programs.memory import DOUBTFUL, GUARD, LAZY, MAPPED, PROTECTED, READ, Machine, Pages, Step, runs
+from harness.programs.memory import GUARD, LAZY, MAPPED, PROTECTED, READ, Machine, Pages, Step, runs
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Expected:
     process: int
     start: int
     tags: bytes
-    #: for each page: ``w`` a userfaultfd write-protects it, ``-`` it does not, ``?`` that is not known
+    #: for each page: ``w`` a userfaultfd write-protects it, ``-`` it does not
     marks: str
 
 
@@ -186,7 +186,7 @@ def _joined(single: Sequence[Expected]) -> list[Expected]:
 
 
 def _mark(more: int) -> str:
-    return "?" if more & DOUBTFUL else "w" if more & PROTECTED else "-"
+    return "w" if more & PROTECTED else "-"
 
 
 def _state(machine: Machine, pages: Pages) -> tuple[bytes, bytes]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cache
+from itertools import islice, permutations
 from pathlib import Path
 
 import pytest
@@ -45,16 +46,16 @@ class Shape:
 
     #: the check that notices
     check: str
-    #: all of their operations, in this order; ``move`` stands for ``move-grow`` and so on as well
-    operations: tuple[str, ...]
+    #: all of their operations: groups in this order, and those of a group in any order; ``move`` stands for
+    #: ``move-grow`` and so on as well
+    operations: tuple[tuple[str, ...], ...]
 
     def covers(self, check: str, operations: Sequence[str]) -> bool:
         """Whether a program that a check complains about is one of them."""
-        return (
-            check == self.check
-            and len(operations) == len(self.operations)
-            and all(f"{one}-".startswith(f"{each}-") for one, each in zip(operations, self.operations, strict=True))
-        )
+        if check != self.check or len(operations) != sum(map(len, self.operations)):
+            return False
+        rest = iter(operations)
+        return all(_are(list(islice(rest, len(group))), group) for group in self.operations)
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,18 @@ class Finding:
         return any(each.covers(version, arch) for each in self.ranges)
 
 
+def _are(operations: Sequence[str], group: Sequence[str]) -> bool:
+    """Whether operations are those of a group, in any order."""
+    return any(
+        all(f"{one}-".startswith(f"{each}-") for one, each in zip(operations, order, strict=True))
+        for order in permutations(group)
+    )
+
+
+def _groups(operations: Sequence[str | Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    return tuple((each,) if isinstance(each, str) else tuple(each) for each in operations)
+
+
 @cache
 def known() -> Mapping[str, Finding]:
     """Every finding, by name, in the order of the file."""
@@ -90,7 +103,7 @@ def known() -> Mapping[str, Finding]:
             effect=_one_line(each["effect"]),
             command=each["command"],
             ranges=tuple(Range(tuple(one["arch"]), one["first"], tuple(one["fixed"])) for one in each["range"]),
-            shapes=tuple(Shape(one["check"], tuple(one["operations"])) for one in each.get("program", ())),
+            shapes=tuple(Shape(one["check"], _groups(one["operations"])) for one in each.get("program", ())),
         )
         for name, each in data.items()
     }

@@ -13,7 +13,6 @@ from harness.programs.language import Kind, number
 from harness.programs.memory import (
     BOUND,
     DONTFORK,
-    DOUBTFUL,
     FILED,
     FORKED,
     GUARD,
@@ -59,9 +58,9 @@ _CHANGES: Final[dict[int, tuple[bytes | None, bytes | None]]] = {
         Kind.UNLOCK: (without(LOCKED), None),
         Kind.HOLD: (None, plus(HELD)),
         Kind.POPULATE: (None, plus(TOUCHED)),
-        Kind.UFFD_PROTECT: (None, bytes(value & ~DOUBTFUL | PROTECTED for value in range(256))),
-        Kind.UFFD_UNPROTECT: (None, without(PROTECTED | DOUBTFUL)),
-        Kind.UFFD_UNREGISTER: (None, without(PROTECTED | DOUBTFUL)),
+        Kind.UFFD_PROTECT: (None, plus(PROTECTED)),
+        Kind.UFFD_UNPROTECT: (None, without(PROTECTED)),
+        Kind.UFFD_UNREGISTER: (None, without(PROTECTED)),
     }.items()
 }
 #: kinds that only set or clear a bit of kept
@@ -119,7 +118,7 @@ _KEEPS: Final[dict[int, bytes]] = {
     )
 )
 _NOT_LAZY = without(LAZY)
-_EMPTY = without(TOUCHED | MERGED | SWAPPED | FORKED | HELD | PROTECTED | DOUBTFUL)
+_EMPTY = without(TOUCHED | MERGED | SWAPPED | FORKED | HELD | PROTECTED)
 _WRITTEN = bytes(value & ~(MERGED | SWAPPED | FORKED) | TOUCHED for value in range(256))
 _READ_BACK = without(SWAPPED)
 _FORKS = where(TOUCHED, plus(FORKED))
@@ -173,8 +172,6 @@ def apply(machine: Machine, step: Step, tags: bytes = b"") -> None:
         for each in machine.processes:
             if each is not None:
                 each.more[:] = each.more.translate(_EVERYWHERE[kind])
-                if kind == _SCAN:
-                    _doubt(each)
 
 
 _EVERYWHERE: Final[dict[int, bytes]] = {
@@ -183,12 +180,6 @@ _EVERYWHERE: Final[dict[int, bytes]] = {
     _RECLAIM: where(TOUCHED, plus(SWAPPED)),
     _SCAN: where(TOUCHED, plus(MERGED)),
 }
-
-
-def _doubt(pages: Pages) -> None:
-    for index, more in enumerate(pages.more):
-        if more & PROTECTED and pages.attr[index] & MERGEABLE:
-            pages.more[index] |= DOUBTFUL
 
 
 def _change(pages: Pages, start: int, end: int, attr: bytes | None, more: bytes | None) -> None:
@@ -285,7 +276,7 @@ def _leave_empty(pages: Pages, start: int, end: int) -> None:
 
 
 _LEFT = without(LOCKED | GUARD | LAZY)
-_UNPROTECTED = without(PROTECTED | DOUBTFUL)
+_UNPROTECTED = without(PROTECTED)
 _UNREGISTERED = without(REGISTERED)
 #: what memory leaves behind of attr, more, kept and tags when it moves
 _LEAVES = (without(0), _UNPROTECTED, _UNREGISTERED, without(0))

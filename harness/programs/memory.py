@@ -44,9 +44,6 @@ SWAPPED: Final = 8
 HELD: Final = 16
 #: a userfaultfd write-protects it
 PROTECTED: Final = 32
-#: KSM may have merged it since. Then it is not write-protected any more: replace_page() makes an entry without the mark
-#: (mm/ksm.c of 7.3)
-DOUBTFUL: Final = 64
 
 # --- bits of Pages.kept: what else the kernel keeps of a mapping, for which it does not merge it with others --------
 

@@ -138,3 +138,13 @@ def test_a_file_that_is_no_program_is_refused_in_one_line(tmp_path: Path, text: 
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert says in done.stderr
+
+
+@pytest.mark.debuginfo
+def test_the_audit_says_what_the_walk_did_not_find() -> None:
+    pytest.importorskip("drgn", reason="needs drgn: install the extra 'audit'")
+    program = paths.PROJECT / "guest_tests" / "programs" / "ksm-swapcache-move.json"
+    done = _explore(f"--replay={program}", "--audit", kernel="debian:7.3")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "FAILURE (walk): page " in done.stdout
+    assert "The audit says:\nunreachable mapping: " in done.stdout
