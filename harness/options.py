@@ -56,8 +56,8 @@ PRESET = Option(
     name="--preset",
     metavar="PRESET",
     repeatable=True,
-    help="configure the kernels that are built with this preset: fast, debug, kasan, dwarf, or a page size such as "
-    "64k. Repeat it, or join several with colons.",
+    help="configure the kernels that are built with this preset: fast, debug, kasan, kcsan, dwarf, or a page size such "
+    "as 64k. Repeat it, or join several with colons.",
 )
 ARCH = Option(
     name="--arch",
@@ -146,6 +146,16 @@ EXPLORE = Option(
 EXPLORE_SEED = Option(
     name="--explore-seed", metavar="N", type=int, default=1, help="what these programs are made from (default: 1)"
 )
+RACE_SECONDS = Option(
+    name="--race-seconds",
+    metavar="N",
+    type=float,
+    default=2.0,
+    help="how long each race of guest_tests/test_storms.py lasts (default: 2); from 10 on with 64 MB of memory",
+)
+RACE_SEED = Option(
+    name="--race-seed", metavar="N", type=int, default=1, help="what decides the steps of these races (default: 1)"
+)
 KSELFTEST = Option(
     name="--kselftest",
     metavar="NAME",
@@ -196,6 +206,8 @@ OPTIONS = (
     BISECT,
     EXPLORE,
     EXPLORE_SEED,
+    RACE_SECONDS,
+    RACE_SEED,
     MUTANT,
     KSELFTEST,
     KSELFTEST_TREE,

@@ -103,9 +103,14 @@ def require_vma_names() -> None:
         pytest.skip("needs CONFIG_ANON_VMA_NAME=y: this kernel has it off")
 
 
+def is_disposable() -> bool:
+    """Whether this is a guest of the harness, where damage that lasts until the next boot is no harm."""
+    return _DISPOSABLE.is_dir()
+
+
 def require_disposable() -> None:
     """Skip the test outside of the harness's own guests, because its damage lasts until the next boot."""
-    if not _DISPOSABLE.is_dir():
+    if not is_disposable():
         pytest.skip(
             f"takes page frames away until the next boot: needs a guest of the harness (marked by {_DISPOSABLE})"
         )

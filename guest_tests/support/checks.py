@@ -12,6 +12,7 @@ from typing import Final
 from guest_tests.mm import kpage, maps, pagemap, system, vmstat
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping
 from guest_tests.mm.memcg import Memcg
+from guest_tests.mm.waiting import wait_until
 
 #: the permissions that maps shows where a carve-out holds no mapping
 _RESERVED: Final = "---s"
@@ -159,6 +160,29 @@ def same_accounts(call: Callable[[], object], what: str, slack: int = 0, group: 
         if all(abs(old - new) <= slack for old, new in zip(*map(astuple, pairs[-1]), strict=True)):
             return
     raise AssertionError(f"{what} changes the accounting every time: {pairs[-1][0]} became {pairs[-1][1]}")
+
+
+#: what a group may be charged with that its statistics do not explain: batches of each CPU, in bytes
+_UNEXPLAINED: Final = 2 << 20
+
+
+def assert_explained(group: Memcg, seconds: float = 20.0) -> None:
+    """Assert that all that is charged to a group is in its statistics.
+
+    A page that nobody maps any more and that was not freed is charged, and in none of them. Kernels before 5.18 do not
+    say how much memory of their own they charge; nothing is asserted there.
+
+    :param seconds: how long to wait for pages that are on their way.
+    """
+    if "kernel" not in group.stat():
+        return
+
+    def explained() -> bool:
+        stat = group.stat()
+        return group.current - sum(stat[name] for name in ("anon", "file", "kernel", "swapcached")) < _UNEXPLAINED
+
+    what = f"what is charged to the group, {group.current} bytes, to be explained by its statistics, {group.stat()}"
+    wait_until(explained, what, seconds)
 
 
 @contextmanager

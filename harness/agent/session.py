@@ -68,6 +68,8 @@ class HostDriven:
         parser.addoption("--icount", action="store_true")
         parser.addoption("--explore", type=int, default=0)
         parser.addoption("--explore-seed", type=int, default=1)
+        parser.addoption("--race-seconds", type=float, default=2.0)
+        parser.addoption("--race-seed", type=int, default=1)
         parser.addoption("--kselftest", action="append", default=[])
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:

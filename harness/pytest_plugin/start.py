@@ -187,5 +187,6 @@ def _guest_args(config: pytest.Config, tests: Path) -> list[str]:
         args.append("--icount")
     if config.getoption("explore"):
         args += [f"--explore={config.getoption('explore')}", f"--explore-seed={config.getoption('explore_seed')}"]
+    args += [f"--race-{name}={config.getoption(f'race_{name}')}" for name in ("seconds", "seed")]
     args += [f"--kselftest={name}" for name in config.getoption("kselftest")]
     return args + ["-v"] * max(0, config.getoption("verbose"))
