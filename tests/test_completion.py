@@ -50,7 +50,7 @@ def completed(line: str, tmp_path: Path, breaks: str = "") -> list[str]:
         ("pytest --kernel debian:6.12.118", ["debian:6.12.118"]),
         ("pytest --kernel=linux-s", ["--kernel=linux-source-7.3"]),
         ("pytest --kernel=rel", ["--kernel=relocate-anon", "--kernel=relocate-anon-6.12"]),
-        ("pytest --kernel=relocate-anon:k", ["--kernel=relocate-anon:kasan"]),
+        ("pytest --kernel=relocate-anon:ka", ["--kernel=relocate-anon:kasan"]),
         (
             "pytest --kernel=relocate-anon:kasan:d",
             ["--kernel=relocate-anon:kasan:d" + end for end in ("ebug", "warf")],
