@@ -147,7 +147,7 @@ def test_the_same_kernel_under_two_names_is_taken_once() -> None:
         (
             "unpatched:debgu",
             X86_64,
-            "there is no preset 'debgu': use fast, debug, kasan, kcsan, dwarf, mutants, 4k for",
+            "there is no preset 'debgu': use fast, debug, kasan, kcsan, dwarf, kcov, mutants, 4k for",
         ),
         ("unpatched:64k", X86_64, "x86_64 has no pages of 64k"),
         ("unpatched:16k:64k", ARM64, "a kernel has one page size, not 16k and 64k"),

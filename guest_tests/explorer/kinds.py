@@ -39,10 +39,10 @@ def kinds() -> list[Kind]:
         missing |= _RELOCATE
     if not memcg.available():
         missing.add(Kind.RECLAIM)
-    # Both do nothing for no memory, if the kernel has them.
+    # It does nothing for no memory, if the kernel has it.
     if call(syscalls.number("mbind"), 0, 0, numa.MPOL_DEFAULT):
         missing |= _POLICY
-    if call(syscalls.number("prctl"), syscalls.PR_SET_VMA, syscalls.PR_SET_VMA_ANON_NAME):
+    if not system.has_vma_names():
         missing |= _NAMES
     uffd = open_userfault()
     if uffd is None:

@@ -93,13 +93,23 @@ def require_file(path: str, config: str) -> None:
         pytest.skip(f"needs {path}, which this kernel does not have: CONFIG_{config} brings it")
 
 
-def require_vma_names() -> None:
-    """Skip the test unless anonymous memory can be named, found by a call about no memory."""
+def has_vma_names() -> bool:
+    """Whether anonymous memory can be named, found by a call about no memory.
+
+    :raises OSError: if the kernel answers anything but EINVAL.
+    """
     try:
         syscalls.prctl(syscalls.PR_SET_VMA, syscalls.PR_SET_VMA_ANON_NAME)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
+        return False
+    return True
+
+
+def require_vma_names() -> None:
+    """Skip the test unless anonymous memory can be named."""
+    if not has_vma_names():
         pytest.skip("needs CONFIG_ANON_VMA_NAME=y: this kernel has it off")
 
 
