@@ -80,11 +80,18 @@ def of_matrix(data: Mapping[str, Any]) -> list[Measured]:
 
 
 def merged(old: Sequence[Measured], new: Sequence[Measured]) -> list[Measured]:
-    """The latest measurement of each finding on each kernel. A kernel has the date of its last measurement."""
+    """The latest measurement of each finding on each kernel. A kernel has the date of its last measurement.
+
+    A run in which all tests of a finding skip, such as one with too few CPUs, measures nothing, and replaces nothing.
+    """
     latest: dict[tuple[str, str], Measured] = {}
     for each in (*old, *new):
         before = latest.get((each.version, each.arch))
-        outcomes = {**(before.outcomes if before else {}), **each.outcomes}
+        earlier = before.outcomes if before else {}
+        told = {
+            name: found for name, found in each.outcomes.items() if name not in earlier or set(found) != {"skipped"}
+        }
+        outcomes = {**earlier, **told}
         latest[each.version, each.arch] = replace(each, outcomes=outcomes)
     return sorted(latest.values(), key=lambda each: (_numbers(each.version), each.arch))
 

@@ -82,6 +82,13 @@ def test_a_matrix_of_some_tests_keeps_what_was_measured_of_other_findings() -> N
     assert merged([old], [new]) == [both]
 
 
+def test_a_run_that_could_not_tell_replaces_no_measurement() -> None:
+    old = Measured("7.3.4", "x86_64", "2026-11-24", {"a-bug": {"xfailed": 1}, "a-hole": {"skipped": 2}})
+    new = Measured("7.3.4", "x86_64", "2026-11-25", {"a-bug": {"skipped": 1}, "a-hole": {"skipped": 1}})
+    (only,) = merged([old], [new])
+    assert only.outcomes == {"a-bug": {"xfailed": 1}, "a-hole": {"skipped": 2}}
+
+
 def test_the_measurements_of_a_matrix_are_taken_by_finding_and_outcome() -> None:
     tests = [
         {"test": "a", "outcome": "xfailed", "finding": "a-bug"},
