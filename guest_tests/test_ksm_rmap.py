@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from guest_tests.mm import maps, syscalls
+from guest_tests.mm import maps, pagemap, syscalls
 from guest_tests.mm.ksm import Ksm, merging_pages, stat
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, map_anonymous, move
 from guest_tests.mm.probes import Place, Probe
+from guest_tests.mm.probes.migration import MovePages, SoftOffline
 from guest_tests.mm.probes.poison import HwPoison
 from guest_tests.mm.proctree import Child
 from guest_tests.support.found import assert_found_by, destroys, every_probe, places_of, usable
@@ -266,6 +267,59 @@ def test_a_child_is_found_after_its_parent_moved_away(probe: Probe, area: CarveO
         places = [pair.places[0], *(Place(place.address, child) for place in pair.places)]
         assert_merged(places)
         assert_found_by(probe, places, "a merge, a fork, a move in the parent, and a visit of ksmd to the parent")
+
+
+def _assert_shared_pages_found(probe: Probe, mine: Mapping, its: Mapping, child: Child, story: str) -> None:
+    """Assert that a page that the child had merged is found wherever it is mapped, also in this process.
+
+    :param mine: two pages of this process.
+    :param its: the same pages as the child has them.
+    """
+    frame = pagemap.pfn(its.page(1), child.pid)
+    places = [*places_of(mine), *(Place(address, child) for address in its.page_addresses)]
+    shared = [each for each in places if pagemap.pfn(each.address, each.pid) == frame]
+    assert len(shared) > 1, f"the child's second page is mapped nowhere else: {shared}"
+    assert_found_by(probe, shared, story)
+
+
+@pytest.mark.finding("ksm-shared-by-fork", match="does not find the page at")
+@every_probe
+def test_a_page_that_only_a_child_has_merged_is_found(probe: Probe, area: CarveOut, ksm: Ksm) -> None:
+    """No row: a process forks. Its child calls MADV_MERGEABLE, and KSM merges two pages that both share.
+
+    KSM makes a KSM page of one of them where it is. What it keeps leads to the child alone.
+
+    ::
+
+        parent   | a | a |    not mergeable
+        child    | a | a |    shared with the parent, mergeable
+
+        parent   | a | A |    the second is a KSM page now, and still the parent's
+        child    | A | A |
+
+    Every kernel: the walk finds the page in both. This fails: finding ksm-shared-by-fork.
+    """
+    pages = area.map(0, 2).fill_same(SAME)
+    with Child() as child:
+        child.call(pages.madvise, syscalls.MADV_MERGEABLE)
+        ksm.scan()
+        _assert_shared_pages_found(probe, pages, pages, child, "a fork, and a merge in the child alone")
+
+
+@pytest.mark.finding("ksm-shared-by-fork", match="does not find the page at")
+def test_a_page_that_only_a_child_has_moved_and_merged_is_found(area: CarveOut, ksm: Ksm) -> None:
+    """No row: the same, and the child moves its pages before they are merged, so that parent and child have them at
+    different addresses.
+
+    Every kernel: the walk finds the page in both. This fails: finding ksm-shared-by-fork.
+    """
+    pages = area.map(0, 2).fill_same(SAME)
+    with Child() as child:
+        moved = child.call(move, pages, area.page(10))
+        child.call(moved.madvise, syscalls.MADV_MERGEABLE)
+        ksm.scan()
+        story = "a fork, a move in the child, and a merge in the child alone"
+        _assert_shared_pages_found(usable(MovePages(), SoftOffline()), pages, moved, child, story)
 
 
 @every_probe

@@ -34,6 +34,7 @@ _UNPROTECTED: Final = "is not write-protected by the userfaultfd, and should be"
 @pytest.mark.parametrize(
     "name",
     [
+        pytest.param("ksm-shared-by-fork", marks=pytest.mark.finding("ksm-shared-by-fork", match=_LOST)),
         pytest.param("ksm-swapcache-move", marks=pytest.mark.finding("ksm-swapcache-move", match=_LOST)),
         pytest.param("ksm-swapcache-unmergeable", marks=pytest.mark.finding("ksm-swapcache-unmergeable", match=_LOST)),
         pytest.param("ksm-uffd-unprotected", marks=pytest.mark.finding("ksm-uffd-unprotected", match=_UNPROTECTED)),

@@ -171,6 +171,7 @@ def test_programs_of_the_file_may_have_groups() -> None:
     for operations in (
         ["map", "uffd-register", "mergeable", "write-same", "uffd-protect", "scan"],
         ["map", "write-same", "uffd-register", "uffd-protect", "mergeable", "scan"],
+        ["map", "lock", "uffd-register", "mergeable", "uffd-protect", "scan"],
     ):
         assert findings.shown_by("marks", operations, "7.3.4", "arm64") is finding
         assert findings.shown_by("bytes", operations, "7.3.4", "arm64") is None

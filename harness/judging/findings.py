@@ -47,7 +47,7 @@ class Shape:
     #: the check that notices
     check: str
     #: all of their operations: groups in this order, and those of a group in any order; ``move`` stands for
-    #: ``move-grow`` and so on as well
+    #: ``move-grow`` and so on as well, ``write|lock`` for either
     operations: tuple[tuple[str, ...], ...]
 
     def covers(self, check: str, operations: Sequence[str]) -> bool:
@@ -82,9 +82,12 @@ class Finding:
 def _are(operations: Sequence[str], group: Sequence[str]) -> bool:
     """Whether operations are those of a group, in any order."""
     return any(
-        all(f"{one}-".startswith(f"{each}-") for one, each in zip(operations, order, strict=True))
-        for order in permutations(group)
+        all(_is(one, each) for one, each in zip(operations, order, strict=True)) for order in permutations(group)
     )
+
+
+def _is(operation: str, kinds: str) -> bool:
+    return any(f"{operation}-".startswith(f"{each}-") for each in kinds.split("|"))
 
 
 def _groups(operations: Sequence[str | Sequence[str]]) -> tuple[tuple[str, ...], ...]:
