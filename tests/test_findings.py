@@ -166,6 +166,13 @@ def test_operations_of_a_group_come_in_any_order() -> None:
     assert not shape.covers("marks", ["map", "mergeable", "write"])
 
 
+def test_a_shape_may_allow_other_operations() -> None:
+    shape = findings.Shape("accounts", (("uffd-register",), ("move",)), others=True)
+    assert shape.covers("accounts", ["map", "uffd-register", "lock", "move-shrink", "unmap"])
+    assert not shape.covers("accounts", ["map", "move", "uffd-register"])
+    assert not shape.covers("marks", ["uffd-register", "move"])
+
+
 def test_programs_of_the_file_may_have_groups() -> None:
     finding = findings.known()["ksm-uffd-unprotected"]
     for operations in (

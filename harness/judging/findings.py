@@ -49,12 +49,18 @@ class Shape:
     #: all of their operations: groups in this order, and those of a group in any order; ``move`` stands for
     #: ``move-grow`` and so on as well, ``write|lock`` for either
     operations: tuple[tuple[str, ...], ...]
+    #: whether others may come before, between and behind them
+    others: bool = False
 
     def covers(self, check: str, operations: Sequence[str]) -> bool:
         """Whether a program that a check complains about is one of them."""
-        if check != self.check or len(operations) != sum(map(len, self.operations)):
+        if check != self.check:
             return False
         rest = iter(operations)
+        if self.others:
+            return all(any(_are([one], group) for one in rest) for group in self.operations)
+        if len(operations) != sum(map(len, self.operations)):
+            return False
         return all(_are(list(islice(rest, len(group))), group) for group in self.operations)
 
 
@@ -106,7 +112,10 @@ def known() -> Mapping[str, Finding]:
             effect=_one_line(each["effect"]),
             command=each["command"],
             ranges=tuple(Range(tuple(one["arch"]), one["first"], tuple(one["fixed"])) for one in each["range"]),
-            shapes=tuple(Shape(one["check"], _groups(one["operations"])) for one in each.get("program", ())),
+            shapes=tuple(
+                Shape(one["check"], _groups(one["operations"]), one.get("others", False))
+                for one in each.get("program", ())
+            ),
         )
         for name, each in data.items()
     }
