@@ -70,6 +70,7 @@ def test_earlier_programs_run_first_and_change_no_later_one() -> None:
     earlier = _programs(30, seed=7)
 
     class Noting:
+        audits_programs = False
         kinds = tuple(Kind)
 
         def __init__(self) -> None:

@@ -73,7 +73,7 @@ def test_a_report_quotes_what_its_program_prints(name: str) -> None:
 
 def _prints(literal: str, line: str) -> bool:
     """Whether a format of printf() can give a line."""
-    parts = re.split(r"%(?:#llx|ld|s)", literal.removesuffix("\\n"))
+    parts = re.split(r"%(?:#llx|l?d|s)", literal.removesuffix("\\n"))
     return re.fullmatch(".+".join(map(re.escape, parts)), line) is not None and bool("".join(parts).strip(" ."))
 
 
