@@ -162,7 +162,14 @@ def test_several_mappings_are_not_moved_with_the_flag_that_may_stop_half_way() -
     must = Operation(Kind.MOVE_MUST_RELOCATE, near=5)
     (wire,) = language.to_wire((must,))
     assert operands.resolve(_after(MAP, WRITE_A), tuple(wire)) is not None
-    assert operands.resolve(_after(MAP, WRITE_A, Operation(Kind.WIPEONFORK, part=Part.FIRST)), tuple(wire)) is None
+    for first in (Kind.WIPEONFORK, Kind.HUGEPAGE, Kind.NOHUGEPAGE, Kind.LOCK):
+        assert operands.resolve(_after(MAP, WRITE_A, Operation(first, part=Part.FIRST)), tuple(wire)) is None
+
+
+def test_a_child_does_not_move_with_the_flag_that_may_stop_half_way() -> None:
+    machine = _after(MAP, Operation(Kind.LOCK, part=Part.FIRST), Operation(Kind.FORK, arg=1))
+    assert not _makes_sense(machine, Operation(Kind.MOVE_MUST_RELOCATE, process=1, near=5))
+    assert _makes_sense(machine, Operation(Kind.MOVE_RELOCATE, process=1, near=5))
 
 
 #: registers memory and write-protects its first half

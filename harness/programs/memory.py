@@ -57,6 +57,9 @@ NAMED: Final = 8
 FILED: Final = 16
 #: it is registered with a userfaultfd
 REGISTERED: Final = 32
+#: it should have huge pages, or should have none
+HUGE: Final = 64
+SMALL: Final = 128
 
 #: the contents that :data:`Kind.WRITE_SAME` writes; other writes count upwards from here
 SAME: Final = 1

@@ -128,7 +128,8 @@ def resolve(machine: Machine, wire: Wire) -> Step | None:
     if kind in _ADVICES and not (pages.alike(start, end, LOCKED | SHARED) and pages.alike_kept(start, end, FILED)):
         return None
     stops = kind == _MUST or (kind in MOVES and not pages.kept_by_none(start, end, REGISTERED))
-    if stops and not pages.one_mapping(start, end):
+    # A child's mappings remain apart where only the parent's locks differed.
+    if stops and (process or not pages.one_mapping(start, end)):
         # From 6.17 on, remap_move() moves several mappings one by one (mm/mremap.c). One that cannot be relocated, or
         # that is registered with a userfaultfd and not the first, ends the call with EFAULT, and those before it have
         # moved: more than the model can follow.

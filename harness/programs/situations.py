@@ -16,6 +16,7 @@ from harness.programs.memory import (
     FORKED,
     GUARD,
     HELD,
+    HUGE,
     LAZY,
     LOCKED,
     MAPPED,
@@ -26,6 +27,7 @@ from harness.programs.memory import (
     READ,
     REGISTERED,
     SHARED,
+    SMALL,
     SWAPPED,
     TOUCHED,
     WRITE,
@@ -111,7 +113,14 @@ _HISTORY: Final = (
     (HELD, "held"),
     (PROTECTED, "write-protected"),
 )
-_KEPT: Final = ((FILED, "of a file"), (BOUND, "bound to a node"), (NAMED, "named"), (REGISTERED, "registered"))
+_KEPT: Final = (
+    (FILED, "of a file"),
+    (BOUND, "bound to a node"),
+    (NAMED, "named"),
+    (REGISTERED, "registered"),
+    (HUGE, "for huge pages"),
+    (SMALL, "for small pages"),
+)
 
 
 def words(found: Situation) -> str:
