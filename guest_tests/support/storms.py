@@ -137,7 +137,7 @@ class Storm:
             raise AssertionError(f"{said.strip()} (seed {self._seed}, {self.done})")
 
     def _count(self, process: int, number: int) -> int:
-        count: int = struct.unpack_from("=I", self._counts, (process * len(_WEIGHTS) + number) * 4)[0]
+        count: int = struct.unpack_from("=I", self._counts, _place(process, number))[0]
         return count
 
     def _work(self, process: int) -> None:
@@ -153,12 +153,16 @@ class Storm:
                 # The memory may be gone from a place, or busy. Whether that is so is for the test to judge.
                 with suppress(OSError):
                     if steps[self._names[number]]():
-                        at = (process * len(_WEIGHTS) + number) * 4
-                        struct.pack_into("=I", self._counts, at, self._count(process, number) + 1)
+                        struct.pack_into("=I", self._counts, _place(process, number), self._count(process, number) + 1)
         except BaseException as error:
             os.write(self._say, "".join(traceback.format_exception_only(error)).encode())
         finally:
             os._exit(1)
+
+
+def _place(process: int, number: int) -> int:
+    """Where the count of a step of a process is."""
+    return (process * len(_WEIGHTS) + number) * 4
 
 
 class _Target:
@@ -174,7 +178,7 @@ class _Target:
 
     def frame(self, order: random.Random) -> int | None:
         """The frame of one page; None if it is not present."""
-        return pagemap.entries(order.choice(self.places) + order.randrange(self.pages) * PAGE_SIZE, 1, self.pid)[0].pfn
+        return pagemap.entry(order.choice(self.places) + order.randrange(self.pages) * PAGE_SIZE, self.pid).pfn
 
 
 def _steps(target: _Target, order: random.Random) -> dict[str, Step]:
