@@ -120,6 +120,7 @@ def _also(executor: Executor, kind: Kind, then: Any) -> None:
             replace(_WALK, process=1, part=Part.MIDDLE),
             _WALK,
         ),
+        (_MAP, _WRITE, Operation(Kind.PROTECT_NONE, part=Part.LAST), _WALK, _MOVE, _WALK),
         (
             _MAP,
             Operation(Kind.WRITE, part=Part.FIRST_HALF),
@@ -158,6 +159,7 @@ def _also(executor: Executor, kind: Kind, then: Any) -> None:
         "named",
         "a file that is named",
         "walked",
+        "walked while nobody may read it",
         "registered",
         "merged while registered",
     ],

@@ -13,11 +13,11 @@ import pytest
 from harness.errors import UsageError
 from harness.explore import files
 from harness.explore.plan import plan
-from harness.explore.shrink import shrink
 from harness.programs import effects, language, memory, operands
 from harness.programs.generate import LENGTH, Generator
 from harness.programs.language import BadProgram, Kind, Operation, Part, Program, To
 from harness.programs.memory import MAPPED, PLACE_PAGES, PROTECTED, READ, REGISTERED, WRITE, Machine
+from harness.programs.shrink import shrink
 
 MAP = Operation(Kind.MAP, to=To.PLACE, near=2, into=0, arg=4)
 WRITE_A = Operation(Kind.WRITE)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from harness import paths
 from harness.errors import UsageError
 from harness.judging import findings
 from harness.judging.findings import Expect, Finding, Range
+from harness.judging.verdict import AS_WELL
 
 SAYS = "the child got SIGBUS"
 NAME = "some-name"
@@ -127,6 +129,57 @@ def test_a_fix_may_have_gone_to_several_stable_series(release: str, has_it: bool
 def test_a_test_that_is_no_finding_is_left_alone(request: pytest.FixtureRequest) -> None:
     report = pytest.TestReport(request.node.nodeid, request.node.location, {}, "failed", "broken", "call")
     findings.expect(request.node, [report], "7.3", "x86_64", Expect.AS_RECORDED)
+    assert report.failed
+
+
+SHARED = "walk: map / write / fork / mergeable / scan"
+NEW = "walk: map / write / move"
+
+
+def explored(request: pytest.FixtureRequest, text: str, *programs: str, release: str = "7.3.4") -> pytest.TestReport:
+    """The report of a test of the explorer's programs, after the judgement."""
+    item = request.node
+    report = pytest.TestReport(item.nodeid, item.location, {}, "failed", text, "call")
+    report.user_properties += [("lacks", "flag 16"), *(("program", each) for each in programs)]
+    findings.expect(item, [report], release, "x86_64", Expect.AS_RECORDED)
+    return report
+
+
+def test_programs_of_the_explorer_that_show_findings_are_expected_failures(request: pytest.FixtureRequest) -> None:
+    report = explored(request, f"page 1 does not move\n{SHARED}\n", SHARED, SHARED)
+    assert report.outcome == "skipped"
+    assert "ksm-shared-by-fork, see" in report.wasxfail
+    assert ("finding", "ksm-shared-by-fork") in report.user_properties
+
+
+@pytest.mark.parametrize(
+    ("text", "programs"),
+    [
+        (f"page 1 does not move\n{SHARED}\n{NEW}", [SHARED, NEW]),
+        (f"page 1 does not move\n{SHARED}", []),
+        ("guest lost (panic): the kernel panicked", [SHARED]),
+    ],
+)
+def test_a_new_failure_of_a_program_stays_a_failure(
+    request: pytest.FixtureRequest, text: str, programs: list[str]
+) -> None:
+    assert explored(request, text, *programs).failed
+
+
+def test_a_program_shows_nothing_on_a_kernel_without_the_finding(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = replace(findings.known()["ksm-shared-by-fork"], ranges=(Range(("x86_64",), "6.1", ("7.3",)),))
+    monkeypatch.setattr(findings, "known", lambda: {gone.name: gone})
+    assert explored(request, SHARED, SHARED, release="7.2.12").outcome == "skipped"
+    assert explored(request, SHARED, SHARED, release="7.3.4").failed
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("explorer", [True, False])
+def test_a_complaint_of_the_kernel_is_not_hidden_by_a_finding(request: pytest.FixtureRequest, explorer: bool) -> None:
+    text = f"the kernel complained during this test: BUG: Bad page state{AS_WELL}"
+    report = explored(request, text + SHARED, SHARED) if explorer else judged(request, "failed", text + SAYS)
     assert report.failed
 
 

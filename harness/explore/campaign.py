@@ -14,10 +14,10 @@ from harness.deadline import Deadline
 from harness.explore.corpus import Best
 from harness.explore.plan import Plan, plan
 from harness.explore.runner import Batch, Failure, Runner
-from harness.explore.shrink import shrink
 from harness.judging import findings
 from harness.programs.generate import Generator, Made, remade
 from harness.programs.language import Kind, Program
+from harness.programs.shrink import shrink
 
 #: Programs of one order. The guest forks a process for each order, which takes 0.2 s under emulation.
 BATCH: Final = 800

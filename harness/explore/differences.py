@@ -16,9 +16,9 @@ from typing import Final
 
 from harness.deadline import Deadline
 from harness.explore.runner import Outcome, Runner
-from harness.explore.shrink import shrink
 from harness.programs.generate import Generator
 from harness.programs.language import Program
+from harness.programs.shrink import shrink
 
 #: programs of one order
 BATCH: Final = 100

@@ -29,6 +29,9 @@ _FIELDS = ("outcome", "longrepr", "when", "sections", "duration", "start", "stop
 #: What marks the report of a subtest, and what it holds besides (_pytest/subtests.py, pytest 9).
 _SUBTEST_TYPE, _SUBTEST = ("_report_type", "SubTestReport"), "_subtest.context"
 
+#: stands between what the kernel did during a test and what the test itself says
+AS_WELL = "\n\nThe test itself failed as well:\n"
+
 _OUTCOMES = ("passed", "failed", "skipped")
 _PHASES = ("setup", "call", "teardown")
 
@@ -161,7 +164,7 @@ def _fail(item: pytest.Item, reports: list[pytest.TestReport], why: str) -> None
     if call is None:
         call = _made(item, "call", "failed", None)
         reports.insert(1, call)
-    own = f"\n\nThe test itself failed as well:\n{call.longreprtext}" if call.failed and call.longrepr else ""
+    own = f"{AS_WELL}{call.longreprtext}" if call.failed and call.longrepr else ""
     call.outcome = "failed"
     call.longrepr = why + own
     if hasattr(call, "wasxfail"):
