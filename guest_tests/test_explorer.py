@@ -136,6 +136,16 @@ def _also(executor: Executor, kind: Kind, then: Any) -> None:
         ),
         (
             _MAP,
+            _WRITE,
+            Operation(Kind.MOVE_DONTUNMAP, near=5, into=1),
+            _REGISTER,
+            Operation(Kind.PAGEOUT, slot=1, part=Part.LAST),
+            Operation(Kind.UFFD_MOVE, slot=1, part=Part.FIRST, to=To.HOME),
+            Operation(Kind.UFFD_MOVE, slot=1, part=Part.LAST, to=To.HOME),
+            _WALK,
+        ),
+        (
+            _MAP,
             Operation(Kind.WRITE_SAME),
             _REGISTER,
             _PROTECT,
@@ -161,6 +171,7 @@ def _also(executor: Executor, kind: Kind, then: Any) -> None:
         "walked",
         "walked while nobody may read it",
         "registered",
+        "moved by a userfaultfd",
         "merged while registered",
     ],
 )

@@ -211,6 +211,54 @@ def test_a_userfaultfd_keeps_its_marks_until_memory_leaves_it(
     assert found == tuple([_at(2) + page for page in pages] for pages in (registered, protected))
 
 
+#: empty memory that is registered, to which pages are moved
+EMPTY = Operation(Kind.MAP, near=6, into=1, arg=4)
+REGISTER_EMPTY = replace(REGISTER, slot=1)
+MOVE_PAGE = Operation(Kind.UFFD_MOVE, part=Part.LAST, to=To.ONTO, near=1)
+
+
+def test_a_userfaultfd_moves_one_page_and_leaves_its_marks_behind() -> None:
+    machine = _after(MAP, WRITE_A, REGISTER, PROTECT, EMPTY, REGISTER_EMPTY, replace(MOVE_PAGE, part=Part.FIRST_HALF))
+    assert _marked(machine) == ([_at(place) + page for place in (2, 6) for page in range(4)], [_at(2) + 1])
+    pages = machine.processes[0]
+    assert pages is not None
+    assert machine.contents(pages, _at(2), _at(2) + 2) == bytes([0, 3])
+    assert machine.contents(pages, _at(6), _at(6) + 2) == bytes([2, 0])
+    assert pages.slots[:2] == [(_at(2), 4), (_at(6), 4)]
+
+
+@pytest.mark.parametrize(
+    ("before", "possible"),
+    [
+        ([EMPTY, REGISTER_EMPTY], True),
+        ([EMPTY], False),
+        ([replace(EMPTY, kind=Kind.MAP_FILE)], False),
+        ([REGISTER], False),
+        ([EMPTY, REGISTER_EMPTY, Operation(Kind.FREE)], False),
+        ([EMPTY, REGISTER_EMPTY, Operation(Kind.GUARD, slot=1)], False),
+    ],
+)
+def test_a_page_is_moved_to_registered_memory_only(before: list[Operation], possible: bool) -> None:
+    assert _makes_sense(_after(MAP, WRITE_A, *before), MOVE_PAGE) is possible
+    assert not _makes_sense(_after(MAP, WRITE_A, *before, Operation(Kind.FORK, arg=1)), replace(MOVE_PAGE, process=1))
+
+
+def test_the_generator_avoids_moves_that_a_userfaultfd_refuses() -> None:
+    for then, refused in (
+        ([], False),
+        ([Operation(Kind.DONTNEED)], True),
+        ([Operation(Kind.FORK, arg=1)], True),
+        ([Operation(Kind.PROTECT_READ)], True),
+        ([Operation(Kind.LOCK)], True),
+        ([Operation(Kind.WRITE, slot=1)], True),
+    ):
+        machine = _after(MAP, WRITE_A, EMPTY, REGISTER_EMPTY, *then)
+        (wire,) = language.to_wire((MOVE_PAGE,))
+        step = operands.resolve(machine, tuple(wire))
+        assert step is not None
+        assert operands.likely_refused(machine, step) is refused, then
+
+
 def test_a_child_has_no_userfaultfd() -> None:
     machine = _after(MAP, REGISTER, PROTECT, Operation(Kind.FORK, arg=1))
     assert _marked(machine, 1) == ([], [])

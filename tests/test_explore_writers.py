@@ -45,6 +45,8 @@ REGISTERED: Program = (
     Operation(Kind.UFFD_PROTECT, part=Part.FIRST),
     Operation(Kind.UFFD_UNPROTECT, part=Part.LAST),
     Operation(Kind.FORK, arg=1),
+    Operation(Kind.DONTNEED, part=Part.LAST),
+    Operation(Kind.UFFD_MOVE, part=Part.FIRST, to=To.GAP),
     Operation(Kind.MOVE, part=Part.LAST, near=1),
 )
 

@@ -77,10 +77,11 @@ def open_userfault() -> userfault.Userfault | None:
 
     Nobody reads from it: a fault that would wait ends with SIGBUS.
     """
-    try:
-        return userfault.Userfault(userfault.FEATURE_SIGBUS | userfault.FEATURE_WP_UNPOPULATED)
-    except OSError:
-        return None
+    needed = userfault.FEATURE_SIGBUS | userfault.FEATURE_WP_UNPOPULATED
+    for features in (needed | userfault.FEATURE_MOVE, needed):
+        with contextlib.suppress(OSError):
+            return userfault.Userfault(features)
+    return None
 
 
 def _records(file: int, uffd: int) -> dict[Kind, Record]:
@@ -102,6 +103,7 @@ def _records(file: int, uffd: int) -> dict[Kind, Record]:
     table |= {kind: _mapping(sharing | syscalls.MAP_ANONYMOUS) for kind, sharing in _SHARINGS.items()}
     table |= {kind: _moving(flags) for kind, flags in _MOVES.items()}
     table |= {kind: _asking(uffd, *request) for kind, request in _USERFAULTS.items()}
+    table[Kind.UFFD_MOVE] = _asking_to_move(uffd)
     table |= {kind: _on_range("madvise", advice) for kind, advice in _ADVICE.items()}
     return table | {kind: _on_range("mprotect", protection) for kind, protection in _PROTECTIONS.items()}
 
@@ -151,6 +153,25 @@ def _asking(uffd: int, request: int, mode: int) -> Record:
         0,
         0,
     ]
+
+
+def _asking_to_move(uffd: int) -> Record:
+    number = syscalls.number("ioctl")
+    return lambda start, _pages, dst, _new: [
+        number,
+        uffd,
+        userfault.UFFDIO_MOVE,
+        ctypes.addressof(_page_to_page(start, dst)),
+        0,
+        0,
+        0,
+        0,
+    ]
+
+
+@functools.cache
+def _page_to_page(start: int, dst: int) -> ctypes.Array[ctypes.c_uint64]:
+    return (ctypes.c_uint64 * 5)(BASE + dst * PAGE, BASE + start * PAGE, PAGE, 0, 0)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from typing import Final
 
 from guest_tests.explorer.actions import open_userfault
 from guest_tests.explorer.arena import Arena
-from guest_tests.mm import ksm, memcg, numa, syscalls, system
+from guest_tests.mm import ksm, memcg, numa, syscalls, system, userfault
 from harness.programs.language import Kind
 
 #: advice that not every kernel knows
@@ -24,7 +24,9 @@ _ADVICE: Final = {
 _KSM: Final = frozenset({Kind.MERGEABLE, Kind.UNMERGEABLE, Kind.SCAN, Kind.UNMERGE_ALL})
 _POLICY: Final = frozenset({Kind.BIND, Kind.UNBIND})
 _NAMES: Final = frozenset({Kind.NAME, Kind.UNNAME})
-_USERFAULTS: Final = frozenset({Kind.UFFD_REGISTER, Kind.UFFD_UNREGISTER, Kind.UFFD_PROTECT, Kind.UFFD_UNPROTECT})
+_USERFAULTS: Final = frozenset(
+    {Kind.UFFD_REGISTER, Kind.UFFD_UNREGISTER, Kind.UFFD_PROTECT, Kind.UFFD_UNPROTECT, Kind.UFFD_MOVE}
+)
 _RELOCATE: Final = frozenset({Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE})
 
 
@@ -48,6 +50,8 @@ def kinds() -> list[Kind]:
     if uffd is None:
         missing |= _USERFAULTS
     else:
+        if not uffd.features & userfault.FEATURE_MOVE:
+            missing.add(Kind.UFFD_MOVE)
         uffd.close()
     if len(numa.nodes()) < 2:
         missing.add(Kind.WALK)

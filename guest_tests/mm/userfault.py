@@ -20,11 +20,12 @@ from guest_tests.mm.waiting import patience
 # include/uapi/linux/userfaultfd.h
 _API: Final = 0xAA
 _UFFDIO_API: Final = 0xC018AA3F
-_UFFDIO_MOVE: Final = 0xC028AA05
 #: requests; the argument of each begins with address and length in bytes, and two of them have the mode then
 UFFDIO_REGISTER: Final = 0xC020AA00
 UFFDIO_UNREGISTER: Final = 0x8010AA01
 UFFDIO_WRITEPROTECT: Final = 0xC018AA06
+#: its argument is destination, source, length in bytes, mode, and room for an answer
+UFFDIO_MOVE: Final = 0xC028AA05
 WRITEPROTECT_MODE_WP: Final = 1
 _MOVE_MODE_ALLOW_SRC_HOLES: Final = 2
 
@@ -80,6 +81,7 @@ class Userfault:
 
         :raises OSError: ENOSYS without CONFIG_USERFAULTFD, EINVAL for a feature the kernel does not know.
         """
+        self.features = features
         self.fd = syscalls.call("userfaultfd", os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             fcntl.ioctl(self.fd, _UFFDIO_API, _Api(api=_API, features=features))
@@ -112,7 +114,7 @@ class Userfault:
         :returns: the mapping there, with the data that it should hold.
         :raises OSError: EBUSY for pages that are not the process's alone, EEXIST for pages that are present there.
         """
-        fcntl.ioctl(self.fd, _UFFDIO_MOVE, bytearray(struct.pack("=QQQQq", to, source.address, source.length, 0, 0)))
+        fcntl.ioctl(self.fd, UFFDIO_MOVE, bytearray(struct.pack("=QQQQq", to, source.address, source.length, 0, 0)))
         moved = Mapping(to, source.pages, list(source.contents))
         source.contents = [ZERO] * source.pages
         return moved
@@ -127,7 +129,7 @@ class Userfault:
         """
         request = bytearray(struct.pack("=QQQQq", to, source, length, _MOVE_MODE_ALLOW_SRC_HOLES, 0))
         try:
-            fcntl.ioctl(self.fd, _UFFDIO_MOVE, request)
+            fcntl.ioctl(self.fd, UFFDIO_MOVE, request)
         except OSError as error:
             if error.errno != errno.EAGAIN:
                 raise

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import functools
 import os
+from contextlib import suppress
 
 import pytest
 
 from guest_tests.mm import numa, pagemap, syscalls
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Content, Mapping
-from guest_tests.mm.userfault import FEATURE_SIGBUS, FEATURE_WP_UNPOPULATED, MODE_WP, Userfault
+from guest_tests.mm.userfault import FEATURE_MOVE, FEATURE_SIGBUS, FEATURE_WP_UNPOPULATED, MODE_WP, Userfault
 from guest_tests.support.found import assert_found, folios
 
 #: pages of the file that programs map
@@ -64,10 +65,11 @@ def unname(area: CarveOut, first: int, count: int) -> None:
 @functools.cache
 def _userfault() -> Userfault:
     """One userfaultfd for all memory. It asks for no events. A write to a page that it protects ends with SIGBUS."""
-    try:
-        return Userfault(FEATURE_SIGBUS | FEATURE_WP_UNPOPULATED)
-    except OSError:
-        pytest.skip("needs a userfaultfd that protects memory which was never touched (6.4)")
+    needed = FEATURE_SIGBUS | FEATURE_WP_UNPOPULATED
+    for features in (needed | FEATURE_MOVE, needed):
+        with suppress(OSError):
+            return Userfault(features)
+    pytest.skip("needs a userfaultfd that protects memory which was never touched (6.4)")
 
 
 def uffd_register(area: CarveOut, first: int, count: int) -> None:
@@ -88,6 +90,13 @@ def uffd_protect(area: CarveOut, first: int, count: int) -> None:
 def uffd_unprotect(area: CarveOut, first: int, count: int) -> None:
     """Have the userfaultfd write-protect some pages no longer."""
     _userfault().write_protect(pages(area, first, count), on=False)
+
+
+def uffd_move(area: CarveOut, source: int, to: int) -> None:
+    """Have the userfaultfd move one page to where none is."""
+    if not _userfault().features & FEATURE_MOVE:
+        pytest.skip("needs UFFDIO_MOVE (6.8)")
+    _userfault().move(pages(area, source), area.page(to))
 
 
 def walk(area: CarveOut, first: int, count: int) -> None:

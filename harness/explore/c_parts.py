@@ -109,25 +109,48 @@ static int name(int at, int pages, const char *text)
 	return prctl(0x53564d41 /* PR_SET_VMA */, 0L, page(at), pages * page_size, text) ? errno : 0;
 }
 """,
-    "userfault": r"""
-#define WP_UNPOPULATED (1 << 13) /* UFFD_FEATURE_WP_UNPOPULATED, which older headers lack */
+    "userfaultfd": r"""
+/* Features that older headers lack: WP_UNPOPULATED and MOVE. */
+#define FEATURES (UFFD_FEATURE_SIGBUS | 1 << 13)
+#define FEATURE_MOVE (1 << 16)
 
 /* One userfaultfd for all. It has not asked for events, and a write to a page that it protects ends with SIGBUS. */
-static int userfault(int at, int pages, unsigned long request, int mode)
+static int userfaultfd(void)
 {
-	struct uffdio_register range = { .range = { (uintptr_t)page(at), pages * page_size }, .mode = mode };
-	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_SIGBUS | WP_UNPOPULATED };
 	static int fd = -1;
 
-	if (fd < 0) {
+	for (int move = FEATURE_MOVE; fd < 0; move = 0) {
+		struct uffdio_api api = { .api = UFFD_API, .features = FEATURES | move };
+
 		fd = syscall(SYS_userfaultfd, O_CLOEXEC);
-		if (fd < 0 || ioctl(fd, UFFDIO_API, &api)) {
+		if (fd >= 0 && !ioctl(fd, UFFDIO_API, &api))
+			break;
+		if (fd < 0 || !move) {
 			printf("needs a userfaultfd that protects memory which was never written (Linux 6.4), and root\n");
 			exit(CANNOT_TELL);
 		}
+		close(fd);
+		fd = -1;
 	}
+	return fd;
+}
+""",
+    "userfault": r"""
+static int userfault(int at, int pages, unsigned long request, int mode)
+{
+	struct uffdio_register range = { .range = { (uintptr_t)page(at), pages * page_size }, .mode = mode };
+
 	/* The other requests take what that of UFFDIO_REGISTER begins with. */
-	return ioctl(fd, request, &range) ? errno : 0;
+	return ioctl(userfaultfd(), request, &range) ? errno : 0;
+}
+""",
+    "userfault_move": r"""
+/* UFFDIO_MOVE of one page, which older headers lack. */
+static int userfault_move(int from, int to)
+{
+	uint64_t move[5] = { (uintptr_t)page(to), (uintptr_t)page(from), page_size };
+
+	return ioctl(userfaultfd(), 0xc028aa05, move) ? errno : 0;
 }
 """,
     "protect": r"""

@@ -72,6 +72,8 @@ _NEEDS: Final = {
     "unmerge_all": ("ksm", "put"),
     "reclaim": ("put",),
     "walk": ("wrong",),
+    "userfault": ("userfaultfd",),
+    "userfault_move": ("userfaultfd",),
 }
 
 
@@ -100,7 +102,7 @@ def write_c(story: Story, failure: str, release: str, name: str) -> str:
     head = HEAD + (FORK_HEAD if story.forks else "")
     if "name" in wanted and not story.forks:
         head += "#include <sys/prctl.h>\n"
-    if "userfault" in wanted:
+    if "userfaultfd" in wanted:
         head += "#include <linux/userfaultfd.h>\n#include <sys/ioctl.h>\n"
     if "reclaim" in wanted:
         head += "#include <sys/stat.h>\n"
@@ -134,6 +136,8 @@ def _call(event: Event) -> tuple[str, str]:
     if kind in _CHOICES:
         function, choice = _CHOICES[kind]
         return function, f"{function}({where}, {choice})"
+    if kind is Kind.UFFD_MOVE:
+        return "userfault_move", f"userfault_move({event.start}, {event.dst})"
     if kind in _MOVES:
         return "move", f"move({where}, {event.dst}, {event.new}, {_MOVES[kind]})"
     if kind in _ADVICE:

@@ -61,6 +61,7 @@ _HELPERS: Final = {
     Kind.UFFD_UNREGISTER: "uffd_unregister",
     Kind.UFFD_PROTECT: "uffd_protect",
     Kind.UFFD_UNPROTECT: "uffd_unprotect",
+    Kind.UFFD_MOVE: "uffd_move",
 }
 #: what tests import from there
 _PROGRAMS: Final = tuple(sorted(("check", "check_marks", "pages", "write", *_HELPERS.values())))
@@ -177,8 +178,8 @@ def _function(event: Event) -> tuple[str, list[str]]:
     kind = event.kind
     where = f"pages(area, {event.start}, {event.pages})"
     if kind in _HELPERS:
-        at, count = (event.dst, event.new) if kind is Kind.MAP_FILE else (event.start, event.pages)
-        return _HELPERS[kind], ["area", str(at), str(count)]
+        numbers = {Kind.MAP_FILE: (event.dst, event.new), Kind.UFFD_MOVE: (event.start, event.dst)}
+        return _HELPERS[kind], ["area", *map(str, numbers.get(kind, (event.start, event.pages)))]
     if kind in (Kind.MAP, Kind.MAP_SHARED):
         shared = ["shared=True"] if kind is Kind.MAP_SHARED else []
         return "map_anonymous", [str(event.new), f"area.page({event.dst})", *shared]

@@ -100,6 +100,7 @@ _KEEPS: Final[dict[int, bytes]] = {
     _RELEASE,
     _RECLAIM,
     _DONTUNMAP,
+    _UFFD_MOVE,
 ) = (
     number(each)
     for each in (
@@ -119,6 +120,7 @@ _KEEPS: Final[dict[int, bytes]] = {
         Kind.RELEASE,
         Kind.RECLAIM,
         Kind.MOVE_DONTUNMAP,
+        Kind.UFFD_MOVE,
     )
 )
 _NOT_LAZY = without(LAZY)
@@ -160,6 +162,8 @@ def apply(machine: Machine, step: Step, tags: bytes = b"") -> None:
         _write(machine, pages, step, tags)
     elif kind == _READ:
         pages.more[start:end] = pages.more[start:end].translate(_READ_BACK)
+    elif kind == _UFFD_MOVE:
+        _move_page(pages, start, step.dst)
     elif kind in MAPS:
         _map(machine, pages, step)
     elif kind == _UNMAP:
@@ -268,6 +272,14 @@ def _move(pages: Pages, step: Step) -> None:
         home = dst
     pages.home[dst : dst + new] = array("h", range(home, home + new))
     pages.slots[step.wire[2] if dst == start else step.wire[6]] = (dst, new)
+
+
+def _move_page(pages: Pages, start: int, dst: int) -> None:
+    """UFFDIO_MOVE of one page: both mappings stay."""
+    pages.tags[dst], pages.tags[start] = pages.tags[start], 0
+    pages.more[dst] = pages.more[start] & ~PROTECTED
+    pages.more[start] &= _EMPTY[0xFF]
+    pages.attr[dst] &= ~LAZY
 
 
 def _leave_empty(pages: Pages, start: int, end: int) -> None:

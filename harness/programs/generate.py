@@ -122,6 +122,7 @@ _USERFAULTS: Final[dict[Kind, float]] = {
     Kind.UFFD_UNREGISTER: 1,
     Kind.UFFD_PROTECT: 50,  # makes sense only where all of the memory is registered
     Kind.UFFD_UNPROTECT: 10,
+    Kind.UFFD_MOVE: 50,  # makes sense only if there is registered memory at the place
 }
 
 #: Forks, scans and swap take as long as several whole programs under emulation, so that few programs have them.

@@ -108,6 +108,8 @@ class Kind(StrEnum):
     #: have the userfaultfd write-protect pages. Programs do not write to them then
     UFFD_PROTECT = "uffd-protect"
     UFFD_UNPROTECT = "uffd-unprotect"
+    #: have the userfaultfd move one page to where none is: UFFDIO_MOVE
+    UFFD_MOVE = "uffd-move"
 
 
 class Part(StrEnum):
@@ -158,7 +160,7 @@ def numbers(*kinds: Kind) -> frozenset[int]:
 
 #: operations that make memory
 MAPPING: Final = frozenset({Kind.MAP, Kind.MAP_SHARED, Kind.MAP_FILE})
-#: operations that make or move memory to a place
+#: operations that make memory at a place, or move it there
 PLACED: Final = MAPPING | frozenset(
     {
         Kind.MOVE,
@@ -167,8 +169,11 @@ PLACED: Final = MAPPING | frozenset(
         Kind.MOVE_MUST_RELOCATE,
         Kind.MOVE_GROW,
         Kind.MOVE_SHRINK,
+        Kind.UFFD_MOVE,
     }
 )
+#: those of them whose result gets the name of a slot
+NAMING: Final = PLACED - {Kind.UFFD_MOVE}
 #: operations that are about no memory of a slot
 SLOTLESS: Final = frozenset({Kind.FORK, Kind.EXIT, Kind.SCAN, Kind.UNMERGE_ALL, Kind.RELEASE, Kind.RECLAIM})
 #: operations whose ``arg`` means something
@@ -202,7 +207,7 @@ class Operation:
         what = "" if self.kind in SLOTLESS | MAPPING else f" {part}{_name(self.slot)}"
         if self.kind in PLACED:
             near = "" if self.to is To.HOME else f" {self.near if self.to is To.PLACE else _name(self.near)}"
-            what += f" {self.to}{near} as {_name(self.into)}"
+            what += f" {self.to}{near}" + (f" as {_name(self.into)}" if self.kind in NAMING else "")
         count = f" ({self.arg})" if self.kind in COUNTED else ""
         return f"{who}{self.kind}{what}{count}"
 

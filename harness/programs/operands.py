@@ -9,17 +9,20 @@ from harness.programs.language import PARTS, PROCESSES, SLOTS, TOS, Kind, Part, 
 from harness.programs.memory import (
     ARENA_PAGES,
     FILED,
+    FORKED,
     GUARD,
     HELD,
     LAZY,
     LOCKED,
     MAPPED,
     MERGEABLE,
+    MERGED,
     PLACE_PAGES,
     PROTECTED,
     READ,
     REGISTERED,
     SHARED,
+    TOUCHED,
     WRITE,
     Machine,
     Pages,
@@ -134,6 +137,11 @@ def resolve(machine: Machine, wire: Wire) -> Step | None:
         # that is registered with a userfaultfd and not the first, ends the call with EFAULT, and those before it have
         # moved: more than the model can follow.
         return None
+    if kind == _UFFD_MOVE:
+        place = _place(pages, to, near, start, 1)
+        return (
+            Step(kind, process, start, 1, place, 1, wire) if place is not None and _takes(pages, start, place) else None
+        )
     if kind in MOVES:
         new = length
         if kind in _RESIZES:
@@ -150,6 +158,14 @@ def resolve(machine: Machine, wire: Wire) -> Step | None:
     return Step(kind, process, start, length, start, length, wire)
 
 
+def _takes(pages: Pages, start: int, place: int) -> bool:
+    """Whether a page is registered memory to which a userfaultfd may move another one."""
+    if not 0 <= place < ARENA_PAGES or place == start:
+        return False
+    attr, kept = pages.attr[place], pages.kept[place]
+    return bool(attr & MAPPED and kept & REGISTERED) and not (attr & (SHARED | GUARD) or kept & FILED)
+
+
 def likely_refused(machine: Machine, step: Step) -> bool:
     """Whether the kernel will probably refuse a step: a move of several mappings, or advice for such memory."""
     pages = machine.processes[step.process]
@@ -160,6 +176,14 @@ def likely_refused(machine: Machine, step: Step) -> bool:
         return True
     if step.kind == _MUST and not pages.kept_by_none(step.start, step.end, REGISTERED):
         return True
+    if step.kind == _UFFD_MOVE:
+        # Only a page that is the process's alone moves, to where none is, between mappings that are equal in this.
+        here, there = pages.attr[step.start], pages.attr[step.dst]
+        more = pages.more[step.start]
+        unfit = (here ^ there) & (READ | WRITE | LOCKED) or not here & WRITE
+        return bool(
+            unfit or not more & TOUCHED or more & (FORKED | MERGED) or pages.more[step.dst] & (TOUCHED | PROTECTED)
+        )
     if step.kind in MOVES:
         return not pages.uniform(step.start, step.end)
     return step.kind in _PRIVATE and not pages.none_has(step.start, step.end, LOCKED | SHARED)
@@ -167,8 +191,9 @@ def likely_refused(machine: Machine, step: Step) -> bool:
 
 _FORK, _EXIT, _UNMAP, _MAP_SHARED = map(number, (Kind.FORK, Kind.EXIT, Kind.UNMAP, Kind.MAP_SHARED))
 _GROW, _SCAN, _HOLD, _MUST, _WALK = map(number, (Kind.GROW, Kind.SCAN, Kind.HOLD, Kind.MOVE_MUST_RELOCATE, Kind.WALK))
+_UFFD_MOVE = number(Kind.UFFD_MOVE)
 _MARKS = numbers(Kind.UFFD_PROTECT, Kind.UFFD_UNPROTECT)
-_UFFD = _MARKS | numbers(Kind.UFFD_REGISTER, Kind.UFFD_UNREGISTER)
+_UFFD = _MARKS | numbers(Kind.UFFD_REGISTER, Kind.UFFD_UNREGISTER, Kind.UFFD_MOVE)
 #: what children do not do: they have neither the pipes nor a userfaultfd of their own
 _FIRST_ONLY = _UFFD | {_HOLD}
 #: what writes to pages, or faults them in for writing
@@ -227,5 +252,6 @@ _ACCESS: Final[dict[int, tuple[int, int]]] = {
         # What MADV_FREE was given for may vanish together with its mark.
         Kind.UFFD_PROTECT: (0, SHARED | GUARD | LAZY),
         Kind.UFFD_UNPROTECT: (0, SHARED),
+        Kind.UFFD_MOVE: (0, SHARED | GUARD | LAZY),
     }.items()
 }

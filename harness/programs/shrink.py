@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from harness.programs.language import COUNTED, MAPPING, PLACED, SLOTLESS, Kind, Operation, Part, Program, To
+from harness.programs.language import COUNTED, MAPPING, NAMING, PLACED, SLOTLESS, Kind, Operation, Part, Program, To
 
 #: Runs programs in order until one fails in the same way; returns its number, or None.
 FirstFailing = Callable[[Sequence[Program]], int | None]
@@ -101,7 +101,7 @@ def _renamed(program: Program) -> Iterator[Program]:
             near = 0
         elif each.to is not To.PLACE:
             near = named(each.near)
-        into = named(each.into) if each.kind in PLACED else 0
+        into = named(each.into) if each.kind in NAMING else 0
         to = each.to if each.kind in PLACED else To.PLACE
         arg = each.arg if each.kind in COUNTED else 1
         made.append(replace(each, slot=slot, near=near, into=into, to=to, arg=arg))
