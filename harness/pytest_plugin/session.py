@@ -80,6 +80,12 @@ class GuestTests:
                 lines.append(f"  under {accelerator.name}: {accelerator.reason}")
         return lines
 
+    def pytest_report_teststatus(self, report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, str] | None:
+        """Count the tests of a kernel that cannot be had, and list only the first of them as an error."""
+        if isinstance(report, pytest.TestReport) and results.is_told(report):
+            return "not run", "E", "NOT RUN"
+        return None
+
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say what could not be done as asked."""
         seen = self.results(terminalreporter)
@@ -147,7 +153,7 @@ class GuestTests:
             return
         ran = self._runners[label].run(item, self._next)
         item.ihook.pytest_guest_test_judged(item=item, target=self.targets[label], ran=ran)
-        results.encode(ran.judgement, ran.facts)
+        results.encode(ran.judgement, ran.facts, told=ran.told)
         item.stash[_RAN] = ran
 
     @pytest.hookimpl(tryfirst=True)

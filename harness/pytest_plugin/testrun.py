@@ -54,6 +54,8 @@ class Ran:
     facts: Facts
     #: the guest that was kept for a person; None if none was
     kept: Guest | None = None
+    #: whether an earlier test has told why this one could not be run
+    told: bool = False
 
 
 class TestRunner:
@@ -93,9 +95,10 @@ class TestRunner:
             return Ran(missed(item, str(lease)), self._facts(item))
         if isinstance(lease, HarnessError):
             # A kernel that does not boot will not boot for the next test either. The details are told once.
-            message = str(lease).partition("\n")[0] if self._told else str(lease)
+            told = self._told
+            message = str(lease).partition("\n")[0] if told else str(lease)
             self.target.broken, self._told = lease, True
-            return Ran(missed(item, message), self._facts(item))
+            return Ran(missed(item, message), self._facts(item), told=told)
         pool, _ = self._open()
         if nodeid not in lease.nodeids:
             why = "".join(f"\n{safe_text.escape(error)}" for error in lease.errors)

@@ -95,7 +95,9 @@ _PROPERTIES = {
 }
 _OBSTACLE = "obstacle"
 _VERDICT = "verdict"
-_OURS = frozenset({*_PROPERTIES.values(), _OBSTACLE, _VERDICT})
+#: whether another test has told already why this one could not be run
+_TOLD = "told"
+_OURS = frozenset({*_PROPERTIES.values(), _OBSTACLE, _VERDICT, _TOLD})
 
 _PHASES = ("setup", "call", "teardown")
 
@@ -112,8 +114,11 @@ class Result:
     records: Sequence[tuple[str, Any]] = ()
 
 
-def encode(judgement: Judgement, facts: Facts) -> None:
-    """Write a judgement and its facts into its reports, on every phase: JUnit files take them from the last one."""
+def encode(judgement: Judgement, facts: Facts, *, told: bool = False) -> None:
+    """Write a judgement and its facts into its reports, on every phase: JUnit files take them from the last one.
+
+    :param told: another test has told already why this one could not be run.
+    """
     properties: list[tuple[str, object]] = [
         (name, value)
         for field, name in _PROPERTIES.items()
@@ -122,8 +127,14 @@ def encode(judgement: Judgement, facts: Facts) -> None:
     ]
     properties += [(_OBSTACLE, each) for each in facts.obstacles]
     properties.append((_VERDICT, str(judgement.verdict)))
+    properties += [(_TOLD, True)] * told
     for report in judgement.all_reports:
         report.user_properties += properties
+
+
+def is_told(report: pytest.TestReport) -> bool:
+    """Whether a report says what that of another test has said: that there is no kernel to run it on."""
+    return report.failed and (_TOLD, True) in report.user_properties
 
 
 def decode(reports: Iterable[object]) -> list[Result]:

@@ -337,6 +337,8 @@ def test_a_kernel_that_never_reaches_its_agent_is_told_once_with_its_last_words(
     assert "infrastructure: the guest never reached its agent: " in outcome["test_two"].message
     assert evidence in outcome["test_one"].text
     assert evidence not in outcome["test_two"].text
+    assert outcome.output.count("ERROR at setup of") == 1
+    assert "1 error, 1 not run in" in outcome.output
     assert two.machines() == {}
     assert two.left_over() == []
 
