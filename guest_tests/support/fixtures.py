@@ -98,6 +98,9 @@ def audit(request: pytest.FixtureRequest) -> Audit:
 @pytest.fixture(autouse=True)
 def observed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Observed:
     """Collects evidence in every test, and audits it if ``--audit`` asks for that."""
+    if "probe" in request.fixturenames:
+        # Before the other fixtures: where the kernel has no such walk, they would be set up in vain.
+        request.getfixturevalue("probe")
     test = Observed(monkeypatch)
     request.node.stash[_EVIDENCE] = Evidence(test)
     mode = request.config.getoption("--audit", "off")
