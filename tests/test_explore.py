@@ -16,7 +16,7 @@ from harness.explore.plan import plan
 from harness.programs import effects, language, memory, operands
 from harness.programs.generate import LENGTH, Generator
 from harness.programs.language import BadProgram, Kind, Operation, Part, Program, To
-from harness.programs.memory import MAPPED, PLACE_PAGES, PROTECTED, READ, REGISTERED, WRITE, Machine
+from harness.programs.memory import LAZY, MAPPED, PLACE_PAGES, PROTECTED, READ, REGISTERED, SWAPPED, WRITE, Machine
 from harness.programs.shrink import shrink
 
 MAP = Operation(Kind.MAP, to=To.PLACE, near=2, into=0, arg=4)
@@ -257,6 +257,46 @@ def test_the_generator_avoids_moves_that_a_userfaultfd_refuses() -> None:
         step = operands.resolve(machine, tuple(wire))
         assert step is not None
         assert operands.likely_refused(machine, step) is refused, then
+
+
+def test_one_page_is_written_past_its_protection() -> None:
+    machine = _after(MAP, WRITE_A, Operation(Kind.PROTECT_NONE), Operation(Kind.FREE, part=Part.FIRST_HALF))
+    poke = Operation(Kind.POKE, part=Part.FIRST_HALF)
+    assert _makes_sense(machine, poke)
+    assert not _makes_sense(machine, replace(poke, kind=Kind.WRITE))
+    (wire,) = language.to_wire((poke,))
+    step = operands.resolve(machine, tuple(wire))
+    assert step is not None
+    tags = effects.new_tags(machine, step)
+    effects.apply(machine, step, tags)
+    pages = machine.processes[0]
+    assert pages is not None
+    assert (len(tags), machine.contents(pages, _at(2), _at(2) + 4)) == (1, bytes([6, 3, 4, 5]))
+    assert [bool(attr & LAZY) for attr in pages.attr[_at(2) : _at(2) + 4]] == [False, True, False, False]
+    for kind in (Kind.GUARD, Kind.UFFD_REGISTER):
+        assert not _makes_sense(_after(MAP, Operation(kind), Operation(Kind.UFFD_PROTECT)), poke)
+    assert not _makes_sense(_after(replace(MAP, kind=Kind.MAP_SHARED)), poke)
+
+
+def test_only_a_page_of_its_own_is_taken_out_of_use() -> None:
+    offline = Operation(Kind.SOFT_OFFLINE, part=Part.LAST)
+    assert _makes_sense(_after(MAP, WRITE_A), offline)
+    for then in (Operation(Kind.PROTECT_NONE), Operation(Kind.DONTNEED), Operation(Kind.FREE)):
+        assert not _makes_sense(_after(MAP, WRITE_A, then), offline), then
+    machine = _after(MAP, WRITE_A, Operation(Kind.PAGEOUT), offline)
+    pages = machine.processes[0]
+    assert pages is not None
+    assert [bool(more & SWAPPED) for more in pages.more[_at(2) : _at(2) + 4]] == [True, True, True, False]
+    assert not any(more & SWAPPED for more in _swapped_in(machine))
+
+
+def _swapped_in(machine: Machine) -> bytearray:
+    (wire,) = language.to_wire((Operation(Kind.SWAPOFF),))
+    step = operands.resolve(machine, tuple(wire))
+    assert step is not None
+    effects.apply(machine, step)
+    assert machine.processes[0] is not None
+    return machine.processes[0].more
 
 
 def test_a_child_has_no_userfaultfd() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -13,9 +14,9 @@ from typing import Any, Final
 
 from guest_tests.explorer.arena import BASE, PAGE, Arena
 from guest_tests.explorer.calls import STORE
-from guest_tests.mm import ksm, memcg, numa, syscalls, userfault
+from guest_tests.mm import ksm, memcg, numa, swap, syscalls, userfault
 from guest_tests.support.holds import Spliced
-from harness.programs.language import KINDS, Kind
+from harness.programs.language import KINDS, Kind, numbers
 from harness.programs.memory import ARENA_PAGES, Step
 
 _FIXED: Final = syscalls.MREMAP_MAYMOVE | syscalls.MREMAP_FIXED
@@ -62,6 +63,11 @@ _USERFAULTS: Final = {
 _NAME: Final = ctypes.create_string_buffer(b"program")
 #: Pages of the file that programs map. A mapping of the last page of the arena may still grow.
 _FILE_PAGES: Final = 2 * ARENA_PAGES
+
+#: writes that a plan does by machine code
+_STORES: Final = numbers(Kind.WRITE, Kind.WRITE_SAME)
+#: How many frames a guest may lose
+_MOST_OFFLINE: Final = 2000
 
 #: How often the control group is reclaimed at most, until no page is present. Pages that were used lately survive some
 #: rounds, on arm64 more than on x86-64.
@@ -220,6 +226,7 @@ class Actions:
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
         self._held: list[Spliced] = []
+        self._offlined = 0
         self._file = syscalls.memfd_create("program")
         os.ftruncate(self._file, _FILE_PAGES * PAGE)
         self._uffd = open_userfault()
@@ -233,6 +240,9 @@ class Actions:
             Kind.HOLD: self._hold,
             Kind.RELEASE: self._release,
             Kind.RECLAIM: self._reclaim,
+            Kind.POKE: self._poke,
+            Kind.SOFT_OFFLINE: self._soft_offline,
+            Kind.SWAPOFF: self._swapoff,
         }
         table |= {kind: self._calling(record) for kind, record in records.items()}
         table |= {kind: self._moving(records[kind]) for kind, flags in _MOVES.items() if flags}
@@ -248,12 +258,13 @@ class Actions:
             record = records.get(kind)
             if record is not None:
                 row += record(start, pages, dst, new)
-            elif tags:
+            elif kind in _STORES:
                 for index, tag in enumerate(bytes.fromhex(tags)):
                     where = BASE + (start + index) * PAGE
                     row += (STORE, where, tag, 0, 0, 0, 0, 0, STORE, where + PAGE - 1, tag, 0, 0, 0, 0, 0)
             else:
-                if run(row) or self.table[kind](Step(kind, 0, start, pages, dst, new, ()), b""):
+                step = Step(kind, 0, start, pages, dst, new, ())
+                if run(row) or self.table[kind](step, bytes.fromhex(tags)):
                     return False
                 row = []
         return not run(row)
@@ -290,6 +301,18 @@ class Actions:
         self._arena.fill(step.start, step.start + step.pages, tags)
         return 0
 
+    def _poke(self, step: Step, tags: bytes) -> int:
+        where = BASE + step.start * PAGE
+        fd = os.open("/proc/self/mem", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.pwrite(fd, tags, where)
+            os.pwrite(fd, tags, where + PAGE - 1)
+        except OSError as error:
+            return error.errno or 0
+        finally:
+            os.close(fd)
+        return 0
+
     def _read(self, step: Step, _: bytes) -> int:
         self._arena.tags(step.start, step.start + step.pages)
         return 0
@@ -317,6 +340,22 @@ class Actions:
 
     def _release(self, _step: Step, _tags: bytes) -> int:
         self.forget()
+        return 0
+
+    def _soft_offline(self, step: Step, _: bytes) -> int:
+        if self._offlined == _MOST_OFFLINE:
+            return errno.EBUSY
+        error = self._arena.call(syscalls.number("madvise"), BASE + step.start * PAGE, PAGE, syscalls.MADV_SOFT_OFFLINE)
+        self._offlined += not error
+        return error
+
+    def _swapoff(self, _step: Step, _tags: bytes) -> int:
+        area = swap.areas()[0]
+        try:
+            swap.turn_off(area)
+            swap.turn_on(area)
+        except OSError as error:
+            return error.errno or 0
         return 0
 
     def _reclaim(self, _step: Step, _tags: bytes) -> int:

@@ -41,6 +41,8 @@ _REFUSALS: Final = frozenset(
         errno.ENOENT,
         errno.EOPNOTSUPP,
         errno.EBADF,
+        # soft offline of a page that is on no list of the LRU at the moment (soft_offline_page(), mm/memory-failure.c)
+        errno.EIO,
     }
 )
 #: how often a page is looked at before it is said to be left in a migration, and seconds between two looks

@@ -8,7 +8,8 @@ from typing import Final
 
 from guest_tests.explorer.actions import open_userfault
 from guest_tests.explorer.arena import Arena
-from guest_tests.mm import ksm, memcg, numa, syscalls, system, userfault
+from guest_tests.mm import ksm, memcg, numa, swap, syscalls, system, userfault
+from guest_tests.mm.mapping import map_anonymous
 from harness.programs.language import Kind
 
 #: advice that not every kernel knows
@@ -20,6 +21,7 @@ _ADVICE: Final = {
     Kind.COLD: syscalls.MADV_COLD,
     Kind.HUGEPAGE: syscalls.MADV_HUGEPAGE,
     Kind.NOHUGEPAGE: syscalls.MADV_NOHUGEPAGE,
+    Kind.SOFT_OFFLINE: syscalls.MADV_SOFT_OFFLINE,
 }
 _KSM: Final = frozenset({Kind.MERGEABLE, Kind.UNMERGEABLE, Kind.SCAN, Kind.UNMERGE_ALL})
 _POLICY: Final = frozenset({Kind.BIND, Kind.UNBIND})
@@ -28,6 +30,23 @@ _USERFAULTS: Final = frozenset(
     {Kind.UFFD_REGISTER, Kind.UFFD_UNREGISTER, Kind.UFFD_PROTECT, Kind.UFFD_UNPROTECT, Kind.UFFD_MOVE}
 )
 _RELOCATE: Final = frozenset({Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE})
+
+
+def _can_poke() -> bool:
+    """Whether /proc/self/mem writes to memory that is read-only.
+
+    Since 6.12 CONFIG_PROC_MEM_NO_FORCE and the parameter proc_mem.force_override can forbid it (fs/proc/base.c).
+    """
+    page = map_anonymous(1)
+    page.mprotect(syscalls.PROT_READ)
+    try:
+        with open("/proc/self/mem", "r+b", buffering=0) as memory:
+            memory.seek(page.address)
+            return memory.write(b"p") == 1
+    except OSError:
+        return False
+    finally:
+        page.unmap()
 
 
 def kinds() -> list[Kind]:
@@ -41,6 +60,10 @@ def kinds() -> list[Kind]:
         missing |= _RELOCATE
     if not memcg.available():
         missing.add(Kind.RECLAIM)
+    if not swap.areas():
+        missing.add(Kind.SWAPOFF)
+    if not _can_poke():
+        missing.add(Kind.POKE)
     # It does nothing for no memory, if the kernel has it.
     if call(syscalls.number("mbind"), 0, 0, numa.MPOL_DEFAULT):
         missing |= _POLICY

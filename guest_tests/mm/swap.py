@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from guest_tests.mm import syscalls
 from guest_tests.mm.vmstat import meminfo
 
 
@@ -34,6 +36,21 @@ def areas() -> list[Area]:
         words = line.split()
         found.append(Area(words[0], int(words[-3]), int(words[-2])))
     return found
+
+
+def turn_off(area: Area) -> None:
+    """Have all that is in a swap area read back, and stop using it (swapoff()).
+
+    :raises OSError: ENOMEM if memory does not suffice.
+    """
+    path = ctypes.create_string_buffer(area.path.encode())
+    syscalls.call("swapoff", ctypes.addressof(path))
+
+
+def turn_on(area: Area) -> None:
+    """Use a swap area again (swapon())."""
+    path = ctypes.create_string_buffer(area.path.encode())
+    syscalls.call("swapon", ctypes.addressof(path), 0)
 
 
 def total_kb() -> int:

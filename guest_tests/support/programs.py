@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from guest_tests.mm import numa, pagemap, syscalls
+from guest_tests.mm import numa, pagemap, swap, syscalls
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Content, Mapping
 from guest_tests.mm.userfault import FEATURE_MOVE, FEATURE_SIGBUS, FEATURE_WP_UNPOPULATED, MODE_WP, Userfault
 from guest_tests.support.found import assert_found, folios
@@ -97,6 +97,22 @@ def uffd_move(area: CarveOut, source: int, to: int) -> None:
     if not _userfault().features & FEATURE_MOVE:
         pytest.skip("needs UFFDIO_MOVE (6.8)")
     _userfault().move(pages(area, source), area.page(to))
+
+
+def poke(area: CarveOut, at: int, tag: bytes) -> None:
+    """Write the byte at the beginning and end of a page past the protection of its mapping."""
+    with open("/proc/self/mem", "r+b", buffering=0) as memory:
+        for address in (area.page(at), area.page(at + 1) - 1):
+            memory.seek(address)
+            memory.write(tag)
+
+
+def swap_off_and_on() -> None:
+    """Have all that is swapped out read back."""
+    swap.require_swap()
+    (area, *_) = swap.areas()
+    swap.turn_off(area)
+    swap.turn_on(area)
 
 
 def walk(area: CarveOut, first: int, count: int) -> None:

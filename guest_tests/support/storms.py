@@ -130,7 +130,7 @@ class Storm:
             said = file.read()
         for area in self._areas:
             if area.path not in {each.path for each in swap.areas()}:
-                _swap("swapon", area.path, 0)
+                swap.turn_on(area)
         if error is not None:
             error.add_note(f"the storm of seed {self._seed} did: {self.done}")
         elif said:
@@ -205,7 +205,7 @@ def _steps(target: _Target, order: random.Random) -> dict[str, Step]:
     if _COMPACT.exists():
         steps["compact"] = lambda: _written(_COMPACT, "1")
     if areas := swap.areas():
-        steps["swapoff"] = lambda: _swap("swapoff", areas[0].path) and _swap("swapon", areas[0].path, 0)
+        steps["swapoff"] = lambda: _off_and_on(areas[0])
     return {name: steps[name] for name in _WEIGHTS if name in steps}
 
 
@@ -296,5 +296,10 @@ def _merge() -> bool:
     return True
 
 
-def _swap(call: str, path: str, *flags: int) -> bool:
-    return bool(_libc[call](path.encode(), *flags) == 0)
+def _off_and_on(area: swap.Area) -> bool:
+    try:
+        swap.turn_off(area)
+        swap.turn_on(area)
+    except OSError:
+        return False
+    return True

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from harness.explore.c_system import SYSTEM
+
 #: always there
 HEAD: Final = r"""#define _GNU_SOURCE
 #include <errno.h>
@@ -180,6 +182,19 @@ static int fill(int at, int pages, const char *bytes)
 	return 0;
 }
 """,
+    "poke": r"""
+/* Write the first and the last byte of a page past its protection. */
+static int poke(int at, const char *bytes)
+{
+	int fd = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
+	int error = 0;
+
+	if (pwrite(fd, bytes, 1, (uintptr_t)page(at)) != 1 || pwrite(fd, bytes, 1, (uintptr_t)page(at + 1) - 1) != 1)
+		error = errno;
+	close(fd);
+	return error;
+}
+""",
     "look": r"""
 static int look(int at, int pages)
 {
@@ -188,81 +203,7 @@ static int look(int at, int pages)
 	return 0;
 }
 """,
-    "put": r"""
-static int put(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-	ssize_t done = fd < 0 ? -1 : write(fd, text, strlen(text));
-	int error = done < 0 ? errno : 0;
-
-	if (fd >= 0)
-		close(fd);
-	return error;
-}
-""",
-    "folios": r"""
-#define FOLIOS "/sys/kernel/mm/transparent_hugepage/hugepages-%ldkB/enabled"
-
-/* Let memory with MADV_HUGEPAGE have folios of 4 and 8 pages, if the kernel has them. These settings stay. */
-static void folios_begin(void)
-{
-	char path[128];
-
-	for (long pages = 4; pages <= 8; pages *= 2) {
-		snprintf(path, sizeof(path), FOLIOS, pages * page_size / 1024);
-		put(path, "madvise");
-	}
-}
-""",
-    "ksm": r"""
-#define KSM "/sys/kernel/mm/ksm/"
-
-/* Let ksmd scan everything at once. These settings stay. */
-static void ksm_begin(void)
-{
-	if (put(KSM "run", "0")) {
-		printf("needs CONFIG_KSM and root\n");
-		exit(CANNOT_TELL);
-	}
-	put(KSM "advisor_mode", "none");
-	put(KSM "smart_scan", "0");
-	put(KSM "pages_to_scan", "16777216");
-	put(KSM "sleep_millisecs", "0");
-}
-
-""",
-    "scan": r"""
-static long full_scans(void)
-{
-	char text[32] = "";
-	int fd = open(KSM "full_scans", O_RDONLY | O_CLOEXEC);
-
-	if (fd < 0 || read(fd, text, sizeof(text) - 1) < 0)
-		exit(CANNOT_TELL);
-	close(fd);
-	return atol(text);
-}
-
-/* Three full scans merge whatever can be merged. */
-static int scan(void)
-{
-	long goal = full_scans() + 3;
-	int error = put(KSM "run", "1");
-
-	for (int tries = 0; full_scans() < goal && tries < 10000; tries++)
-		usleep(1000);
-	return error ? error : put(KSM "run", "0");
-}
-""",
-    "unmerge_all": r"""
-static int unmerge_all(void)
-{
-	int error = put(KSM "run", "2");
-
-	put(KSM "run", "0");
-	return error;
-}
-""",
+    **SYSTEM,
     "release": r"""
 static int held[128], n_held;
 
@@ -286,26 +227,6 @@ static int hold(int at, int pages)
 	held[n_held++] = ends[0];
 	held[n_held++] = ends[1];
 	return vmsplice(ends[1], &vector, 1, 0) < 0 ? errno : 0;
-}
-""",
-    "reclaim": r"""
-#define GROUP "/sys/fs/cgroup/mremap-program"
-
-static void reclaim_begin(void)
-{
-	put("/sys/fs/cgroup/cgroup.subtree_control", "+memory");
-	mkdir(GROUP, 0755);
-	if (put(GROUP "/cgroup.procs", "0")) {
-		printf("needs cgroup version 2 with the memory controller, and root\n");
-		exit(CANNOT_TELL);
-	}
-}
-
-/* EAGAIN says that less could be reclaimed than was asked for, which is everything. */
-static int reclaim(void)
-{
-	put(GROUP "/memory.reclaim", "64M");
-	return 0;
 }
 """,
     "turns": r"""

@@ -28,6 +28,7 @@ _ADVICE: Final = {
     Kind.GUARD: "102 /* MADV_GUARD_INSTALL */",
     Kind.UNGUARD: "103 /* MADV_GUARD_REMOVE */",
     Kind.POPULATE: "23 /* MADV_POPULATE_WRITE */",
+    Kind.SOFT_OFFLINE: "101 /* MADV_SOFT_OFFLINE */",
 }
 _FIXED: Final = "MREMAP_MAYMOVE | MREMAP_FIXED"
 _MOVES: Final = {
@@ -65,7 +66,13 @@ _CHOICES: Final = {
     Kind.UFFD_PROTECT: ("userfault", "UFFDIO_WRITEPROTECT, UFFDIO_WRITEPROTECT_MODE_WP"),
     Kind.UFFD_UNPROTECT: ("userfault", "UFFDIO_WRITEPROTECT, 0"),
 }
-_PLAIN: Final = {Kind.SCAN: "scan", Kind.UNMERGE_ALL: "unmerge_all", Kind.RELEASE: "release", Kind.RECLAIM: "reclaim"}
+_PLAIN: Final = {
+    Kind.SCAN: "scan",
+    Kind.UNMERGE_ALL: "unmerge_all",
+    Kind.RELEASE: "release",
+    Kind.RECLAIM: "reclaim",
+    Kind.SWAPOFF: "swap_off",
+}
 #: parts that parts need
 _NEEDS: Final = {
     "scan": ("ksm", "put"),
@@ -106,6 +113,8 @@ def write_c(story: Story, failure: str, release: str, name: str) -> str:
         head += "#include <linux/userfaultfd.h>\n#include <sys/ioctl.h>\n"
     if "reclaim" in wanted:
         head += "#include <sys/stat.h>\n"
+    if "swap_off" in wanted:
+        head += "#include <sys/swap.h>\n"
     if "hold" in wanted:
         head += "#include <sys/uio.h>\n"
     return "".join([_comment(story, failure, release, name), head, *parts, "\n", _main(story, calls, wanted)])
@@ -148,6 +157,8 @@ def _call(event: Event) -> tuple[str, str]:
         return _RANGES[kind], f"{_RANGES[kind]}({where})"
     if kind in _PLAIN:
         return _PLAIN[kind], f"{_PLAIN[kind]}()"
+    if kind is Kind.POKE:
+        return "poke", f"poke({event.start}, {_bytes(event.tags)})"
     if kind in (Kind.WRITE, Kind.WRITE_SAME):
         return "fill", f"fill({where}, {_bytes(event.tags)})"
     return "", ""

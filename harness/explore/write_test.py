@@ -27,6 +27,7 @@ _ADVICE: Final = {
     Kind.GUARD: "MADV_GUARD_INSTALL",
     Kind.UNGUARD: "MADV_GUARD_REMOVE",
     Kind.POPULATE: "MADV_POPULATE_WRITE",
+    Kind.SOFT_OFFLINE: "MADV_SOFT_OFFLINE",
 }
 _MOVES: Final = {
     Kind.MOVE: "",
@@ -48,7 +49,11 @@ _HEAD: Final = (
 )
 _KSM: Final = frozenset({Kind.SCAN, Kind.UNMERGE_ALL})
 #: operations that are about the whole system
-_EVERYWHERE: Final = {Kind.SCAN: "ksm.scan()", Kind.UNMERGE_ALL: "ksm.unmerge_all()"}
+_EVERYWHERE: Final = {
+    Kind.SCAN: "ksm.scan()",
+    Kind.UNMERGE_ALL: "ksm.unmerge_all()",
+    Kind.SWAPOFF: "swap_off_and_on()",
+}
 #: operations that a function of guest_tests.support.programs does
 _HELPERS: Final = {
     Kind.MAP_FILE: "map_file",
@@ -64,7 +69,9 @@ _HELPERS: Final = {
     Kind.UFFD_MOVE: "uffd_move",
 }
 #: what tests import from there
-_PROGRAMS: Final = tuple(sorted(("check", "check_marks", "pages", "write", *_HELPERS.values())))
+_PROGRAMS: Final = tuple(
+    sorted(("check", "check_marks", "pages", "poke", "swap_off_and_on", "write", *_HELPERS.values()))
+)
 #: how a process of a program is called in the test
 _CHILDREN: Final = ("", "first", "second")
 
@@ -185,6 +192,8 @@ def _function(event: Event) -> tuple[str, list[str]]:
         return "map_anonymous", [str(event.new), f"area.page({event.dst})", *shared]
     if kind in (Kind.WRITE, Kind.WRITE_SAME):
         return "write", ["area", str(event.start), _bytes(event.tags)]
+    if kind is Kind.POKE:
+        return "poke", ["area", str(event.start), _bytes(event.tags)]
     if kind in _MOVES:
         flags = [_MOVES[kind]] if _MOVES[kind] else []
         length = [f"pages={event.new}"] if event.new != event.pages else []

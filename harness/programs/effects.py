@@ -60,6 +60,7 @@ _CHANGES: Final[dict[int, tuple[bytes | None, bytes | None]]] = {
         Kind.UNLOCK: (without(LOCKED), None),
         Kind.HOLD: (None, plus(HELD)),
         Kind.POPULATE: (None, plus(TOUCHED)),
+        Kind.SOFT_OFFLINE: (None, without(SWAPPED)),
         Kind.UFFD_PROTECT: (None, plus(PROTECTED)),
         Kind.UFFD_UNPROTECT: (None, without(PROTECTED)),
         Kind.UFFD_UNREGISTER: (None, without(PROTECTED)),
@@ -101,6 +102,8 @@ _KEEPS: Final[dict[int, bytes]] = {
     _RECLAIM,
     _DONTUNMAP,
     _UFFD_MOVE,
+    _POKE,
+    _SWAPOFF,
 ) = (
     number(each)
     for each in (
@@ -121,6 +124,8 @@ _KEEPS: Final[dict[int, bytes]] = {
         Kind.RECLAIM,
         Kind.MOVE_DONTUNMAP,
         Kind.UFFD_MOVE,
+        Kind.POKE,
+        Kind.SWAPOFF,
     )
 )
 _NOT_LAZY = without(LAZY)
@@ -134,7 +139,7 @@ def new_tags(machine: Machine, step: Step) -> bytes:
     """The bytes that a write puts into its pages; none for operations that do not write."""
     if step.kind == _WRITE_SAME:
         return bytes((SAME,)) * step.pages
-    if step.kind != _WRITE:
+    if step.kind not in (_WRITE, _POKE):
         return b""
     first = machine.next_tag
     # Large enough for the pages of a program, so that no two pages hold the same by accident.
@@ -158,7 +163,7 @@ def apply(machine: Machine, step: Step, tags: bytes = b"") -> None:
         pages.kept[start:end] = pages.kept[start:end].translate(_KEEPS[kind])
     if kind in MOVES:
         _move(pages, step)
-    elif kind in (_WRITE, _WRITE_SAME):
+    elif kind in (_WRITE, _WRITE_SAME, _POKE):
         _write(machine, pages, step, tags)
     elif kind == _READ:
         pages.more[start:end] = pages.more[start:end].translate(_READ_BACK)
@@ -186,6 +191,7 @@ _EVERYWHERE: Final[dict[int, bytes]] = {
     _UNMERGE: without(MERGED),
     _RELEASE: without(HELD),
     _RECLAIM: where(TOUCHED, plus(SWAPPED)),
+    _SWAPOFF: without(SWAPPED),
     _SCAN: where(TOUCHED, plus(MERGED)),
 }
 

@@ -90,6 +90,7 @@ _BASIC: Final[dict[Kind, float]] = {
     Kind.UNLOCK: 1,
     Kind.WRITE_SAME: 1,
     Kind.WALK: 2,
+    Kind.POKE: 1,
 }
 _FORKING: Final[dict[Kind, float]] = {
     Kind.FORK: 9,
@@ -106,7 +107,14 @@ _MERGING: Final[dict[Kind, float]] = {
     Kind.SCAN: 9,
     Kind.UNMERGE_ALL: 1,
 }
-_SWAPPING: Final[dict[Kind, float]] = {Kind.PAGEOUT: 8, Kind.RECLAIM: 2, Kind.HOLD: 4, Kind.RELEASE: 2}
+_SWAPPING: Final[dict[Kind, float]] = {
+    Kind.PAGEOUT: 8,
+    Kind.RECLAIM: 2,
+    Kind.SWAPOFF: 2,
+    Kind.HOLD: 4,
+    Kind.RELEASE: 2,
+    Kind.SOFT_OFFLINE: 1,
+}
 
 _MAPPINGS: Final[dict[Kind, float]] = {
     Kind.MAP_FILE: 7,

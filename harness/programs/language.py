@@ -110,6 +110,12 @@ class Kind(StrEnum):
     UFFD_UNPROTECT = "uffd-unprotect"
     #: have the userfaultfd move one page to where none is: UFFDIO_MOVE
     UFFD_MOVE = "uffd-move"
+    #: write one page through /proc/self/mem, which no protection of the mapping prevents
+    POKE = "poke"
+    #: take the frame of one page out of use, so that the page migrates
+    SOFT_OFFLINE = "soft-offline"
+    #: turn the swap device off, so that all that is swapped out is read back, and on again
+    SWAPOFF = "swapoff"
 
 
 class Part(StrEnum):
@@ -175,7 +181,11 @@ PLACED: Final = MAPPING | frozenset(
 #: those of them whose result gets the name of a slot
 NAMING: Final = PLACED - {Kind.UFFD_MOVE}
 #: operations that are about no memory of a slot
-SLOTLESS: Final = frozenset({Kind.FORK, Kind.EXIT, Kind.SCAN, Kind.UNMERGE_ALL, Kind.RELEASE, Kind.RECLAIM})
+SLOTLESS: Final = frozenset(
+    {Kind.FORK, Kind.EXIT, Kind.SCAN, Kind.UNMERGE_ALL, Kind.RELEASE, Kind.RECLAIM, Kind.SWAPOFF}
+)
+#: operations that are about one page
+SINGLE: Final = frozenset({Kind.UFFD_MOVE, Kind.POKE, Kind.SOFT_OFFLINE})
 #: operations whose ``arg`` means something
 COUNTED: Final = MAPPING | frozenset({Kind.MOVE_GROW, Kind.GROW, Kind.FORK})
 

@@ -5,7 +5,20 @@ from __future__ import annotations
 
 from typing import Final
 
-from harness.programs.language import PARTS, PROCESSES, SLOTS, TOS, Kind, Part, To, Wire, number, numbers
+from harness.programs.language import (
+    PARTS,
+    PROCESSES,
+    SINGLE,
+    SLOTLESS,
+    SLOTS,
+    TOS,
+    Kind,
+    Part,
+    To,
+    Wire,
+    number,
+    numbers,
+)
 from harness.programs.memory import (
     ARENA_PAGES,
     FILED,
@@ -111,6 +124,8 @@ def resolve(machine: Machine, wire: Wire) -> Step | None:
     if where is None:
         return None
     start, length = _part(_ALL if kind in _WHOLE else part, *where)
+    if kind in _SINGLE:
+        length = 1
     end = start + length
     # Unmapping alone makes sense where nothing is mapped.
     if kind != _UNMAP and not pages.all_have(start, end, MAPPED):
@@ -121,6 +136,8 @@ def resolve(machine: Machine, wire: Wire) -> Step | None:
         return None  # a page with further references does not move
     if kind in _WRITES and not pages.more_of_none(start, end, PROTECTED):
         return None  # the fault would wait for an answer of the userfaultfd
+    if kind == _SOFT_OFFLINE and not pages.more[start] & TOUCHED:
+        return None  # the zero page, or a page of a file
     if kind in _UFFD and not pages.kept_by_none(start, end, FILED):
         return None
     if kind in _MARKS and not all(kept & REGISTERED for kept in pages.kept[start:end]):
@@ -176,6 +193,8 @@ def likely_refused(machine: Machine, step: Step) -> bool:
         return True
     if step.kind == _MUST and not pages.kept_by_none(step.start, step.end, REGISTERED):
         return True
+    if step.kind == _SOFT_OFFLINE:
+        return bool(pages.more[step.start] & HELD)
     if step.kind == _UFFD_MOVE:
         # Only a page that is the process's alone moves, to where none is, between mappings that are equal in this.
         here, there = pages.attr[step.start], pages.attr[step.dst]
@@ -191,14 +210,15 @@ def likely_refused(machine: Machine, step: Step) -> bool:
 
 _FORK, _EXIT, _UNMAP, _MAP_SHARED = map(number, (Kind.FORK, Kind.EXIT, Kind.UNMAP, Kind.MAP_SHARED))
 _GROW, _SCAN, _HOLD, _MUST, _WALK = map(number, (Kind.GROW, Kind.SCAN, Kind.HOLD, Kind.MOVE_MUST_RELOCATE, Kind.WALK))
-_UFFD_MOVE = number(Kind.UFFD_MOVE)
+_UFFD_MOVE, _SOFT_OFFLINE = map(number, (Kind.UFFD_MOVE, Kind.SOFT_OFFLINE))
 _MARKS = numbers(Kind.UFFD_PROTECT, Kind.UFFD_UNPROTECT)
 _UFFD = _MARKS | numbers(Kind.UFFD_REGISTER, Kind.UFFD_UNREGISTER, Kind.UFFD_MOVE)
 #: what children do not do: they have neither the pipes nor a userfaultfd of their own
 _FIRST_ONLY = _UFFD | {_HOLD}
 #: what writes to pages, or faults them in for writing
-_WRITES = numbers(Kind.WRITE, Kind.WRITE_SAME, Kind.POPULATE, Kind.LOCK)
-_SLOTLESS = numbers(Kind.FORK, Kind.EXIT, Kind.SCAN, Kind.UNMERGE_ALL, Kind.RELEASE, Kind.RECLAIM)
+_WRITES = numbers(Kind.WRITE, Kind.WRITE_SAME, Kind.POKE, Kind.POPULATE, Kind.LOCK)
+_SLOTLESS = numbers(*SLOTLESS)
+_SINGLE = numbers(*SINGLE)
 #: all forms of mmap()
 MAPS = numbers(Kind.MAP, Kind.MAP_SHARED, Kind.MAP_FILE)
 _WHOLE = numbers(Kind.GROW, Kind.SHRINK)
@@ -253,5 +273,7 @@ _ACCESS: Final[dict[int, tuple[int, int]]] = {
         Kind.UFFD_PROTECT: (0, SHARED | GUARD | LAZY),
         Kind.UFFD_UNPROTECT: (0, SHARED),
         Kind.UFFD_MOVE: (0, SHARED | GUARD | LAZY),
+        Kind.POKE: (0, SHARED | GUARD),
+        Kind.SOFT_OFFLINE: (READ, SHARED | GUARD | LAZY),
     }.items()
 }

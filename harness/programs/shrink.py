@@ -25,6 +25,7 @@ _SIMPLER: Final = {
     Kind.POPULATE: Kind.WRITE,
     Kind.LOCK: Kind.WRITE,
     Kind.WRITE_SAME: Kind.WRITE,
+    Kind.POKE: Kind.WRITE,
     Kind.MAP_SHARED: Kind.MAP,
     Kind.MAP_FILE: Kind.MAP,
     Kind.SHRINK: Kind.UNMAP,
