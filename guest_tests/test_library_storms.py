@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import ctypes
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -35,7 +35,10 @@ def test_a_storm_does_everything_that_this_kernel_can_do(own_group: Memcg | None
             return all(storm.done.values())
 
         storm.begin()
-        wait_until(everything, f"all steps of {sorted(storm.done)}", 60)
+        with suppress(TimeoutError):
+            wait_until(everything, "every kind of step", 15)
+        missing = [name for name, done in storm.done.items() if not done]
+        assert not missing, f"no step of these kinds has succeeded: {', '.join(missing)}"
 
 
 def test_a_storm_notices_a_write_that_is_lost(area: CarveOut) -> None:

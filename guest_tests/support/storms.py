@@ -192,7 +192,8 @@ def _steps(target: _Target, order: random.Random) -> dict[str, Step]:
         steps["migrate"] = _migrate(target, order)
     if target.words:
         steps["words"] = _words(target)
-    if target.group is not None and (reclaim := target.group / "memory.reclaim").exists():
+    # Without swap there is nothing to reclaim of anonymous memory, and the kernel answers EAGAIN.
+    if target.group is not None and (reclaim := target.group / "memory.reclaim").exists() and swap.areas():
         steps["reclaim"] = lambda: _written(reclaim, "2M")
     if _IDLE.exists():
         steps["idle"] = lambda: _age(target.frame(order))
