@@ -40,8 +40,9 @@ _PLAIN: Program = (_MAP, _WRITE, _MOVE)
 _AT = 6 * memory.PLACE_PAGES
 
 
-#: what needs one mapping, and moves several on new kernels; what a kernel may lack; what a moment may forbid
-_MAY_BE_REFUSED = frozenset({Kind.PROTECT_NONE, Kind.BIND, Kind.NAME, Kind.SOFT_OFFLINE})
+#: what needs one mapping, and moves several on new kernels; what a kernel may lack; what a moment may forbid; what the
+#: program wants to be refused
+_MAY_BE_REFUSED = frozenset({Kind.PROTECT_NONE, Kind.BIND, Kind.NAME, Kind.SOFT_OFFLINE, Kind.UFFD_MOVE})
 #: what not every kernel allows
 _NOT_EVERYWHERE = frozenset({Kind.POKE, Kind.UFFD_REGISTER, Kind.UFFD_MOVE, Kind.SWAPOFF})
 
@@ -170,6 +171,7 @@ def _also(executor: Executor, kind: Kind, then: Any) -> None:
             Operation(Kind.UFFD_MOVE, slot=1, part=Part.FIRST, to=To.HOME),
             Operation(Kind.UFFD_MOVE, slot=1, part=Part.LAST, to=To.HOME),
             _WALK,
+            Operation(Kind.UFFD_MOVE, slot=1, part=Part.MIDDLE, to=To.ONTO),
         ),
         (
             _MAP,

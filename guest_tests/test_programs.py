@@ -27,6 +27,7 @@ _SWAPPING: Final = frozenset({Kind.PAGEOUT, Kind.RECLAIM})
 _SWAP: Final = 4096
 #: what these programs fail with
 _LOST: Final = "does not move to another node"
+_UNLOCKED: Final = "smaps does not show lo"
 _LEFT: Final = "smaps does not show uw"
 _UNPROTECTED: Final = "is not write-protected by the userfaultfd, and should be"
 
@@ -34,6 +35,7 @@ _UNPROTECTED: Final = "is not write-protected by the userfaultfd, and should be"
 @pytest.mark.parametrize(
     "name",
     [
+        pytest.param("dontunmap-part-unlocks", marks=pytest.mark.finding("dontunmap-part-unlocks", match=_UNLOCKED)),
         pytest.param("ksm-shared-by-fork", marks=pytest.mark.finding("ksm-shared-by-fork", match=_LOST)),
         pytest.param("ksm-swapcache-move", marks=pytest.mark.finding("ksm-swapcache-move", match=_LOST)),
         pytest.param("ksm-swapcache-unmergeable", marks=pytest.mark.finding("ksm-swapcache-unmergeable", match=_LOST)),

@@ -41,10 +41,15 @@ _REFUSALS: Final = frozenset(
         errno.ENOENT,
         errno.EOPNOTSUPP,
         errno.EBADF,
-        # soft offline of a page that is on no list of the LRU at the moment (soft_offline_page(), mm/memory-failure.c)
-        errno.EIO,
     }
 )
+#: errors that say so of one kind of operation
+_OWN_REFUSALS: Final = {
+    # there is a page
+    KINDS.index(Kind.UFFD_MOVE): errno.EEXIST,
+    # the page is on no list of the LRU at the moment (soft_offline_page(), mm/memory-failure.c)
+    KINDS.index(Kind.SOFT_OFFLINE): errno.EIO,
+}
 #: how often a page is looked at before it is said to be left in a migration, and seconds between two looks
 _TRIES: Final = 4
 _PAUSE: Final = 0.01
@@ -202,7 +207,7 @@ class Executor:
         pages = machine.processes[step.process]
         assert pages is not None
         name = errno.errorcode.get(error, str(error))
-        if error not in _REFUSALS:
+        if error not in _REFUSALS and error != _OWN_REFUSALS.get(step.kind):
             text = f"{KINDS[step.kind]} fails with {name}, which says nothing about the call"
             return Failure("refused", step.process, step.start, text)
         fixed = step.kind in MOVES and step.dst != step.start
