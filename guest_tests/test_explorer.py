@@ -96,6 +96,13 @@ def _also(executor: Executor, kind: Kind, then: Any) -> None:
             Operation(Kind.SCAN),
         ),
         (_MAP, Operation(Kind.WRITE_SAME), Operation(Kind.MERGEABLE), _HOLD, Operation(Kind.SCAN)),
+        (
+            _MAP,
+            Operation(Kind.WRITE_SAME),
+            Operation(Kind.MERGEABLE),
+            Operation(Kind.PROTECT_NONE, part=Part.LAST),
+            Operation(Kind.SCAN),
+        ),
         (_MAP, _WRITE, Operation(Kind.PAGEOUT), _MOVE),
         (_MAP, _WRITE, Operation(Kind.PAGEOUT), _MOVE, Operation(Kind.SWAPOFF), _WALK),
         (
@@ -190,6 +197,7 @@ def _also(executor: Executor, kind: Kind, then: Any) -> None:
         "forked",
         "merged",
         "held",
+        "merged while nobody may read it",
         "swapped out",
         "read back by swapoff",
         "poked",

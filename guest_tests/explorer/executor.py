@@ -193,7 +193,12 @@ class Executor:
             if not error:
                 effects.apply(machine, step, tags)
                 if kind == _SCAN and alone:
-                    failure = oracles.check_merged(machine, self._entries(machine), self.walker.zero)
+                    failure = oracles.check_merged(
+                        machine,
+                        self._entries(machine),
+                        self.walker.zero,
+                        inaccessible=self.walker.finds_inaccessible,
+                    )
                     if failure is not None:
                         return failure
                 continue

@@ -225,10 +225,14 @@ def check_marks(machine: Machine, process: int, entries: Sequence[int]) -> Failu
 # --- KSM ---------------------------------------------------------------------------------------------------------
 
 
-def check_merged(machine: Machine, entries: Sequence[Sequence[int]], zero: int) -> Failure | None:
+def check_merged(
+    machine: Machine, entries: Sequence[Sequence[int]], zero: int, *, inaccessible: bool
+) -> Failure | None:
     """After scans: pages of equal contents that KSM may merge share a frame.
 
     :param entries: of pagemap, for each process; empty for those that do not exist.
+    :param inaccessible: whether the kernel finds pages that nobody may read, see
+        :attr:`guest_tests.explorer.walks.Walker.finds_inaccessible`. ksmd looks for pages in the same way.
     """
     mergeable = [
         (process, pages, page)
@@ -238,6 +242,7 @@ def check_merged(machine: Machine, entries: Sequence[Sequence[int]], zero: int) 
         for page in range(start, end)
         # What was only read of a file is a page of the file.
         if not pages.kept[page] & FILED or pages.more[page] & TOUCHED
+        if inaccessible or pages.attr[page] & READ
     ]
     # A page with further references cannot be write-protected. If it is the one in the unstable tree, ksmd compares all
     # equal pages with it and merges none of them (cmp_and_merge_page(), mm/ksm.c).

@@ -39,8 +39,8 @@ class Walker:
         arena.fill(CONTROL, CONTROL + 1, b"c")
         #: the frame of the shared zero page, which has no reverse map
         self.zero = _zero_page(arena)
-        #: whether move_pages() finds pages that nobody may read
-        self._finds_inaccessible = self.possible and _finds_inaccessible(arena, self._nodes)
+        #: whether follow_page() finds pages that nobody may read, as move_pages() shows; taken to be so with one node
+        self.finds_inaccessible = not self.possible or _finds_inaccessible(arena, self._nodes)
         #: how many pages were seen to move
         self.moved = 0
         #: how many walks say nothing, because the control page did not move either
@@ -124,7 +124,7 @@ class Walker:
             for start, end in (memory.runs(pages) if only is None else [(only.start, only.end)])
             for page in range(start, end)
             if (number := frame(entries[page])) and number != self.zero and not pages.more[page] & HELD
-            if self._finds_inaccessible or pages.attr[page] & READ
+            if self.finds_inaccessible or pages.attr[page] & READ
         }
 
     def _left(self, before: dict[int, int], pid: int) -> list[int]:
