@@ -226,6 +226,16 @@ def test_a_shape_may_allow_other_operations() -> None:
     assert not shape.covers("marks", ["uffd-register", "move"])
 
 
+def test_a_finding_that_shows_in_many_programs_is_known_on_kernels_that_have_it_only() -> None:
+    operations = ["map", "lock", "move", "unlock", "move"]
+    finding = findings.shown_by("walk", operations, "6.17.13", "x86_64")
+    assert finding is not None
+    assert finding.name == "merged-with-untouched"
+    assert findings.shown_by("walk", operations[:4], "6.17.13", "x86_64") is None
+    for release in ("6.12.118", "6.18.9", "7.3.4"):
+        assert findings.shown_by("walk", operations, release, "x86_64") is None
+
+
 def test_programs_of_the_file_may_have_groups() -> None:
     finding = findings.known()["ksm-uffd-unprotected"]
     for operations in (
