@@ -37,6 +37,9 @@ from guest_tests.support.found import assert_found, require_migration
 from guest_tests.support.races import Busy, rounds
 from guest_tests.support.storms import Storm
 
+# The checks of 64 MB take a minute with a debug kernel under emulation.
+pytestmark = [pytest.mark.storm, pytest.mark.guest_timeout(30)]
+
 #: memory of a short race, and of one of ten seconds and more
 _LITTLE, _MUCH = 8 << 20, 64 << 20
 _LONG: Final = 10.0

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
 
 import pytest
 
@@ -167,6 +168,25 @@ def test_every_option_explains_itself() -> None:
 
 def test_a_wrong_value_is_a_usage_error(one: Lab) -> None:
     assert one.run("--isolate=nothing").status == pytest.ExitCode.USAGE_ERROR
+
+
+@pytest.mark.parametrize(
+    ("markers", "seconds"),
+    [({}, 80), ({"guest_timeout": 20}, 160), ({"storm": None}, 180), ({"storm": None, "guest_timeout": 20}, 260)],
+)
+def test_a_race_is_added_to_the_time_of_its_test(
+    monkeypatch: pytest.MonkeyPatch, markers: dict[str, object], seconds: float
+) -> None:
+    """Or a long race would end with the loss of its guest, and count as the kernel's failure."""
+    from harness.pytest_plugin.testrun import TestRunner
+
+    source = SimpleNamespace(slowdown=8.0, patience=SimpleNamespace(test=80.0))
+    monkeypatch.setattr(TestRunner, "_open", lambda self: (SimpleNamespace(source=source), None))
+    item = SimpleNamespace(
+        config=SimpleNamespace(getoption={"race_seconds": 100}.__getitem__),
+        get_closest_marker=lambda name: SimpleNamespace(args=[markers[name]]) if name in markers else None,
+    )
+    assert TestRunner.__new__(TestRunner)._time_for(cast(pytest.Item, item)) == seconds
 
 
 PRINTS_SELECTORS = """

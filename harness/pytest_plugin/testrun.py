@@ -184,7 +184,8 @@ class TestRunner:
         """Seconds that a test may take."""
         source = self._open()[0].source
         marker = item.get_closest_marker("guest_timeout")
-        return float(marker.args[0]) * source.slowdown if marker else source.patience.test
+        race = float(item.config.getoption("race_seconds")) if item.get_closest_marker("storm") else 0.0
+        return race + (float(marker.args[0]) * source.slowdown if marker else source.patience.test)
 
     def _facts(self, item: pytest.Item, audited: Audited | None = None) -> Facts:
         kernel, machine = self.target.kernel, self.target.machine
