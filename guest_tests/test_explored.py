@@ -52,8 +52,8 @@ def test_programs(seed: int, record_property: Callable[[str, object], None]) -> 
             shown = f"{failure.oracle}: {' / '.join(each.kind for each in _smallest(executor, program, failure))}"
             record_property("program", shown)
             failed.append(
-                f"{failure.text} after program {number}, which fails in the same way with these operations alone:\n"
-                f"{shown}\nSave it, and give its file to harness explore --replay:\n{language.to_json(program)}"
+                f"{shown}: {failure.text}. That was program {number}, of which these operations alone fail in the same "
+                f"way. Save it, and give its file to harness explore --replay:\n{language.to_json(program)}"
             )
     if failed:
         pytest.fail("\n".join(failed), pytrace=False)
