@@ -16,7 +16,18 @@ from harness.explore.plan import plan
 from harness.programs import effects, language, memory, operands
 from harness.programs.generate import LENGTH, Generator
 from harness.programs.language import BadProgram, Kind, Operation, Part, Program, To
-from harness.programs.memory import LAZY, MAPPED, PLACE_PAGES, PROTECTED, READ, REGISTERED, SWAPPED, WRITE, Machine
+from harness.programs.memory import (
+    LAZY,
+    MAPPED,
+    PLACE_PAGES,
+    PROTECTED,
+    READ,
+    REGISTERED,
+    SWAPPED,
+    WRITE,
+    Machine,
+    Step,
+)
 from harness.programs.shrink import shrink
 
 MAP = Operation(Kind.MAP, to=To.PLACE, near=2, into=0, arg=4)
@@ -38,6 +49,14 @@ def _after(*program: Operation) -> Machine:
 def _makes_sense(machine: Machine, operation: Operation) -> bool:
     (wire,) = language.to_wire((operation,))
     return operands.resolve(machine, tuple(wire)) is not None
+
+
+def _step(machine: Machine, operation: Operation) -> Step:
+    """The step of an operation that makes sense."""
+    (wire,) = language.to_wire((operation,))
+    step = operands.resolve(machine, tuple(wire))
+    assert step is not None
+    return step
 
 
 def _at(place: int) -> int:
@@ -253,10 +272,7 @@ def test_the_generator_avoids_moves_that_a_userfaultfd_refuses() -> None:
         ([Operation(Kind.WRITE, slot=1)], True),
     ):
         machine = _after(MAP, WRITE_A, EMPTY, REGISTER_EMPTY, *then)
-        (wire,) = language.to_wire((MOVE_PAGE,))
-        step = operands.resolve(machine, tuple(wire))
-        assert step is not None
-        assert operands.likely_refused(machine, step) is refused, then
+        assert operands.likely_refused(machine, _step(machine, MOVE_PAGE)) is refused, then
 
 
 def test_one_page_is_written_past_its_protection() -> None:
@@ -264,9 +280,7 @@ def test_one_page_is_written_past_its_protection() -> None:
     poke = Operation(Kind.POKE, part=Part.FIRST_HALF)
     assert _makes_sense(machine, poke)
     assert not _makes_sense(machine, replace(poke, kind=Kind.WRITE))
-    (wire,) = language.to_wire((poke,))
-    step = operands.resolve(machine, tuple(wire))
-    assert step is not None
+    step = _step(machine, poke)
     tags = effects.new_tags(machine, step)
     effects.apply(machine, step, tags)
     pages = machine.processes[0]
@@ -287,16 +301,8 @@ def test_only_a_page_of_its_own_is_taken_out_of_use() -> None:
     pages = machine.processes[0]
     assert pages is not None
     assert [bool(more & SWAPPED) for more in pages.more[_at(2) : _at(2) + 4]] == [True, True, True, False]
-    assert not any(more & SWAPPED for more in _swapped_in(machine))
-
-
-def _swapped_in(machine: Machine) -> bytearray:
-    (wire,) = language.to_wire((Operation(Kind.SWAPOFF),))
-    step = operands.resolve(machine, tuple(wire))
-    assert step is not None
-    effects.apply(machine, step)
-    assert machine.processes[0] is not None
-    return machine.processes[0].more
+    effects.apply(machine, _step(machine, Operation(Kind.SWAPOFF)))
+    assert not any(more & SWAPPED for more in pages.more)
 
 
 def test_a_child_has_no_userfaultfd() -> None:

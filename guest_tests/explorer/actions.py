@@ -9,6 +9,7 @@ import errno
 import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -78,18 +79,6 @@ Action = Callable[[Step, bytes], int]
 Record = Callable[[int, int, int, int], list[int]]
 
 
-def open_userfault() -> userfault.Userfault | None:
-    """A userfaultfd for programs; None if the kernel lacks it, or cannot write-protect memory that was never touched.
-
-    Nobody reads from it: a fault that would wait ends with SIGBUS.
-    """
-    needed = userfault.FEATURE_SIGBUS | userfault.FEATURE_WP_UNPOPULATED
-    for features in (needed | userfault.FEATURE_MOVE, needed):
-        with contextlib.suppress(OSError):
-            return userfault.Userfault(features)
-    return None
-
-
 def _records(file: int, uffd: int) -> dict[Kind, Record]:
     """The operations that are one system call.
 
@@ -108,8 +97,8 @@ def _records(file: int, uffd: int) -> dict[Kind, Record]:
     }
     table |= {kind: _mapping(sharing | syscalls.MAP_ANONYMOUS) for kind, sharing in _SHARINGS.items()}
     table |= {kind: _moving(flags) for kind, flags in _MOVES.items()}
-    table |= {kind: _asking(uffd, *request) for kind, request in _USERFAULTS.items()}
-    table[Kind.UFFD_MOVE] = _asking_to_move(uffd)
+    table |= {kind: _asking(uffd, request, partial(_range, mode)) for kind, (request, mode) in _USERFAULTS.items()}
+    table[Kind.UFFD_MOVE] = _asking(uffd, userfault.UFFDIO_MOVE, _page_to_page)
     table |= {kind: _on_range("madvise", advice) for kind, advice in _ADVICE.items()}
     return table | {kind: _on_range("mprotect", protection) for kind, protection in _PROTECTIONS.items()}
 
@@ -147,27 +136,17 @@ def _naming(name: int) -> Record:
     ]
 
 
-def _asking(uffd: int, request: int, mode: int) -> Record:
+def _asking(uffd: int, request: int, argument: Callable[[int, int, int], ctypes.Array[ctypes.c_uint64]]) -> Record:
+    """A request of the userfaultfd.
+
+    :param argument: makes its argument of the first page, the pages, and the first page of the place.
+    """
     number = syscalls.number("ioctl")
-    return lambda start, pages, _dst, _new: [
+    return lambda start, pages, dst, _new: [
         number,
         uffd,
         request,
-        ctypes.addressof(_range(start, pages, mode)),
-        0,
-        0,
-        0,
-        0,
-    ]
-
-
-def _asking_to_move(uffd: int) -> Record:
-    number = syscalls.number("ioctl")
-    return lambda start, _pages, dst, _new: [
-        number,
-        uffd,
-        userfault.UFFDIO_MOVE,
-        ctypes.addressof(_page_to_page(start, dst)),
+        ctypes.addressof(argument(start, pages, dst)),
         0,
         0,
         0,
@@ -176,12 +155,13 @@ def _asking_to_move(uffd: int) -> Record:
 
 
 @functools.cache
-def _page_to_page(start: int, dst: int) -> ctypes.Array[ctypes.c_uint64]:
+def _page_to_page(start: int, _pages: int, dst: int) -> ctypes.Array[ctypes.c_uint64]:
+    """The argument of a move of one page: to, from, length, mode, and room for an answer."""
     return (ctypes.c_uint64 * 5)(BASE + dst * PAGE, BASE + start * PAGE, PAGE, 0, 0)
 
 
 @functools.cache
-def _range(start: int, pages: int, mode: int) -> ctypes.Array[ctypes.c_uint64]:
+def _range(mode: int, start: int, pages: int, _dst: int) -> ctypes.Array[ctypes.c_uint64]:
     """The argument of a request: address, length, mode, and room for an answer."""
     return (ctypes.c_uint64 * 4)(BASE + start * PAGE, pages * PAGE, mode, 0)
 
@@ -229,7 +209,7 @@ class Actions:
         self._offlined = 0
         self._file = syscalls.memfd_create("program")
         os.ftruncate(self._file, _FILE_PAGES * PAGE)
-        self._uffd = open_userfault()
+        self._uffd = userfault.without_reader()
         records = _records(self._file, -1 if self._uffd is None else self._uffd.fd)
         table: dict[Kind, Action] = {
             Kind.WRITE: self._write,
@@ -303,14 +283,11 @@ class Actions:
 
     def _poke(self, step: Step, tags: bytes) -> int:
         where = BASE + step.start * PAGE
-        fd = os.open("/proc/self/mem", os.O_RDWR | os.O_CLOEXEC)
         try:
-            os.pwrite(fd, tags, where)
-            os.pwrite(fd, tags, where + PAGE - 1)
+            syscalls.poke(where, tags)
+            syscalls.poke(where + PAGE - 1, tags)
         except OSError as error:
             return error.errno or 0
-        finally:
-            os.close(fd)
         return 0
 
     def _read(self, step: Step, _: bytes) -> int:
@@ -350,10 +327,8 @@ class Actions:
         return error
 
     def _swapoff(self, _step: Step, _tags: bytes) -> int:
-        area = swap.areas()[0]
         try:
-            swap.turn_off(area)
-            swap.turn_on(area)
+            swap.turn_off_and_on(swap.areas()[0])
         except OSError as error:
             return error.errno or 0
         return 0

@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from guest_tests.explorer.actions import open_userfault
 from guest_tests.explorer.arena import Arena
 from guest_tests.mm import ksm, memcg, numa, swap, syscalls, system, userfault
 from guest_tests.mm.mapping import map_anonymous
@@ -40,13 +39,12 @@ def _can_poke() -> bool:
     page = map_anonymous(1)
     page.mprotect(syscalls.PROT_READ)
     try:
-        with open("/proc/self/mem", "r+b", buffering=0) as memory:
-            memory.seek(page.address)
-            return memory.write(b"p") == 1
+        syscalls.poke(page.address, b"p")
     except OSError:
         return False
     finally:
         page.unmap()
+    return True
 
 
 def kinds() -> list[Kind]:
@@ -69,7 +67,7 @@ def kinds() -> list[Kind]:
         missing |= _POLICY
     if not system.has_vma_names():
         missing |= _NAMES
-    uffd = open_userfault()
+    uffd = userfault.without_reader()
     if uffd is None:
         missing |= _USERFAULTS
     else:

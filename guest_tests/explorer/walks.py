@@ -149,11 +149,14 @@ class Walker:
         return self._nodes[(here + 1) % len(self._nodes)]
 
 
+def _map_first_page() -> None:
+    flags = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_FIXED
+    syscalls.mmap(address(0), PAGE, syscalls.PROT_RW, flags)
+
+
 def _zero_page(arena: Arena) -> int:
     """Its frame, which a page shows that was read and never written."""
-    syscalls.mmap(
-        address(0), PAGE, syscalls.PROT_RW, syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_FIXED
-    )
+    _map_first_page()
     arena.tags(0, 1)
     found = frame(arena.entries()[0])
     arena.reset()
@@ -166,8 +169,7 @@ def _finds_inaccessible(arena: Arena, nodes: Sequence[int]) -> bool:
     It answers ENOENT on 6.1.192. Since 474098edac26 (6.1) follow_page() treats PROT_NONE entries as those of NUMA
     balancing, which it does not follow. d74943a2f3cd (6.5) is right again.
     """
-    flags = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_FIXED
-    syscalls.mmap(address(0), PAGE, syscalls.PROT_RW, flags)
+    _map_first_page()
     arena.fill(0, 1, b"n")
     syscalls.mprotect(address(0), PAGE, syscalls.PROT_NONE)
     answers = [numa.move_pages(0, [address(0)], [node], numa.MPOL_MF_MOVE) for node in nodes]

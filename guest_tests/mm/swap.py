@@ -53,6 +53,15 @@ def turn_on(area: Area) -> None:
     syscalls.call("swapon", ctypes.addressof(path), 0)
 
 
+def turn_off_and_on(area: Area) -> None:
+    """Have all that is in a swap area read back.
+
+    :raises OSError: as for :func:`turn_off`.
+    """
+    turn_off(area)
+    turn_on(area)
+
+
 def total_kb() -> int:
     """SwapTotal in kB."""
     return meminfo().get("SwapTotal", 0)

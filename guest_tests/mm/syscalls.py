@@ -204,6 +204,18 @@ def call(name: str, *args: int) -> int:
     return result
 
 
+def poke(address: int, data: bytes) -> None:
+    """Write to memory of this process through /proc/self/mem, which no protection of the mapping need prevent.
+
+    :raises OSError: EIO if the memory cannot be written, or its protection holds.
+    """
+    fd = os.open("/proc/self/mem", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.pwrite(fd, data, address)
+    finally:
+        os.close(fd)
+
+
 # --- typed wrappers ----------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -71,6 +72,18 @@ class Event:
     event: int
     #: its three words
     arguments: tuple[int, int, int]
+
+
+def without_reader() -> Userfault | None:
+    """A userfaultfd for a process that serves no faults; None if the kernel cannot write-protect untouched memory.
+
+    A fault that would wait ends with SIGBUS. It can move pages if the kernel has that: see :attr:`Userfault.features`.
+    """
+    needed = FEATURE_SIGBUS | FEATURE_WP_UNPOPULATED
+    for features in (needed | FEATURE_MOVE, needed):
+        with contextlib.suppress(OSError):
+            return Userfault(features)
+    return None
 
 
 class Userfault:

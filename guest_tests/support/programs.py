@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import functools
 import os
-from contextlib import suppress
 
 import pytest
 
-from guest_tests.mm import numa, pagemap, swap, syscalls
+from guest_tests.mm import numa, pagemap, swap, syscalls, userfault
 from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Content, Mapping
-from guest_tests.mm.userfault import FEATURE_MOVE, FEATURE_SIGBUS, FEATURE_WP_UNPOPULATED, MODE_WP, Userfault
+from guest_tests.mm.userfault import FEATURE_MOVE, MODE_WP, Userfault
 from guest_tests.support.found import assert_found, folios
 
 #: pages of the file that programs map
@@ -65,11 +64,10 @@ def unname(area: CarveOut, first: int, count: int) -> None:
 @functools.cache
 def _userfault() -> Userfault:
     """One userfaultfd for all memory. It asks for no events. A write to a page that it protects ends with SIGBUS."""
-    needed = FEATURE_SIGBUS | FEATURE_WP_UNPOPULATED
-    for features in (needed | FEATURE_MOVE, needed):
-        with suppress(OSError):
-            return Userfault(features)
-    pytest.skip("needs a userfaultfd that protects memory which was never touched (6.4)")
+    opened = userfault.without_reader()
+    if opened is None:
+        pytest.skip("needs a userfaultfd that protects memory which was never touched (6.4)")
+    return opened
 
 
 def uffd_register(area: CarveOut, first: int, count: int) -> None:
@@ -101,18 +99,14 @@ def uffd_move(area: CarveOut, source: int, to: int) -> None:
 
 def poke(area: CarveOut, at: int, tag: bytes) -> None:
     """Write the byte at the beginning and end of a page past the protection of its mapping."""
-    with open("/proc/self/mem", "r+b", buffering=0) as memory:
-        for address in (area.page(at), area.page(at + 1) - 1):
-            memory.seek(address)
-            memory.write(tag)
+    for address in (area.page(at), area.page(at + 1) - 1):
+        syscalls.poke(address, tag)
 
 
 def swap_off_and_on() -> None:
     """Have all that is swapped out read back."""
     swap.require_swap()
-    (area, *_) = swap.areas()
-    swap.turn_off(area)
-    swap.turn_on(area)
+    swap.turn_off_and_on(swap.areas()[0])
 
 
 def walk(area: CarveOut, first: int, count: int) -> None:

@@ -298,9 +298,5 @@ def _merge() -> bool:
 
 
 def _off_and_on(area: swap.Area) -> bool:
-    try:
-        swap.turn_off(area)
-        swap.turn_on(area)
-    except OSError:
-        return False
+    swap.turn_off_and_on(area)
     return True

@@ -190,10 +190,8 @@ def _function(event: Event) -> tuple[str, list[str]]:
     if kind in (Kind.MAP, Kind.MAP_SHARED):
         shared = ["shared=True"] if kind is Kind.MAP_SHARED else []
         return "map_anonymous", [str(event.new), f"area.page({event.dst})", *shared]
-    if kind in (Kind.WRITE, Kind.WRITE_SAME):
-        return "write", ["area", str(event.start), _bytes(event.tags)]
-    if kind is Kind.POKE:
-        return "poke", ["area", str(event.start), _bytes(event.tags)]
+    if kind in (Kind.WRITE, Kind.WRITE_SAME, Kind.POKE):
+        return "poke" if kind is Kind.POKE else "write", ["area", str(event.start), _bytes(event.tags)]
     if kind in _MOVES:
         flags = [_MOVES[kind]] if _MOVES[kind] else []
         length = [f"pages={event.new}"] if event.new != event.pages else []

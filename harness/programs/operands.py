@@ -156,9 +156,9 @@ def resolve(machine: Machine, wire: Wire) -> Step | None:
         return None
     if kind == _UFFD_MOVE:
         place = _place(pages, to, near, start, 1)
-        return (
-            Step(kind, process, start, 1, place, 1, wire) if place is not None and _takes(pages, start, place) else None
-        )
+        if place is None or not _takes(pages, start, place):
+            return None
+        return Step(kind, process, start, 1, place, 1, wire)
     if kind in MOVES:
         new = length
         if kind in _RESIZES:
