@@ -228,6 +228,24 @@ def test_an_innocent_program_passes(executor: Executor, ksm: Ksm, program: Progr
         assert not any(outcome.errors), outcome
 
 
+@pytest.mark.parametrize("number", [1, 4, 5])
+def test_a_move_is_undone_if_it_has_the_folio_that_fails(executor: Executor, number: int) -> None:
+    """No row: four pages relocate, and the relocation of one of them is made to fail.
+
+    ::
+
+        page    48                  96
+                |abcd|     ->       | 1..4 |    the first, the last, and a fifth that there is not
+
+    A kernel with relocation: EFAULT and no check complains, or success for the fifth.
+    """
+    if Kind.MOVE_UNDONE not in kinds():
+        pytest.skip("needs a kernel with relocation that can be made to fail")
+    outcome = _run(executor, (_MAP, _WRITE, replace(_MOVE, kind=Kind.MOVE_UNDONE, arg=number), _WALK))
+    assert outcome.failure is None, outcome
+    assert outcome.errors == [0, 0, errno.EFAULT if number < 5 else 0, 0], outcome
+
+
 def test_a_page_written_behind_the_models_back_is_seen(executor: Executor) -> None:
     """No row: one byte at the beginning of a page changes after a move.
 

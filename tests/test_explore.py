@@ -305,6 +305,34 @@ def test_only_a_page_of_its_own_is_taken_out_of_use() -> None:
     assert not any(more & SWAPPED for more in pages.more)
 
 
+def test_a_move_is_undone_if_it_has_the_folio_that_fails() -> None:
+    third = Operation(Kind.MOVE_UNDONE, near=5, arg=3)
+    for then, undone in (
+        ([WRITE_A], True),
+        ([replace(WRITE_A, part=Part.FIRST_HALF)], False),
+        ([WRITE_A, Operation(Kind.DONTNEED, part=Part.LAST)], True),
+        ([], False),
+    ):
+        machine = _after(MAP, *then)
+        assert operands.undone(machine, _step(machine, third)) is undone, then
+    machine = _after(replace(MAP, kind=Kind.MAP_FILE), WRITE_A)
+    assert not operands.undone(machine, _step(machine, third)), "private files are not relocated"
+    assert plan((MAP, WRITE_A, third)) is None, "a plan takes every operation to succeed"
+    assert not _makes_sense(_after(MAP, WRITE_A, Operation(Kind.FORK, arg=1)), replace(third, process=1))
+
+
+def test_a_refused_move_may_have_unmapped_its_place() -> None:
+    machine = _after(MAP, WRITE_A, replace(MAP, near=5, into=1), replace(WRITE_A, slot=1))
+    pages = machine.processes[0]
+    assert pages is not None
+    before = pages.attr[_at(2) : _at(2) + 4], pages.tags[_at(2) : _at(2) + 4]
+    effects.refuse(machine, _step(machine, Operation(Kind.MOVE_UNDONE, near=5)))
+    assert not any(pages.attr[_at(5) : _at(5) + 4])
+    assert (pages.attr[_at(2) : _at(2) + 4], pages.tags[_at(2) : _at(2) + 4]) == before
+    effects.refuse(machine, _step(machine, Operation(Kind.MOVE_SHRINK, near=5)))
+    assert [bool(attr) for attr in pages.attr[_at(2) : _at(2) + 4]] == [True, True, False, False]
+
+
 def test_a_child_has_no_userfaultfd() -> None:
     machine = _after(MAP, REGISTER, PROTECT, Operation(Kind.FORK, arg=1))
     assert _marked(machine, 1) == ([], [])
@@ -375,6 +403,13 @@ def test_programs_have_only_operations_that_the_kernel_has() -> None:
     kinds = set(Kind) - {Kind.MOVE_RELOCATE, Kind.SCAN, Kind.GUARD}
     generator = Generator(1, kinds)
     assert {each.kind for _ in range(300) for each in generator.next().program} <= kinds
+
+
+def test_a_kernel_that_cannot_undo_gets_the_programs_that_it_got_before_there_was_an_undo() -> None:
+    """So that the seeds of earlier reports still make the same programs there."""
+    kinds = [kind for kind in Kind if kind is not Kind.MOVE_UNDONE]
+    assert "undo" not in [theme.name for theme, _ in Generator(1, kinds)._themes]
+    assert "undo" in [theme.name for theme, _ in Generator(1, list(Kind))._themes]
 
 
 def test_operations_find_memory_to_work_on() -> None:

@@ -347,7 +347,7 @@ def test_a_failure_that_does_not_come_again_is_counted_and_not_told() -> None:
 
 
 class Racing(FakeRunner):
-    """A kernel that gets a program wrong in one of ten runs."""
+    """A kernel that gets a program wrong in one of five runs."""
 
     def __init__(self) -> None:
         super().__init__(_grows)
@@ -361,7 +361,7 @@ class Racing(FakeRunner):
         self.rivals.add(rival)
         for number, each in enumerate(programs):
             self.ran += 1
-            if self.ran % 10 == 0 and self._wrong(each):
+            if self.ran % 5 == 0 and self._wrong(each):
                 return Batch(number + 1, Failure("walk", 0, 1, "wrong"), errors=[0] * len(each))
         return Batch(len(programs))
 
@@ -372,7 +372,7 @@ def test_a_race_is_confirmed_and_shrunk_by_running_programs_many_times() -> None
     exploring.run(Deadline.after(60), programs=3000)
     (only,) = found
     assert [each.kind for each in only.program] == ["grow", "shrink"]
-    assert 1 <= only.runs <= 10
+    assert 1 <= only.runs <= 5
     assert runner.rivals == {7}
 
 

@@ -101,6 +101,14 @@ def test_a_guest_test_of_several_processes_calls_into_them() -> None:
     assert "second.close()" in text
 
 
+def test_a_move_that_is_made_to_fail_is_written_as_one() -> None:
+    told = story((MAP, WRITE, Operation(Kind.MOVE_UNDONE, near=1, arg=2)), [0, 0, errno.EFAULT])
+    assert 'must("move-undone", move_undone(16, 2, 0, 2), EFAULT);' in _in_c(told)
+    text = write_test(told, "x", "7.3", "undone")
+    compile(text, "test_undone.py", "exec")
+    assert "    with pytest.raises(OSError):\n            move_undone(area, 16, 2, 0, 2)\n" in text
+
+
 def test_a_program_with_a_userfaultfd_compares_its_marks() -> None:
     told = story(REGISTERED, [])
     text = _in_c(told)

@@ -16,6 +16,7 @@ from typing import Any, Final
 from guest_tests.explorer.arena import BASE, PAGE, Arena
 from guest_tests.explorer.calls import STORE
 from guest_tests.mm import ksm, memcg, numa, swap, syscalls, userfault
+from guest_tests.support.failing import RELOCATION, failing_relocation
 from guest_tests.support.holds import Spliced
 from harness.programs.language import KINDS, Kind, numbers
 from harness.programs.memory import ARENA_PAGES, Step
@@ -28,6 +29,7 @@ _MOVES: Final = {
     Kind.MOVE_DONTUNMAP: _FIXED | syscalls.MREMAP_DONTUNMAP,
     Kind.MOVE_RELOCATE: _FIXED | syscalls.MREMAP_RELOCATE_ANON,
     Kind.MOVE_MUST_RELOCATE: _FIXED | syscalls.MREMAP_MUST_RELOCATE_ANON,
+    Kind.MOVE_UNDONE: _FIXED | syscalls.MREMAP_MUST_RELOCATE_ANON,
     Kind.GROW: 0,
     Kind.SHRINK: 0,
 }
@@ -226,6 +228,7 @@ class Actions:
         }
         table |= {kind: self._calling(record) for kind, record in records.items()}
         table |= {kind: self._moving(records[kind]) for kind, flags in _MOVES.items() if flags}
+        table[Kind.MOVE_UNDONE] = self._undoing(table[Kind.MOVE_UNDONE])
         #: by number of the kind; forks and exits are not among them
         self.table: dict[int, Action] = {KINDS.index(kind): action for kind, action in table.items()}
         self._records = {KINDS.index(kind): record for kind, record in records.items()}
@@ -274,6 +277,17 @@ class Actions:
             return error
 
         return move
+
+    @staticmethod
+    def _undoing(move: Action) -> Action:
+        def undone(step: Step, tags: bytes) -> int:
+            if not RELOCATION.exists():
+                return move(step, tags)  # a program from elsewhere
+            with failing_relocation() as arm:
+                arm(step.wire[-1])
+                return move(step, tags)
+
+        return undone
 
     # --- access ----------------------------------------------------------------------------------------------------
 

@@ -215,12 +215,7 @@ class Executor:
         if error not in _REFUSALS and error != _OWN_REFUSALS.get(step.kind):
             text = f"{KINDS[step.kind]} fails with {name}, which says nothing about the call"
             return Failure("refused", step.process, step.start, text)
-        fixed = step.kind in MOVES and step.dst != step.start
-        if fixed:
-            # Actions unmaps the destination of a refused call, and the tail of one that shrinks: see there.
-            pages.clear(step.dst, step.dst + step.new)
-            if step.new < step.pages:
-                pages.clear(step.start + step.new, step.end)
+        effects.refuse(machine, step)
         # The un-merging of KSM pages comes before much that can refuse a move.
         if before is None or any(more & MERGED for more in pages.more[step.start : step.end]):
             return None

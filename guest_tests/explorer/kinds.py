@@ -9,6 +9,7 @@ from typing import Final
 from guest_tests.explorer.arena import Arena
 from guest_tests.mm import ksm, memcg, numa, swap, syscalls, system, userfault
 from guest_tests.mm.mapping import map_anonymous
+from guest_tests.support.failing import RELOCATION
 from harness.programs.language import Kind
 
 #: advice that not every kernel knows
@@ -28,7 +29,7 @@ _NAMES: Final = frozenset({Kind.NAME, Kind.UNNAME})
 _USERFAULTS: Final = frozenset(
     {Kind.UFFD_REGISTER, Kind.UFFD_UNREGISTER, Kind.UFFD_PROTECT, Kind.UFFD_UNPROTECT, Kind.UFFD_MOVE}
 )
-_RELOCATE: Final = frozenset({Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE})
+_RELOCATE: Final = frozenset({Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE, Kind.MOVE_UNDONE})
 
 
 def _can_poke() -> bool:
@@ -56,6 +57,8 @@ def kinds() -> list[Kind]:
         missing |= _KSM
     if not system.supports_relocate():
         missing |= _RELOCATE
+    if not RELOCATION.exists():
+        missing.add(Kind.MOVE_UNDONE)
     if not memcg.available():
         missing.add(Kind.RECLAIM)
     if not swap.areas():

@@ -9,8 +9,9 @@ import os
 import pytest
 
 from guest_tests.mm import numa, pagemap, swap, syscalls, userfault
-from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Content, Mapping
+from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Content, Mapping, move
 from guest_tests.mm.userfault import FEATURE_MOVE, MODE_WP, Userfault
+from guest_tests.support.failing import failing_relocation
 from guest_tests.support.found import assert_found, folios
 
 #: pages of the file that programs map
@@ -95,6 +96,16 @@ def uffd_move(area: CarveOut, source: int, to: int) -> None:
     if not _userfault().features & FEATURE_MOVE:
         pytest.skip("needs UFFDIO_MOVE (6.8)")
     _userfault().move(pages(area, source), area.page(to))
+
+
+def move_undone(area: CarveOut, first: int, count: int, to: int, number: int) -> None:
+    """Relocate some pages, and have the relocation of the n-th of their folios fail.
+
+    :raises OSError: EFAULT, if they have so many folios.
+    """
+    with failing_relocation() as arm:
+        arm(number)
+        move(pages(area, first, count), area.page(to), syscalls.MREMAP_MUST_RELOCATE_ANON)
 
 
 def poke(area: CarveOut, at: int, tag: bytes) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The functions of C programs that are about the whole system: KSM, swap, control groups, and large folios."""
+"""The functions of C programs about the whole system: KSM, swap, control groups, large folios, and failures."""
 
 from __future__ import annotations
 
@@ -100,6 +100,28 @@ static int reclaim(void)
 {
 	put(GROUP "/memory.reclaim", "64M");
 	return 0;
+}
+""",
+    "move_undone": r"""
+#define FAIL "/sys/kernel/debug/fail_mremap_relocate/"
+
+/* Relocate, and have the relocation of the n-th folio fail. These settings stay. */
+static int move_undone(int from, int pages, int to, int number)
+{
+	char space[16];
+	int error;
+
+	snprintf(space, sizeof(space), "%d", number);
+	if (put(FAIL "probability", "100") || put(FAIL "interval", "1") || put("/proc/thread-self/make-it-fail", "1")) {
+		printf("needs a kernel with MREMAP_MUST_RELOCATE_ANON and fault injection, debugfs, and root\n");
+		exit(CANNOT_TELL);
+	}
+	put(FAIL "task-filter", "Y");
+	put(FAIL "space", space);
+	put(FAIL "times", "1");
+	error = move(from, pages, to, pages, MREMAP_MAYMOVE | MREMAP_FIXED | 16 /* MREMAP_MUST_RELOCATE_ANON */);
+	put(FAIL "times", "0");
+	return error;
 }
 """,
     "swap_off": r"""

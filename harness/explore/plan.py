@@ -15,8 +15,8 @@ from harness.programs.language import KINDS, Kind, Program
 from harness.programs.memory import GUARD, LAZY, MAPPED, READ, Machine
 
 _PROTECT_READ: Final = KINDS.index(Kind.PROTECT_READ)
-#: kinds that need more than the first process, or a look at the result
-_NOT_PLANNED: Final = language.numbers(Kind.FORK, Kind.SCAN, Kind.UFFD_REGISTER)
+#: kinds that need more than the first process, or a look at the result, or that fail on purpose
+_NOT_PLANNED: Final = language.numbers(Kind.FORK, Kind.SCAN, Kind.UFFD_REGISTER, Kind.MOVE_UNDONE)
 
 #: kind, first page, pages, first page of the place, pages afterwards, and the bytes that it writes in hexadecimal
 PlannedStep = tuple[int, int, int, int, int, str]

@@ -79,6 +79,7 @@ _NEEDS: Final = {
     "unmerge_all": ("ksm", "put"),
     "reclaim": ("put",),
     "walk": ("wrong",),
+    "move_undone": ("put", "move"),
     "userfault": ("userfaultfd",),
     "userfault_move": ("userfaultfd",),
 }
@@ -147,6 +148,8 @@ def _call(event: Event) -> tuple[str, str]:
         return function, f"{function}({where}, {choice})"
     if kind is Kind.UFFD_MOVE:
         return "userfault_move", f"userfault_move({event.start}, {event.dst})"
+    if kind is Kind.MOVE_UNDONE:
+        return "move_undone", f"move_undone({where}, {event.dst}, {event.operation.arg})"
     if kind in _MOVES:
         return "move", f"move({where}, {event.dst}, {event.new}, {_MOVES[kind]})"
     if kind in _ADVICE:

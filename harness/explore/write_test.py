@@ -67,6 +67,7 @@ _HELPERS: Final = {
     Kind.UFFD_PROTECT: "uffd_protect",
     Kind.UFFD_UNPROTECT: "uffd_unprotect",
     Kind.UFFD_MOVE: "uffd_move",
+    Kind.MOVE_UNDONE: "move_undone",
 }
 #: what tests import from there
 _PROGRAMS: Final = tuple(
@@ -185,7 +186,11 @@ def _function(event: Event) -> tuple[str, list[str]]:
     kind = event.kind
     where = f"pages(area, {event.start}, {event.pages})"
     if kind in _HELPERS:
-        numbers = {Kind.MAP_FILE: (event.dst, event.new), Kind.UFFD_MOVE: (event.start, event.dst)}
+        numbers: dict[Kind, tuple[int, ...]] = {
+            Kind.MAP_FILE: (event.dst, event.new),
+            Kind.UFFD_MOVE: (event.start, event.dst),
+            Kind.MOVE_UNDONE: (event.start, event.pages, event.dst, event.operation.arg),
+        }
         return _HELPERS[kind], ["area", *map(str, numbers.get(kind, (event.start, event.pages)))]
     if kind in (Kind.MAP, Kind.MAP_SHARED):
         shared = ["shared=True"] if kind is Kind.MAP_SHARED else []

@@ -187,6 +187,19 @@ def apply(machine: Machine, step: Step, tags: bytes = b"") -> None:
                 each.more[:] = each.more.translate(_EVERYWHERE[kind])
 
 
+def refuse(machine: Machine, step: Step) -> None:
+    """Change the model as an operation did that was refused.
+
+    A refused move may have unmapped its destination, and the tail of one that shrinks. The guest's actions always do.
+    """
+    if step.kind in MOVES and step.dst != step.start:
+        pages = machine.processes[step.process]
+        assert pages is not None
+        pages.clear(step.dst, step.dst + step.new)
+        if step.new < step.pages:
+            pages.clear(step.start + step.new, step.end)
+
+
 _EVERYWHERE: Final[dict[int, bytes]] = {
     _UNMERGE: without(MERGED),
     _RELEASE: without(HELD),

@@ -133,8 +133,10 @@ _USERFAULTS: Final[dict[Kind, float]] = {
     Kind.UFFD_MOVE: 50,  # makes sense only if there is registered memory at the place
 }
 
+_UNDO: Final[dict[Kind, float]] = {Kind.MOVE_UNDONE: 24}
+
 #: Forks, scans and swap take as long as several whole programs under emulation, so that few programs have them.
-#: Programs with a userfaultfd are run with the model, which takes three times as long.
+#: Programs with a userfaultfd or an undo are run with the model, which takes three times as long.
 THEMES: Final = (
     Theme("moves", 60, {}),
     Theme("mappings", 22, _MAPPINGS),
@@ -143,7 +145,8 @@ THEMES: Final = (
     Theme("swap", 4, _SWAPPING),
     Theme("merged swap", 3, {**_MERGING, **_SWAPPING, Kind.RECLAIM: 9, Kind.HOLD: 9}),
     Theme("userfaults", 3, _USERFAULTS),
-    Theme("everything", 3, {**_FORKING, **_MERGING, **_SWAPPING, **_MAPPINGS, **_USERFAULTS}),
+    Theme("undo", 4, _UNDO),
+    Theme("everything", 3, {**_FORKING, **_MERGING, **_SWAPPING, **_MAPPINGS, **_USERFAULTS, **_UNDO}),
 )
 
 #: Parts and places, by weight. Uniform choices hardly ever meet memory that borders on other memory, or fits it.
@@ -191,8 +194,16 @@ def remade(program: Program) -> Made:
         step = operands.resolve(machine, tuple(wire))
         if step is not None:
             met.append(situation(machine, step))
-            effects.apply(machine, step, effects.new_tags(machine, step))
+            _do(machine, step)
     return Made(program, met)
+
+
+def _do(machine: Machine, step: Step) -> None:
+    """Take a step to succeed, unless it is made to fail."""
+    if operands.undone(machine, step):
+        effects.refuse(machine, step)
+    else:
+        effects.apply(machine, step, effects.new_tags(machine, step))
 
 
 class Generator:
@@ -208,8 +219,9 @@ class Generator:
         self._themes = [
             (theme, _Weighted({kind: weight for kind, weight in _merged(theme).items() if kind in available}))
             for theme in THEMES
+            if not theme.kinds or available.intersection(theme.kinds)
         ]
-        self._shares = [theme.share for theme in THEMES]
+        self._shares = [theme.share for theme, _ in self._themes]
         self._parts, self._tos, self._map_tos = _Weighted(_PARTS), _Weighted(_TOS), _Weighted(_MAP_TOS)
         #: how often each situation was met
         self.seen: Counter[Situation] = Counter()
@@ -240,7 +252,7 @@ class Generator:
             made.append(decoded(step.wire))
             met.append(here)
             self.seen[here] += 1
-            effects.apply(machine, step, effects.new_tags(machine, step))
+            _do(machine, step)
         return Made(tuple(made), met)
 
     def _draw(self, kinds: _Weighted[Kind], machine: Machine, *, first: bool) -> tuple[int, ...]:

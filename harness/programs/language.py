@@ -116,6 +116,8 @@ class Kind(StrEnum):
     SOFT_OFFLINE = "soft-offline"
     #: turn the swap device off, so that all that is swapped out is read back, and on again
     SWAPOFF = "swapoff"
+    #: with MREMAP_MUST_RELOCATE_ANON, while the relocation of its ``arg``-th folio is made to fail: the move is undone
+    MOVE_UNDONE = "move-undone"
 
 
 class Part(StrEnum):
@@ -175,6 +177,7 @@ PLACED: Final = MAPPING | frozenset(
         Kind.MOVE_MUST_RELOCATE,
         Kind.MOVE_GROW,
         Kind.MOVE_SHRINK,
+        Kind.MOVE_UNDONE,
         Kind.UFFD_MOVE,
     }
 )
@@ -187,7 +190,7 @@ SLOTLESS: Final = frozenset(
 #: operations that are about one page
 SINGLE: Final = frozenset({Kind.UFFD_MOVE, Kind.POKE, Kind.SOFT_OFFLINE})
 #: operations whose ``arg`` means something
-COUNTED: Final = MAPPING | frozenset({Kind.MOVE_GROW, Kind.GROW, Kind.FORK})
+COUNTED: Final = MAPPING | frozenset({Kind.MOVE_GROW, Kind.GROW, Kind.MOVE_UNDONE, Kind.FORK})
 
 
 class BadProgram(ValueError):

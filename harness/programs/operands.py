@@ -147,7 +147,7 @@ def resolve(machine: Machine, wire: Wire) -> Step | None:
         return None
     if kind in _ADVICES and not (pages.alike(start, end, LOCKED | SHARED) and pages.alike_kept(start, end, FILED)):
         return None
-    stops = kind == _MUST or (kind in MOVES and not pages.kept_by_none(start, end, REGISTERED))
+    stops = kind in _MUSTS or (kind in MOVES and not pages.kept_by_none(start, end, REGISTERED))
     # A child's mappings remain apart where only the parent's locks differed.
     if stops and (process or not pages.one_mapping(start, end)):
         # From 6.17 on, remap_move() moves several mappings one by one (mm/mremap.c). One that cannot be relocated, or
@@ -183,6 +183,15 @@ def _takes(pages: Pages, start: int, place: int) -> bool:
     return bool(attr & MAPPED and kept & REGISTERED) and not (attr & (SHARED | GUARD) or kept & FILED)
 
 
+def undone(machine: Machine, step: Step) -> bool:
+    """Whether a step is a move that will probably be undone: it has a folio that is made to fail."""
+    pages = machine.processes[step.process]
+    assert pages is not None
+    if step.kind != _UNDONE or not pages.kept_by_none(step.start, step.end, FILED):
+        return False
+    return sum(more & TOUCHED for more in pages.more[step.start : step.end]) >= step.wire[-1]
+
+
 def likely_refused(machine: Machine, step: Step) -> bool:
     """Whether the kernel will probably refuse a step: a move of several mappings, or advice for such memory."""
     pages = machine.processes[step.process]
@@ -191,7 +200,7 @@ def likely_refused(machine: Machine, step: Step) -> bool:
         return any(pages.attr[step.end : step.start + step.new])
     if step.kind in _ANONYMOUS and not pages.kept_by_none(step.start, step.end, FILED):
         return True
-    if step.kind == _MUST and not pages.kept_by_none(step.start, step.end, REGISTERED):
+    if step.kind in _MUSTS and not pages.kept_by_none(step.start, step.end, REGISTERED):
         return True
     if step.kind == _SOFT_OFFLINE:
         return bool(pages.more[step.start] & HELD)
@@ -209,8 +218,10 @@ def likely_refused(machine: Machine, step: Step) -> bool:
 
 
 _FORK, _EXIT, _UNMAP, _MAP_SHARED = map(number, (Kind.FORK, Kind.EXIT, Kind.UNMAP, Kind.MAP_SHARED))
-_GROW, _SCAN, _HOLD, _MUST, _WALK = map(number, (Kind.GROW, Kind.SCAN, Kind.HOLD, Kind.MOVE_MUST_RELOCATE, Kind.WALK))
-_UFFD_MOVE, _SOFT_OFFLINE = map(number, (Kind.UFFD_MOVE, Kind.SOFT_OFFLINE))
+_GROW, _SCAN, _HOLD, _WALK = map(number, (Kind.GROW, Kind.SCAN, Kind.HOLD, Kind.WALK))
+_UFFD_MOVE, _SOFT_OFFLINE, _UNDONE = map(number, (Kind.UFFD_MOVE, Kind.SOFT_OFFLINE, Kind.MOVE_UNDONE))
+#: moves with flag 16
+_MUSTS = numbers(Kind.MOVE_MUST_RELOCATE, Kind.MOVE_UNDONE)
 _MARKS = numbers(Kind.UFFD_PROTECT, Kind.UFFD_UNPROTECT)
 _UFFD = _MARKS | numbers(Kind.UFFD_REGISTER, Kind.UFFD_UNREGISTER, Kind.UFFD_MOVE)
 #: what children do not do: they have neither the pipes nor a userfaultfd of their own
@@ -229,10 +240,17 @@ _RESIZES = numbers(Kind.GROW, Kind.SHRINK, Kind.MOVE_GROW, Kind.MOVE_SHRINK)
 _PRIVATE = numbers(Kind.DONTNEED, Kind.FREE, Kind.PAGEOUT, Kind.COLD, Kind.GUARD, Kind.WIPEONFORK, Kind.KEEPONFORK)
 #: what is refused for a private file
 _ANONYMOUS = numbers(
-    Kind.FREE, Kind.GUARD, Kind.WIPEONFORK, Kind.NAME, Kind.UNNAME, Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE
+    Kind.FREE,
+    Kind.GUARD,
+    Kind.WIPEONFORK,
+    Kind.NAME,
+    Kind.UNNAME,
+    Kind.MOVE_RELOCATE,
+    Kind.MOVE_MUST_RELOCATE,
+    Kind.MOVE_UNDONE,
 )
 #: moves that give the memory the page offset of its new place
-RELOCATES = numbers(Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE)
+RELOCATES = numbers(Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE, Kind.MOVE_UNDONE)
 #: all forms of mremap()
 MOVES = _RESIZES | RELOCATES | numbers(Kind.MOVE, Kind.MOVE_DONTUNMAP)
 #: Advice is given mapping by mapping (madvise_walk_vmas(), mm/madvise.c), and some is refused for locked or for shared

@@ -23,7 +23,7 @@ from tests.lab import Case, Lab
 _GCC = ("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s", "-pthread")
 _SHOWN, _NOT_SHOWN = 1, 0
 #: findings that take a configuration which no packaged kernel has
-_ONLY_BUILT = {"failed-unmap-committed"}
+_ONLY_BUILT = {"failed-unmap-committed", "failed-unmap-overcharged"}
 #: findings that 7.3 has, and for which docs/findings/ has no patch
 _NO_FIX = {"move-table-not-soft-dirty"}
 #: how many CPUs a program needs, if more than one
