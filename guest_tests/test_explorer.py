@@ -18,7 +18,7 @@ from guest_tests.explorer.arena import PAGE, address
 from guest_tests.explorer.executor import Executor, Outcome
 from guest_tests.explorer.kinds import kinds
 from guest_tests.explorer.rivals import Rival
-from guest_tests.mm import numa, pagemap, system
+from guest_tests.mm import numa, pagemap, system, vmstat
 from guest_tests.mm.ksm import Ksm
 from guest_tests.support import folios
 from harness.programs import effects, language, memory
@@ -228,8 +228,9 @@ def test_an_innocent_program_passes(executor: Executor, ksm: Ksm, program: Progr
         assert not any(outcome.errors), outcome
 
 
+@pytest.mark.parametrize("kind", [Kind.MOVE_UNDONE, Kind.MOVE_FALLBACK])
 @pytest.mark.parametrize("number", [1, 4, 5])
-def test_a_move_is_undone_if_it_has_the_folio_that_fails(executor: Executor, number: int) -> None:
+def test_a_move_is_undone_if_it_has_the_folio_that_fails(executor: Executor, kind: Kind, number: int) -> None:
     """No row: four pages relocate, and the relocation of one of them is made to fail.
 
     ::
@@ -237,13 +238,17 @@ def test_a_move_is_undone_if_it_has_the_folio_that_fails(executor: Executor, num
         page    48                  96
                 |abcd|     ->       | 1..4 |    the first, the last, and a fifth that there is not
 
-    A kernel with relocation: EFAULT and no check complains, or success for the fifth.
+    A kernel with relocation: the move is undone, or there is no fifth; EFAULT with flag 16; no check complains.
     """
-    if Kind.MOVE_UNDONE not in kinds():
+    if kind not in kinds():
         pytest.skip("needs a kernel with relocation that can be made to fail")
-    outcome = _run(executor, (_MAP, _WRITE, replace(_MOVE, kind=Kind.MOVE_UNDONE, arg=number), _WALK))
+    before = vmstat.vmstat()
+    outcome = _run(executor, (_MAP, _WRITE, replace(_MOVE, kind=kind, arg=number), _WALK))
     assert outcome.failure is None, outcome
-    assert outcome.errors == [0, 0, errno.EFAULT if number < 5 else 0, 0], outcome
+    fails = number < 5
+    assert outcome.errors == [0, 0, errno.EFAULT if fails and kind is Kind.MOVE_UNDONE else 0, 0], outcome
+    # Nothing was moved yet when the first one failed.
+    assert vmstat.delta(before, "mremap_undone") == (number == 4)
 
 
 def test_a_page_written_behind_the_models_back_is_seen(executor: Executor) -> None:

@@ -321,6 +321,20 @@ def test_a_move_is_undone_if_it_has_the_folio_that_fails() -> None:
     assert not _makes_sense(_after(MAP, WRITE_A, Operation(Kind.FORK, arg=1)), replace(third, process=1))
 
 
+def test_where_memory_is_at_home_is_unknown_when_its_relocation_may_have_failed() -> None:
+    fallback = Operation(Kind.MOVE_FALLBACK, near=5)
+    machine = _after(MAP, WRITE_A, fallback, replace(MOVE_A, near=7))
+    pages = machine.processes[0]
+    assert pages is not None
+    assert [*pages.home[_at(7) : _at(7) + 4]] == [memory.UNKNOWN] * 4
+    assert not _makes_sense(machine, Operation(Kind.MOVE, to=To.HOME))
+    assert not _makes_sense(machine, Operation(Kind.MOVE_MUST_RELOCATE, near=3)), "it may be two mappings"
+    assert _makes_sense(machine, Operation(Kind.MOVE_RELOCATE, near=3))
+    untouched = _after(MAP, fallback).processes[0]
+    assert untouched is not None
+    assert untouched.home[_at(5)] == _at(5)
+
+
 def test_a_refused_move_may_have_unmapped_its_place() -> None:
     machine = _after(MAP, WRITE_A, replace(MAP, near=5, into=1), replace(WRITE_A, slot=1))
     pages = machine.processes[0]
@@ -407,7 +421,7 @@ def test_programs_have_only_operations_that_the_kernel_has() -> None:
 
 def test_a_kernel_that_cannot_undo_gets_the_programs_that_it_got_before_there_was_an_undo() -> None:
     """So that the seeds of earlier reports still make the same programs there."""
-    kinds = [kind for kind in Kind if kind is not Kind.MOVE_UNDONE]
+    kinds = [kind for kind in Kind if kind not in (Kind.MOVE_UNDONE, Kind.MOVE_FALLBACK)]
     assert "undo" not in [theme.name for theme, _ in Generator(1, kinds)._themes]
     assert "undo" in [theme.name for theme, _ in Generator(1, list(Kind))._themes]
 

@@ -103,10 +103,10 @@ def test_a_guest_test_of_several_processes_calls_into_them() -> None:
 
 def test_a_move_that_is_made_to_fail_is_written_as_one() -> None:
     told = story((MAP, WRITE, Operation(Kind.MOVE_UNDONE, near=1, arg=2)), [0, 0, errno.EFAULT])
-    assert 'must("move-undone", move_undone(16, 2, 0, 2), EFAULT);' in _in_c(told)
+    assert 'must("move-undone", move_failing(16, 2, 0, 16 /* MREMAP_MUST_RELOCATE_ANON */, 2), EFAULT);' in _in_c(told)
     text = write_test(told, "x", "7.3", "undone")
     compile(text, "test_undone.py", "exec")
-    assert "    with pytest.raises(OSError):\n            move_undone(area, 16, 2, 0, 2)\n" in text
+    assert "    with pytest.raises(OSError):\n            move_failing(area, 16, 2, 0, syscalls.MREMAP_MUST" in text
 
 
 def test_a_program_with_a_userfaultfd_compares_its_marks() -> None:

@@ -30,6 +30,7 @@ _MOVES: Final = {
     Kind.MOVE_RELOCATE: _FIXED | syscalls.MREMAP_RELOCATE_ANON,
     Kind.MOVE_MUST_RELOCATE: _FIXED | syscalls.MREMAP_MUST_RELOCATE_ANON,
     Kind.MOVE_UNDONE: _FIXED | syscalls.MREMAP_MUST_RELOCATE_ANON,
+    Kind.MOVE_FALLBACK: _FIXED | syscalls.MREMAP_RELOCATE_ANON,
     Kind.GROW: 0,
     Kind.SHRINK: 0,
 }
@@ -228,7 +229,7 @@ class Actions:
         }
         table |= {kind: self._calling(record) for kind, record in records.items()}
         table |= {kind: self._moving(records[kind]) for kind, flags in _MOVES.items() if flags}
-        table[Kind.MOVE_UNDONE] = self._undoing(table[Kind.MOVE_UNDONE])
+        table |= {kind: self._failing(table[kind]) for kind in (Kind.MOVE_UNDONE, Kind.MOVE_FALLBACK)}
         #: by number of the kind; forks and exits are not among them
         self.table: dict[int, Action] = {KINDS.index(kind): action for kind, action in table.items()}
         self._records = {KINDS.index(kind): record for kind, record in records.items()}
@@ -279,15 +280,15 @@ class Actions:
         return move
 
     @staticmethod
-    def _undoing(move: Action) -> Action:
-        def undone(step: Step, tags: bytes) -> int:
+    def _failing(move: Action) -> Action:
+        def fail(step: Step, tags: bytes) -> int:
             if not RELOCATION.exists():
                 return move(step, tags)  # a program from elsewhere
             with failing_relocation() as arm:
                 arm(step.wire[-1])
                 return move(step, tags)
 
-        return undone
+        return fail
 
     # --- access ----------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,8 @@ _NAMES: Final = frozenset({Kind.NAME, Kind.UNNAME})
 _USERFAULTS: Final = frozenset(
     {Kind.UFFD_REGISTER, Kind.UFFD_UNREGISTER, Kind.UFFD_PROTECT, Kind.UFFD_UNPROTECT, Kind.UFFD_MOVE}
 )
-_RELOCATE: Final = frozenset({Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE, Kind.MOVE_UNDONE})
+_FAILING: Final = frozenset({Kind.MOVE_UNDONE, Kind.MOVE_FALLBACK})
+_RELOCATE: Final = frozenset({Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE}) | _FAILING
 
 
 def _can_poke() -> bool:
@@ -58,7 +59,7 @@ def kinds() -> list[Kind]:
     if not system.supports_relocate():
         missing |= _RELOCATE
     if not RELOCATION.exists():
-        missing.add(Kind.MOVE_UNDONE)
+        missing |= _FAILING
     if not memcg.available():
         missing.add(Kind.RECLAIM)
     if not swap.areas():

@@ -98,14 +98,14 @@ def uffd_move(area: CarveOut, source: int, to: int) -> None:
     _userfault().move(pages(area, source), area.page(to))
 
 
-def move_undone(area: CarveOut, first: int, count: int, to: int, number: int) -> None:
+def move_failing(area: CarveOut, first: int, count: int, to: int, flags: int, number: int) -> None:
     """Relocate some pages, and have the relocation of the n-th of their folios fail.
 
-    :raises OSError: EFAULT, if they have so many folios.
+    :raises OSError: EFAULT, if they must be relocated and have so many folios.
     """
     with failing_relocation() as arm:
         arm(number)
-        move(pages(area, first, count), area.page(to), syscalls.MREMAP_MUST_RELOCATE_ANON)
+        move(pages(area, first, count), area.page(to), flags)
 
 
 def poke(area: CarveOut, at: int, tag: bytes) -> None:

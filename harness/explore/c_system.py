@@ -102,24 +102,24 @@ static int reclaim(void)
 	return 0;
 }
 """,
-    "move_undone": r"""
+    "move_failing": r"""
 #define FAIL "/sys/kernel/debug/fail_mremap_relocate/"
 
 /* Relocate, and have the relocation of the n-th folio fail. These settings stay. */
-static int move_undone(int from, int pages, int to, int number)
+static int move_failing(int from, int pages, int to, int flag, int number)
 {
 	char space[16];
 	int error;
 
 	snprintf(space, sizeof(space), "%d", number);
 	if (put(FAIL "probability", "100") || put(FAIL "interval", "1") || put("/proc/thread-self/make-it-fail", "1")) {
-		printf("needs a kernel with MREMAP_MUST_RELOCATE_ANON and fault injection, debugfs, and root\n");
+		printf("needs a kernel with MREMAP_RELOCATE_ANON and fault injection, debugfs, and root\n");
 		exit(CANNOT_TELL);
 	}
 	put(FAIL "task-filter", "Y");
 	put(FAIL "space", space);
 	put(FAIL "times", "1");
-	error = move(from, pages, to, pages, MREMAP_MAYMOVE | MREMAP_FIXED | 16 /* MREMAP_MUST_RELOCATE_ANON */);
+	error = move(from, pages, to, pages, MREMAP_MAYMOVE | MREMAP_FIXED | flag);
 	put(FAIL "times", "0");
 	return error;
 }

@@ -41,6 +41,11 @@ _MOVES: Final = {
     Kind.GROW: "0",
     Kind.SHRINK: "0",
 }
+#: moves that are made to fail
+_FAILING: Final = {
+    Kind.MOVE_UNDONE: "16 /* MREMAP_MUST_RELOCATE_ANON */",
+    Kind.MOVE_FALLBACK: "8 /* MREMAP_RELOCATE_ANON */",
+}
 _PROTECTIONS: Final = {
     Kind.PROTECT_NONE: "PROT_NONE",
     Kind.PROTECT_READ: "PROT_READ",
@@ -79,7 +84,7 @@ _NEEDS: Final = {
     "unmerge_all": ("ksm", "put"),
     "reclaim": ("put",),
     "walk": ("wrong",),
-    "move_undone": ("put", "move"),
+    "move_failing": ("put", "move"),
     "userfault": ("userfaultfd",),
     "userfault_move": ("userfaultfd",),
 }
@@ -148,8 +153,8 @@ def _call(event: Event) -> tuple[str, str]:
         return function, f"{function}({where}, {choice})"
     if kind is Kind.UFFD_MOVE:
         return "userfault_move", f"userfault_move({event.start}, {event.dst})"
-    if kind is Kind.MOVE_UNDONE:
-        return "move_undone", f"move_undone({where}, {event.dst}, {event.operation.arg})"
+    if kind in _FAILING:
+        return "move_failing", f"move_failing({where}, {event.dst}, {_FAILING[kind]}, {event.operation.arg})"
     if kind in _MOVES:
         return "move", f"move({where}, {event.dst}, {event.new}, {_MOVES[kind]})"
     if kind in _ADVICE:

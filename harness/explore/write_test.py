@@ -37,6 +37,11 @@ _MOVES: Final = {
     Kind.MOVE_RELOCATE: "syscalls.MREMAP_RELOCATE_ANON",
     Kind.MOVE_MUST_RELOCATE: "syscalls.MREMAP_MUST_RELOCATE_ANON",
 }
+#: moves that are made to fail
+_FAILING: Final = {
+    Kind.MOVE_UNDONE: "syscalls.MREMAP_MUST_RELOCATE_ANON",
+    Kind.MOVE_FALLBACK: "syscalls.MREMAP_RELOCATE_ANON",
+}
 _PROTECTIONS: Final = {Kind.PROTECT_NONE: "PROT_NONE", Kind.PROTECT_READ: "PROT_READ", Kind.PROTECT_WRITE: "PROT_RW"}
 _HOLDS: Final = frozenset({Kind.HOLD, Kind.RELEASE})
 _LOCKS: Final = {Kind.LOCK: "syscalls.mlock", Kind.UNLOCK: "syscalls.munlock"}
@@ -67,11 +72,10 @@ _HELPERS: Final = {
     Kind.UFFD_PROTECT: "uffd_protect",
     Kind.UFFD_UNPROTECT: "uffd_unprotect",
     Kind.UFFD_MOVE: "uffd_move",
-    Kind.MOVE_UNDONE: "move_undone",
 }
 #: what tests import from there
 _PROGRAMS: Final = tuple(
-    sorted(("check", "check_marks", "pages", "poke", "swap_off_and_on", "write", *_HELPERS.values()))
+    sorted(("check", "check_marks", "move_failing", "pages", "poke", "swap_off_and_on", "write", *_HELPERS.values()))
 )
 #: how a process of a program is called in the test
 _CHILDREN: Final = ("", "first", "second")
@@ -186,12 +190,11 @@ def _function(event: Event) -> tuple[str, list[str]]:
     kind = event.kind
     where = f"pages(area, {event.start}, {event.pages})"
     if kind in _HELPERS:
-        numbers: dict[Kind, tuple[int, ...]] = {
-            Kind.MAP_FILE: (event.dst, event.new),
-            Kind.UFFD_MOVE: (event.start, event.dst),
-            Kind.MOVE_UNDONE: (event.start, event.pages, event.dst, event.operation.arg),
-        }
+        numbers = {Kind.MAP_FILE: (event.dst, event.new), Kind.UFFD_MOVE: (event.start, event.dst)}
         return _HELPERS[kind], ["area", *map(str, numbers.get(kind, (event.start, event.pages)))]
+    if kind in _FAILING:
+        from_to = [str(each) for each in (event.start, event.pages, event.dst)]
+        return "move_failing", ["area", *from_to, _FAILING[kind], str(event.operation.arg)]
     if kind in (Kind.MAP, Kind.MAP_SHARED):
         shared = ["shared=True"] if kind is Kind.MAP_SHARED else []
         return "map_anonymous", [str(event.new), f"area.page({event.dst})", *shared]

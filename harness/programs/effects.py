@@ -32,6 +32,7 @@ from harness.programs.memory import (
     SMALL,
     SWAPPED,
     TOUCHED,
+    UNKNOWN,
     WIPEONFORK,
     WRITE,
     Machine,
@@ -104,6 +105,7 @@ _KEEPS: Final[dict[int, bytes]] = {
     _UFFD_MOVE,
     _POKE,
     _SWAPOFF,
+    _FALLBACK,
 ) = (
     number(each)
     for each in (
@@ -126,6 +128,7 @@ _KEEPS: Final[dict[int, bytes]] = {
         Kind.UFFD_MOVE,
         Kind.POKE,
         Kind.SWAPOFF,
+        Kind.MOVE_FALLBACK,
     )
 )
 _NOT_LAZY = without(LAZY)
@@ -262,7 +265,7 @@ def _move(pages: Pages, step: Step) -> None:
     kept = min(step.pages, new)
     of_file = pages.attr[start] & SHARED or pages.kept[start] & FILED
     # The series relocates no memory whose marks are lost on the way.
-    relocated = step.kind in RELOCATES and not pages.kept[start] & REGISTERED
+    relocated = step.kind in RELOCATES and step.kind != _FALLBACK and not pages.kept[start] & REGISTERED
     natural = not of_file and (relocated or not any(each & TOUCHED for each in pages.more[start:end]))
     parts = [each[start : start + kept] for each in (pages.attr, pages.more, pages.kept, pages.tags)]
     home = pages.home[start]
@@ -289,7 +292,11 @@ def _move(pages: Pages, step: Step) -> None:
             _populate(pages, dst + kept, dst + new)
     if dst != start and natural:
         home = dst
-    pages.home[dst : dst + new] = array("h", range(home, home + new))
+    if home == UNKNOWN or (step.kind == _FALLBACK and not (natural or of_file)):
+        # Whether the relocation failed is not known: a folio may have several pages.
+        pages.home[dst : dst + new] = array("h", (UNKNOWN,) * new)
+    else:
+        pages.home[dst : dst + new] = array("h", range(home, home + new))
     pages.slots[step.wire[2] if dst == start else step.wire[6]] = (dst, new)
 
 

@@ -133,7 +133,7 @@ _USERFAULTS: Final[dict[Kind, float]] = {
     Kind.UFFD_MOVE: 50,  # makes sense only if there is registered memory at the place
 }
 
-_UNDO: Final[dict[Kind, float]] = {Kind.MOVE_UNDONE: 24}
+_UNDO: Final[dict[Kind, float]] = {Kind.MOVE_UNDONE: 24, Kind.MOVE_FALLBACK: 16}
 
 #: Forks, scans and swap take as long as several whole programs under emulation, so that few programs have them.
 #: Programs with a userfaultfd or an undo are run with the model, which takes three times as long.

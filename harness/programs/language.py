@@ -118,6 +118,8 @@ class Kind(StrEnum):
     SWAPOFF = "swapoff"
     #: with MREMAP_MUST_RELOCATE_ANON, while the relocation of its ``arg``-th folio is made to fail: the move is undone
     MOVE_UNDONE = "move-undone"
+    #: the same with MREMAP_RELOCATE_ANON: the move is undone, and then made without the flag
+    MOVE_FALLBACK = "move-fallback"
 
 
 class Part(StrEnum):
@@ -178,6 +180,7 @@ PLACED: Final = MAPPING | frozenset(
         Kind.MOVE_GROW,
         Kind.MOVE_SHRINK,
         Kind.MOVE_UNDONE,
+        Kind.MOVE_FALLBACK,
         Kind.UFFD_MOVE,
     }
 )
@@ -190,7 +193,7 @@ SLOTLESS: Final = frozenset(
 #: operations that are about one page
 SINGLE: Final = frozenset({Kind.UFFD_MOVE, Kind.POKE, Kind.SOFT_OFFLINE})
 #: operations whose ``arg`` means something
-COUNTED: Final = MAPPING | frozenset({Kind.MOVE_GROW, Kind.GROW, Kind.MOVE_UNDONE, Kind.FORK})
+COUNTED: Final = MAPPING | frozenset({Kind.MOVE_GROW, Kind.GROW, Kind.MOVE_UNDONE, Kind.MOVE_FALLBACK, Kind.FORK})
 
 
 class BadProgram(ValueError):

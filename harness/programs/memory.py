@@ -61,6 +61,9 @@ REGISTERED: Final = 32
 HUGE: Final = 64
 SMALL: Final = 128
 
+#: the home of a page whose page offset may be one or another
+UNKNOWN: Final = -1
+
 #: the contents that :data:`Kind.WRITE_SAME` writes; other writes count upwards from here
 SAME: Final = 1
 
@@ -91,7 +94,7 @@ class Pages:
         self.kept = bytearray(ARENA_PAGES)
         #: the byte that a page holds at its beginning and end; of shared memory its number in :attr:`Machine.cells`
         self.tags = bytearray(ARENA_PAGES)
-        #: the page of the arena that the page offset of the mapping says
+        #: the page of the arena that the page offset of the mapping says; or :data:`UNKNOWN`
         self.home = array("h", range(ARENA_PAGES))
         #: first page and number of pages
         self.slots: list[tuple[int, int] | None] = [None] * SLOTS

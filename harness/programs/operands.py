@@ -224,8 +224,8 @@ _UFFD_MOVE, _SOFT_OFFLINE, _UNDONE = map(number, (Kind.UFFD_MOVE, Kind.SOFT_OFFL
 _MUSTS = numbers(Kind.MOVE_MUST_RELOCATE, Kind.MOVE_UNDONE)
 _MARKS = numbers(Kind.UFFD_PROTECT, Kind.UFFD_UNPROTECT)
 _UFFD = _MARKS | numbers(Kind.UFFD_REGISTER, Kind.UFFD_UNREGISTER, Kind.UFFD_MOVE)
-#: what children do not do: they have neither the pipes nor a userfaultfd of their own
-_FIRST_ONLY = _UFFD | {_HOLD}
+#: what children do not do: they have neither the pipes nor a userfaultfd of their own, and do not learn what is to fail
+_FIRST_ONLY = _UFFD | {_HOLD} | numbers(Kind.MOVE_UNDONE, Kind.MOVE_FALLBACK)
 #: what writes to pages, or faults them in for writing
 _WRITES = numbers(Kind.WRITE, Kind.WRITE_SAME, Kind.POKE, Kind.POPULATE, Kind.LOCK)
 _SLOTLESS = numbers(*SLOTLESS)
@@ -248,9 +248,10 @@ _ANONYMOUS = numbers(
     Kind.MOVE_RELOCATE,
     Kind.MOVE_MUST_RELOCATE,
     Kind.MOVE_UNDONE,
+    Kind.MOVE_FALLBACK,
 )
 #: moves that give the memory the page offset of its new place
-RELOCATES = numbers(Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE, Kind.MOVE_UNDONE)
+RELOCATES = numbers(Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE, Kind.MOVE_UNDONE, Kind.MOVE_FALLBACK)
 #: all forms of mremap()
 MOVES = _RESIZES | RELOCATES | numbers(Kind.MOVE, Kind.MOVE_DONTUNMAP)
 #: Advice is given mapping by mapping (madvise_walk_vmas(), mm/madvise.c), and some is refused for locked or for shared
