@@ -15,6 +15,7 @@ from harness.errors import UsageError
 from harness.matrix import changes, outcome, page, table
 from harness.matrix.outcome import Report, State
 from harness.matrix.table import Paint
+from tests import matrix_page
 from tests.matrix_runs import CELL, line, report
 
 ARM = replace(CELL, arch="arm64")
@@ -280,3 +281,16 @@ def test_a_cell_that_broke_is_told_once() -> None:
     broken = outcome.report(CELL, "", State.BROKEN, trouble="no such kernel")
     assert told([report(CELL, line("test_a"))], [broken]) == ["debian:6.12 x86_64: 1 tests -> broken  no such kernel"]
     assert told([broken], [broken]) == []
+
+
+def test_the_page_in_the_documentation_names_no_directory_of_the_machine() -> None:
+    seen = {
+        "sections": [["QEMU", "-kernel '/home/me/.cache/mremap-harness/kernels/a' -append 'x /mnt'"]],
+        "output": "/srv/work/.venv/bin/python3 -m pytest",
+        "seconds": 1.5,
+    }
+    assert matrix_page.without_directories(seen) == {
+        "sections": [["QEMU", "-kernel '~/.cache/mremap-harness/kernels/a' -append 'x /mnt'"]],
+        "output": ".venv/bin/python3 -m pytest",
+        "seconds": 1.5,
+    }

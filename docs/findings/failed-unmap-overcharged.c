@@ -101,8 +101,8 @@ static char *set(const char *path, const char *value)
 	return strdup(before);
 }
 
-/* Move the middle of 192 MB, and let the n-th allocation of that fail. Returns whether it made so many. */
-static int move_middle(unsigned char *area, int n, int *stayed)
+/* Move the middle of 192 MB of read-only memory, and let the n-th allocation of that fail. Returns whether it made so many. */
+static int move_read_only(unsigned char *area, int n, int *stayed)
 {
 	unsigned char *middle = area + 64 * MB, *to = area + 320 * MB;
 	char number[16], left[16] = "";
@@ -133,7 +133,7 @@ static void child(int to_parent)
 
 	munmap(area, 384 * MB);
 	for (int n = 1; n < MOST; n++)
-		if (!move_middle(area, n, &stayed))
+		if (!move_read_only(area, n, &stayed))
 			break;
 	if (write(to_parent, &stayed, sizeof(stayed)) != sizeof(stayed))
 		exit(BUG);

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from guest_tests.explorer.executor import Executor
 from guest_tests.explorer.kinds import kinds
-from guest_tests.mm import ksm, syscalls
+from guest_tests.mm import ksm, memcg, syscalls
 from guest_tests.support.folios import advised_folios
 from harness.agent.session import Exchange
 from harness.programs import language
@@ -75,6 +75,7 @@ def main(exchange: Exchange, _data: dict[str, Any]) -> None:
     with ExitStack() as stack:
         stack.enter_context(advised_folios())
         stack.enter_context(ksm.Ksm())
+        stack.enter_context(memcg.Memcg("explorer")).enter()  # what programs reclaim
         while order := exchange.hear():
             for data in order["programs"]:
                 with coverage.collecting():

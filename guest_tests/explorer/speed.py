@@ -16,7 +16,7 @@ from typing import Any
 from guest_tests.explorer.executor import Executor
 from guest_tests.explorer.kinds import kinds
 from guest_tests.explorer.walks import Walker
-from guest_tests.mm import ksm
+from guest_tests.mm import ksm, memcg
 from guest_tests.support.folios import advised_folios
 from harness.agent.session import Exchange
 from harness.programs import language
@@ -34,6 +34,7 @@ def main(exchange: Exchange, _data: dict[str, Any]) -> None:
     with ExitStack() as stack:
         stack.enter_context(advised_folios())
         stack.enter_context(ksm.Ksm())
+        stack.enter_context(memcg.Memcg("explorer")).enter()  # what programs reclaim
         executor = Executor()
         while order := exchange.hear():
             if "plans" in order:

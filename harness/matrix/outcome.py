@@ -200,11 +200,12 @@ def from_json(path: Path) -> list[Report]:
             "use the harness that wrote it, or run the matrix again"
         )
     try:
-        return [_restored(each) for each in data["cells"]]
+        return [restored(each) for each in data["cells"]]
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(f"{path} is damaged: {error}; run the matrix again") from None
 
 
-def _restored(data: Mapping[str, Any]) -> Report:
+def restored(data: Mapping[str, Any]) -> Report:
+    """A cell of the JSON file."""
     tests = [OneTest(**each) for each in data["tests"]]
     return Report(**{**data, "state": State(data["state"]), "tests": tests})
