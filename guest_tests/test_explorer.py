@@ -251,6 +251,23 @@ def test_a_move_is_undone_if_it_has_the_folio_that_fails(executor: Executor, kin
     assert vmstat.delta(before, "mremap_undone") == (number == 4)
 
 
+@pytest.mark.parametrize("kind", [Kind.MOVE_UNDONE, Kind.MOVE_MUST_RELOCATE])
+def test_two_mappings_that_look_alike_are_not_relocated_at_once(executor: Executor, kind: Kind) -> None:
+    """No row: two pages are touched while their mappings differ, so that each has an anon_vma, and then made alike.
+
+    ::
+
+        page    48
+                |a|b|    two mappings for ever
+
+    Every kernel: a move that might end between them is skipped.
+    """
+    halves = (replace(_MAP, arg=2), Operation(Kind.HUGEPAGE, part=Part.FIRST_HALF), _WRITE, Operation(Kind.HUGEPAGE))
+    outcome = _run(executor, (*halves, replace(_MOVE, kind=kind, arg=2)))
+    assert outcome.failure is None, outcome
+    assert outcome.errors == [0, 0, 0, 0, -1], outcome
+
+
 def test_a_page_written_behind_the_models_back_is_seen(executor: Executor) -> None:
     """No row: one byte at the beginning of a page changes after a move.
 

@@ -165,6 +165,9 @@ class Executor:
                 errors.append(-1)
                 continue
             kind = step.kind
+            if self._several(machine, step):
+                errors.append(-1)
+                continue
             if kind == _WALK:
                 errors.append(0)
                 failure = self.walker.check(machine, self._pids(), step)
@@ -206,6 +209,19 @@ class Executor:
             if failure is not None:
                 return failure
         return None
+
+    def _several(self, machine: Machine, step: Step) -> bool:
+        """Whether a step may end after the first of several mappings.
+
+        Mappings that are alike may be two all the same. If they were not alike when they were touched, each got an
+        anon_vma of its own (anon_vma_compatible(), mm/vma.c).
+        """
+        pages = machine.processes[step.process]
+        assert pages is not None
+        if not operands.stops_between(pages, step.kind, step.start, step.end):
+            return False
+        mapped = oracles.mappings(self._pid(step.process))
+        return sum(first < step.end and step.start < end for first, end, _ in mapped) > 1
 
     def _refused(self, machine: Machine, step: Step, error: int, before: Sequence[int] | None) -> Failure | None:
         """Account for a refused operation, and check that it changed nothing."""

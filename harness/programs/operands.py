@@ -147,12 +147,8 @@ def resolve(machine: Machine, wire: Wire) -> Step | None:
         return None
     if kind in _ADVICES and not (pages.alike(start, end, LOCKED | SHARED) and pages.alike_kept(start, end, FILED)):
         return None
-    stops = kind in _MUSTS or (kind in MOVES and not pages.kept_by_none(start, end, REGISTERED))
     # A child's mappings remain apart where only the parent's locks differed.
-    if stops and (process or not pages.one_mapping(start, end)):
-        # From 6.17 on, remap_move() moves several mappings one by one (mm/mremap.c). One that cannot be relocated, or
-        # that is registered with a userfaultfd and not the first, ends the call with EFAULT, and those before it have
-        # moved: more than the model can follow.
+    if stops_between(pages, kind, start, end) and (process or not pages.one_mapping(start, end)):
         return None
     if kind == _UFFD_MOVE:
         place = _place(pages, to, near, start, 1)
@@ -173,6 +169,15 @@ def resolve(machine: Machine, wire: Wire) -> Step | None:
             return None
         return Step(kind, process, start, length, place, new, wire)
     return Step(kind, process, start, length, start, length, wire)
+
+
+def stops_between(pages: Pages, kind: int, start: int, end: int) -> bool:
+    """Whether a move may end after some of its mappings, if it has several: more than the model can follow.
+
+    From 6.17 on, remap_move() moves several mappings one by one (mm/mremap.c). One that cannot be relocated, or that is
+    registered with a userfaultfd and not the first, ends the call with EFAULT, and those before it have moved.
+    """
+    return kind in _MUSTS or (kind in MOVES and not pages.kept_by_none(start, end, REGISTERED))
 
 
 def _takes(pages: Pages, start: int, place: int) -> bool:
