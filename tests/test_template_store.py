@@ -158,9 +158,7 @@ def test_templates_unused_for_long_are_dropped(tmp_path: Path) -> None:
 def test_a_template_that_somebody_clones_is_not_dropped(tmp_path: Path, machine: Machine) -> None:
     user, other = TemplateStore(tmp_path), TemplateStore(tmp_path)
     entry = seal(tmp_path / "old")
-    found = template.load(entry, machine)
-    assert found is not None
-    user._hold(found)
+    assert user._hold(entry, machine) is not None
     long_ago = time.time() - 30 * 86400
     os.utime(entry / "template.json", (long_ago, long_ago))
     other._make_room(4096)
@@ -168,6 +166,22 @@ def test_a_template_that_somebody_clones_is_not_dropped(tmp_path: Path, machine:
     user.close()
     other._make_room(4096)
     assert not entry.exists()
+
+
+def test_templates_that_another_run_removes_meanwhile_are_no_error(
+    tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = [seal(tmp_path / name, age=30 * 86400) for name in ("one", "two")]
+
+    def removed(entry: Path) -> int:
+        template_store._remove(entry)
+        return 0
+
+    monkeypatch.setattr(template_store, "disk_size", removed)
+    store = TemplateStore(tmp_path)
+    store._make_room(4096)
+    assert not any(entry.exists() for entry in other)
+    assert store._hold(other[0], machine) is None
 
 
 def test_memory_that_cannot_fit_is_one_line(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from harness.agent import protocol
 from harness.deadline import Deadline
-from harness.errors import HarnessError, HostError
+from harness.errors import HarnessError
 from harness.host.cache import sha256
 from harness.machine import qemu
 from harness.machine.vm import Vm
@@ -132,14 +132,3 @@ def load(directory: Path, machine: qemu.Machine) -> Template | None:
         return Template(machine, directory, protocol.Ready(**record["ready"]), collected)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def loaded(directory: Path, machine: qemu.Machine) -> Template:
-    """The template in ``directory``, which was just made.
-
-    :raises HostError: if it is missing or damaged.
-    """
-    template = load(directory, machine)
-    if template is None:
-        raise HostError(f"the template in {directory} was changed while it was in use: run the tests again")
-    return template

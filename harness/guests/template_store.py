@@ -18,7 +18,7 @@ from harness import paths
 from harness.deadline import Deadline
 from harness.errors import BootError, GuestLost
 from harness.guests.guest import Guest, Patience
-from harness.guests.template import RECORD, Template, TemplateError, freeze, load, loaded, ram_files, seal, thaw
+from harness.guests.template import RECORD, Template, TemplateError, freeze, load, ram_files, seal, thaw
 from harness.host.cache import Progress, sha256
 from harness.host.process import find_program
 from harness.host.pruning import Kept, disk_size, free
@@ -68,8 +68,8 @@ class TemplateStore:
         """
         key = _key(machine)
         with self._entry(key) as directory:
-            if (kept := load(directory, machine)) is not None:
-                return self._hold(kept)
+            if (kept := self._hold(directory, machine)) is not None:
+                return kept
             with _being_made(directory) as fresh:
                 progress(f"booting {machine.arch} once with {machine.accelerator.name}, for a template")
                 self._make_room(machine.memory << 20)
@@ -81,7 +81,7 @@ class TemplateStore:
                     ready = Guest(vm, patience).hello(deadline)
                     freeze(vm, fresh, Deadline.after(patience.answer))
                 seal(fresh, ready, None)
-            return self._hold(loaded(directory, machine))
+            return self._made(directory, machine)
 
     def with_tests(
         self, base: Template, archive: bytes, args: list[str], patience: Patience, progress: Progress
@@ -90,8 +90,8 @@ class TemplateStore:
         parts = [base.directory.name.encode(), archive, "\0".join(args).encode()]
         key = hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
         with self._entry(key) as directory:
-            if (kept := load(directory, base.machine)) is not None:
-                return self._hold(kept)
+            if (kept := self._hold(directory, base.machine)) is not None:
+                return kept
             with _being_made(directory) as fresh:
                 progress("collecting the tests in a clone of it")
                 self._make_room(base.machine.memory << 20)
@@ -105,23 +105,45 @@ class TemplateStore:
                     collected = guest.collect(archive, args, Deadline.after(patience.boot))
                     freeze(vm, fresh, Deadline.after(patience.answer))
                 seal(fresh, ready, collected)
-            return self._hold(loaded(directory, base.machine))
+            return self._made(directory, base.machine)
 
     def kept(self) -> list[Kept]:
         """All templates that are kept."""
         return [
             Kept("templates", entry.name, disk_size(entry), _used(entry), partial(_remove_if_old, entry))
-            for entry in (sorted(self.root.iterdir()) if self.root.is_dir() else [])
-            if (entry / RECORD).exists() and not entry.suffix
+            for entry in self._entries()
         ]
 
-    def _hold(self, template: Template) -> Template:
-        """Keep other runs from removing a template until :meth:`close`."""
+    def _entries(self) -> list[Path]:
+        """The directories of all templates, without those that are being made or removed."""
+        found = sorted(self.root.iterdir()) if self.root.is_dir() else []
+        return [entry for entry in found if not entry.suffix and (entry / RECORD).exists()]
+
+    def _hold(self, directory: Path, machine: qemu.Machine) -> Template | None:
+        """The template in ``directory``, which no other run removes until :meth:`close`; None if there is none."""
         # The lock of the entry is not used for this: it belongs to the run that makes the template.
-        file = (template.directory / RECORD).open()
+        try:
+            file = (directory / RECORD).open()
+        except FileNotFoundError:
+            return None
         fcntl.flock(file, fcntl.LOCK_SH)
-        self._held.append(file)
-        return template
+        # Another run may have removed it while this one waited for the lock.
+        found = load(directory, machine)
+        if found is None:
+            file.close()
+        else:
+            self._held.append(file)
+        return found
+
+    def _made(self, directory: Path, machine: qemu.Machine) -> Template:
+        """The template that was just made.
+
+        :raises TemplateError: if another run has removed it at once.
+        """
+        made = self._hold(directory, machine)
+        if made is None:
+            raise TemplateError(f"the template in {directory} was removed or changed as soon as it was made")
+        return made
 
     @contextlib.contextmanager
     def _entry(self, key: str) -> Iterator[Path]:
@@ -138,18 +160,17 @@ class TemplateStore:
             yield self.root / key
 
     def _make_room(self, size: int) -> None:
-        """Remove old templates, and then the least recently used ones, until there is room for ``size`` more bytes."""
+        """Remove old templates, and then the least recently used ones, until there is room for ``size`` more bytes.
+
+        Other runs may do the same meanwhile.
+        """
         usage = shutil.disk_usage(self.root)
-        kept = sorted(
-            (entry for entry in self.root.iterdir() if (entry / RECORD).exists()),
-            key=lambda entry: (entry / RECORD).stat().st_mtime,
-        )
-        sizes = {entry: sum(file.stat().st_blocks * 512 for file in entry.iterdir()) for entry in kept}
+        used = {entry: _used(entry) for entry in self._entries()}
+        sizes = {entry: disk_size(entry) for entry in used}
         free = usage.free
-        for entry in kept:
-            age = time.time() - (entry / RECORD).stat().st_mtime
+        for entry in sorted(used, key=lambda entry: used[entry]):
             crowded = sum(sizes.values()) + size > usage.total * _SHARE or free < size
-            if (age > _MAX_AGE or crowded) and _remove_unless_used(entry):
+            if (time.time() - used[entry] > _MAX_AGE or crowded) and _remove_unless_used(entry):
                 free += sizes.pop(entry)
         if shutil.disk_usage(self.root).free < size:
             raise TemplateError(f"{self.root} has no room for {size >> 20} MiB of guest memory")
@@ -181,14 +202,16 @@ def _remove_if_old(entry: Path, before: float) -> bool:
 
 
 def _remove_unless_used(entry: Path) -> bool:
-    """Remove a template unless a run uses it."""
-    with (entry / RECORD).open() as file:
-        try:
+    """Remove a template unless a run uses it. Returns whether it is gone."""
+    try:
+        with (entry / RECORD).open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        _remove(entry)
-        return True
+            _remove(entry)
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:  # another run has removed it
+        pass
+    return True
 
 
 def _remove(entry: Path) -> None:
