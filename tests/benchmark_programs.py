@@ -123,7 +123,7 @@ def _processor_seconds(pid: int) -> float:
 
 def row(what: str, rates: Sequence[float]) -> str:
     """A line of the table."""
-    return f"| {what} | {statistics.median(rates):,.0f} | {min(rates):,.0f}-{max(rates):,.0f} |".replace(",", " ")
+    return f"| {what} | {statistics.median(rates):.0f} | {min(rates):.0f}-{max(rates):.0f} |"
 
 
 def main() -> int:
