@@ -299,7 +299,7 @@ def _explore(wrong: Callable[[Program], str], release: str = "7.3.4") -> tuple[P
     found: list[Found] = []
     runner = cast(Runner, FakeRunner(wrong))
     exploring = Campaign(runner, 1, release, "x86_64", lambda _: None, found.append)
-    exploring.run(Deadline.after(60), programs=500)
+    exploring.run(Deadline.after(600), programs=500)
     return exploring.progress, found
 
 
@@ -369,7 +369,7 @@ class Racing(FakeRunner):
 def test_a_race_is_confirmed_and_shrunk_by_running_programs_many_times() -> None:
     runner, found = Racing(), list[Found]()
     exploring = Campaign(cast(Runner, runner), 7, "7.3", "x86_64", lambda _: None, found.append, races=True)
-    exploring.run(Deadline.after(60), programs=3000)
+    exploring.run(Deadline.after(600), programs=3000)
     (only,) = found
     assert [each.kind for each in only.program] == ["grow", "shrink"]
     assert 1 <= only.runs <= 5
@@ -385,7 +385,7 @@ def test_programs_that_race_leave_out_what_a_rival_would_disturb() -> None:
             return Batch(len(programs))
 
     runner = cast(Runner, Looking(lambda _: ""))
-    Campaign(runner, 1, "7.3", "x86_64", lambda _: None, lambda _: None, races=True).run(Deadline.after(60), 2000)
+    Campaign(runner, 1, "7.3", "x86_64", lambda _: None, lambda _: None, races=True).run(Deadline.after(600), 2000)
     disturbed = {Kind.SCAN, Kind.UNMERGE_ALL, Kind.WALK, Kind.UFFD_PROTECT, Kind.UFFD_UNPROTECT}
     assert kinds == set(Kind) - disturbed
 
