@@ -385,7 +385,7 @@ def test_programs_that_race_leave_out_what_a_rival_would_disturb() -> None:
             return Batch(len(programs))
 
     runner = cast(Runner, Looking(lambda _: ""))
-    Campaign(runner, 1, "7.3", "x86_64", lambda _: None, lambda _: None, races=True).run(Deadline.after(600), 2000)
+    Campaign(runner, 1, "7.3", "x86_64", lambda _: None, lambda _: None, races=True).run(Deadline.after(600), 5000)
     disturbed = {Kind.SCAN, Kind.UNMERGE_ALL, Kind.WALK, Kind.UFFD_PROTECT, Kind.UFFD_UNPROTECT}
     assert kinds == set(Kind) - disturbed
 
