@@ -68,9 +68,9 @@ def _frames(*blocks: Mapping) -> list[list[int | None]]:
     return [pagemap.pfns(block.address, block.pages) for block in blocks]
 
 
-def _refused_too_late(area: CarveOut, target: CarveOut, pages: int, what: str, *blocks: Mapping) -> None:
+def _refused_too_late(area: CarveOut, target: CarveOut, pages: int, what: str, *blocks: Mapping, flag: int = 0) -> None:
     """Assert what kernels before 6.17 do: EFAULT with the source whole and the destination unmapped."""
-    refused(area, errno.EFAULT, lambda: _move(area, pages, target), what, *blocks)
+    refused(area, errno.EFAULT, lambda: _move(area, pages, target, flag=flag), what, *blocks)
     left = maps.vmas_between(target.address, target.page(pages))
     assert not left, f"{what} was refused before the destination was unmapped, expected that to come first: {left}"
 
@@ -372,13 +372,16 @@ def test_several_mappings_are_relocated(relocate: bool, area: CarveOut, target: 
                  |fffff|uuuuu|rrrrr|         destination, and new memory in its gap: two
 
     Unpatched: EINVAL, and nothing changes.
-    Patched: both arrive with their frames, and the new memory joins the one of equal protection.
+    Patched: both arrive with their frames, and the new memory joins the one of equal protection. Before 6.17 EFAULT.
     """
     blocks = _blocks(area, 0, 6)
     before = _frames(*blocks)
+    what = "relocating two mappings"
     if not relocate:
-        what = "relocating two mappings"
         refused(area, errno.EINVAL, lambda: _move(area, 9, target, flag=MREMAP_MUST_RELOCATE_ANON), what, *blocks)
+        return
+    if not _several():
+        _refused_too_late(area, target, 9, what, *blocks, flag=MREMAP_MUST_RELOCATE_ANON)
         return
     _move(area, 9, target, flag=MREMAP_MUST_RELOCATE_ANON)
     moved = [_at(target, area, block).check() for block in blocks]

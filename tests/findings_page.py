@@ -130,7 +130,8 @@ def _section(finding: Finding, measured: Sequence[Measured]) -> Iterator[str]:
     yield ""
     yield "```"
     # Debian's stable kernel if it was seen on none.
-    yield f"pytest --kernel=debian:{series_with(finding.name, measured) or '6.12'} {finding.command}"
+    kernel = finding.kernel or f"debian:{series_with(finding.name, measured) or '6.12'}"
+    yield f"pytest --kernel={kernel} {finding.command}"
     yield "```"
 
 

@@ -83,6 +83,8 @@ class Finding:
     command: str
     ranges: tuple[Range, ...]
     shapes: tuple[Shape, ...] = ()
+    #: a kernel that shows it, if it takes a configuration that no packaged kernel has; else empty
+    kernel: str = ""
 
     def expected(self, version: str, arch: str) -> bool:
         """Whether a kernel is known to have it."""
@@ -120,6 +122,7 @@ def known() -> Mapping[str, Finding]:
                 Shape(one["check"], _groups(one["operations"]), one.get("others", False))
                 for one in each.get("program", ())
             ),
+            kernel=each.get("kernel", ""),
         )
         for name, each in data.items()
     }
