@@ -10,6 +10,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -225,3 +227,25 @@ def test_khugepaged_sleeps_in_guests() -> None:
         with knob(sleep, "10"), knob(THP / "khugepaged/pages_to_scan", "4096"):
             waiting.wait_until(lambda: huge_kb(memory) > 0, "khugepaged to collapse the memory")
         memory.check()
+
+
+# --- what looks for bugs while tests run --------------------------------------------------------------------------
+
+_KCSAN: Final = Path("/sys/kernel/debug/kcsan")
+
+
+def _kcsan() -> dict[str, int]:
+    """What KCSAN counts (show_info(), kernel/kcsan/debugfs.c)."""
+    pairs = (line.partition(":") for line in _KCSAN.read_text().splitlines())
+    return {name: int(value) for name, _, value in pairs if value.strip().isdigit()}
+
+
+def test_kcsan_watches_memory_while_tests_run() -> None:
+    """A KCSAN that is compiled in and not enabled reports nothing (CONFIG_KCSAN_EARLY_ENABLE, lib/Kconfig.kcsan)."""
+    if not _KCSAN.exists():
+        pytest.skip("needs CONFIG_KCSAN, and debugfs at /sys/kernel/debug")
+    before = _kcsan()
+    assert before["enabled"] == 1, "KCSAN is in this kernel, and is off"
+    waiting.wait_until(
+        lambda: _kcsan()["setup_watchpoints"] > before["setup_watchpoints"], "KCSAN to set up another watchpoint"
+    )
