@@ -18,7 +18,8 @@ from guest_tests.explorer.calls import STORE
 from guest_tests.mm import ksm, memcg, numa, swap, syscalls, userfault
 from guest_tests.support.failing import RELOCATION, failing_relocation
 from guest_tests.support.holds import Spliced
-from harness.programs.language import KINDS, Kind, numbers
+from harness.programs import effects
+from harness.programs.language import FAILING, KINDS, Kind, numbers
 from harness.programs.memory import ARENA_PAGES, Step
 
 _FIXED: Final = syscalls.MREMAP_MAYMOVE | syscalls.MREMAP_FIXED
@@ -229,7 +230,7 @@ class Actions:
         }
         table |= {kind: self._calling(record) for kind, record in records.items()}
         table |= {kind: self._moving(records[kind]) for kind, flags in _MOVES.items() if flags}
-        table |= {kind: self._failing(table[kind]) for kind in (Kind.MOVE_UNDONE, Kind.MOVE_FALLBACK)}
+        table |= {kind: self._failing(table[kind]) for kind in FAILING}
         #: by number of the kind; forks and exits are not among them
         self.table: dict[int, Action] = {KINDS.index(kind): action for kind, action in table.items()}
         self._records = {KINDS.index(kind): record for kind, record in records.items()}
@@ -270,11 +271,9 @@ class Actions:
         def move(step: Step, _: bytes) -> int:
             error = run(record(step.start, step.pages, step.dst, step.new))
             if error:
-                # A refused call may have unmapped its destination already: mremap_to() does that before it looks at the
-                # source (mm/mremap.c). The model counts on it.
-                call(unmap, BASE + step.dst * PAGE, step.new * PAGE)
-                if step.new < step.pages:
-                    call(unmap, BASE + (step.start + step.new) * PAGE, (step.pages - step.new) * PAGE)
+                # The kernel may have done so already. The model counts on it.
+                for start, count in effects.unmapped_by_refusal(step):
+                    call(unmap, BASE + start * PAGE, count * PAGE)
             return error
 
         return move

@@ -12,14 +12,14 @@ import fcntl
 import os
 from bisect import bisect
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from guest_tests.explorer.executor import Executor
 from guest_tests.explorer.kinds import kinds
-from guest_tests.mm import ksm, memcg, syscalls
-from guest_tests.support.folios import advised_folios
+from guest_tests.explorer.serve import own_group, settings
+from guest_tests.mm import syscalls
 from harness.agent.session import Exchange
 from harness.programs import language
 
@@ -72,10 +72,7 @@ def main(exchange: Exchange, _data: dict[str, Any]) -> None:
     exchange.say({"kinds": kinds()})
     coverage = Coverage(exchange.hear()["functions"])
     executor, failed = Executor(), 0
-    with ExitStack() as stack:
-        stack.enter_context(advised_folios())
-        stack.enter_context(ksm.Ksm())
-        stack.enter_context(memcg.Memcg("explorer")).enter()  # what programs reclaim
+    with settings(), own_group():
         while order := exchange.hear():
             for data in order["programs"]:
                 with coverage.collecting():

@@ -10,7 +10,7 @@ from guest_tests.explorer.arena import Arena
 from guest_tests.mm import ksm, memcg, numa, swap, syscalls, system, userfault
 from guest_tests.mm.mapping import map_anonymous
 from guest_tests.support.failing import RELOCATION
-from harness.programs.language import Kind
+from harness.programs.language import FAILING, Kind
 
 #: advice that not every kernel knows
 _ADVICE: Final = {
@@ -29,8 +29,7 @@ _NAMES: Final = frozenset({Kind.NAME, Kind.UNNAME})
 _USERFAULTS: Final = frozenset(
     {Kind.UFFD_REGISTER, Kind.UFFD_UNREGISTER, Kind.UFFD_PROTECT, Kind.UFFD_UNPROTECT, Kind.UFFD_MOVE}
 )
-_FAILING: Final = frozenset({Kind.MOVE_UNDONE, Kind.MOVE_FALLBACK})
-_RELOCATE: Final = frozenset({Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE}) | _FAILING
+_RELOCATE: Final = frozenset({Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE}) | FAILING
 
 
 def _can_poke() -> bool:
@@ -59,7 +58,7 @@ def kinds() -> list[Kind]:
     if not system.supports_relocate():
         missing |= _RELOCATE
     if not RELOCATION.exists():
-        missing |= _FAILING
+        missing |= FAILING
     if not memcg.available():
         missing.add(Kind.RECLAIM)
     if not swap.areas():

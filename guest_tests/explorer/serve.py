@@ -21,8 +21,8 @@ from __future__ import annotations
 import gc
 import os
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -47,11 +47,24 @@ _AUDIT_EVERY: Final = 100
 def main(exchange: Exchange, _data: dict[str, Any]) -> None:
     """Answer the host until it sends an empty order."""
     exchange.say({"kinds": kinds()})
-    with ExitStack() as stack:
-        stack.enter_context(advised_folios())
-        if ksm.available():
-            stack.enter_context(ksm.Ksm())
+    with settings():
         _serve(exchange)
+
+
+@contextmanager
+def settings() -> Iterator[None]:
+    """The system as programs need it: large folios where they are advised, and a ksmd that scans when it is told."""
+    with advised_folios(), ksm.Ksm() if ksm.available() else nullcontext():
+        yield
+
+
+@contextmanager
+def own_group() -> Iterator[None]:
+    """A control group for this process, which programs reclaim; none if the kernel has no such groups."""
+    with ExitStack() as stack:
+        if memcg.available():
+            stack.enter_context(memcg.Memcg("explorer")).enter()
+        yield
 
 
 def _serve(exchange: Exchange) -> None:
@@ -71,9 +84,7 @@ def _serve(exchange: Exchange) -> None:
 def _run_batch(exchange: Exchange, order: dict[str, Any]) -> None:
     gc.disable()  # no program leaves cycles behind that matter to a batch
     executor = Executor()
-    with ExitStack() as stack:
-        if memcg.available():
-            stack.enter_context(memcg.Memcg("explorer")).enter()  # what programs reclaim
+    with own_group():
         done = _run_order(exchange, executor, order)
     exchange.say({**done, "walked": executor.walker.moved, "unable": executor.walker.unable})
 

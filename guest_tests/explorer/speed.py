@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import gc
 import time
-from contextlib import ExitStack
 from typing import Any
 
 from guest_tests.explorer.executor import Executor
 from guest_tests.explorer.kinds import kinds
+from guest_tests.explorer.serve import own_group, settings
 from guest_tests.explorer.walks import Walker
-from guest_tests.mm import ksm, memcg
-from guest_tests.support.folios import advised_folios
 from harness.agent.session import Exchange
 from harness.programs import language
 
@@ -31,10 +29,7 @@ def main(exchange: Exchange, _data: dict[str, Any]) -> None:
     """Answer the host until it sends an empty order."""
     exchange.say({"kinds": kinds()})
     gc.disable()  # as where programs are run in earnest
-    with ExitStack() as stack:
-        stack.enter_context(advised_folios())
-        stack.enter_context(ksm.Ksm())
-        stack.enter_context(memcg.Memcg("explorer")).enter()  # what programs reclaim
+    with settings(), own_group():
         executor = Executor()
         while order := exchange.hear():
             if "plans" in order:

@@ -16,7 +16,7 @@ from harness.programs.memory import GUARD, LAZY, MAPPED, READ, Machine
 
 _PROTECT_READ: Final = KINDS.index(Kind.PROTECT_READ)
 #: kinds that need more than the first process, or a look at the result, or that fail on purpose
-_NOT_PLANNED: Final = language.numbers(Kind.FORK, Kind.SCAN, Kind.UFFD_REGISTER, Kind.MOVE_UNDONE, Kind.MOVE_FALLBACK)
+_NOT_PLANNED: Final = language.numbers(Kind.FORK, Kind.SCAN, Kind.UFFD_REGISTER, *language.FAILING)
 
 #: kind, first page, pages, first page of the place, pages afterwards, and the bytes that it writes in hexadecimal
 PlannedStep = tuple[int, int, int, int, int, str]

@@ -94,7 +94,7 @@ def story(program: Program, errors: Sequence[int]) -> Story:
             effects.apply(machine, step, tags)
         told.append(_Told(each, step, tags, error, _states(machine)))
         if error:
-            told += [_done(machine, Kind.UNMAP, step.process, *gone) for gone in _unmapped(step)]
+            told += [_done(machine, Kind.UNMAP, step.process, *gone) for gone in effects.unmapped_by_refusal(step)]
     # As the executor does, for the check of the bytes.
     for process, pages in enumerate(machine.processes):
         for start, end in runs(pages) if pages is not None else ():
@@ -153,14 +153,6 @@ def _done(machine: Machine, kind: Kind, process: int, start: int, pages: int) ->
     step = Step(language.number(kind), process, start, pages, start, pages, ())
     effects.apply(machine, step)
     return _Told(Operation(kind, process), step, b"", 0, _states(machine))
-
-
-def _unmapped(step: Step) -> list[tuple[int, int]]:
-    """What the executor unmaps after a refused move, because the kernel may have done so: see there."""
-    if step.kind not in operands.MOVES or step.dst == step.start:
-        return []
-    tail = [(step.start + step.new, step.pages - step.new)] if step.new < step.pages else []
-    return [(step.dst, step.new), *tail]
 
 
 def _states(machine: Machine) -> _States:

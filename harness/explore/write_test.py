@@ -9,7 +9,7 @@ from typing import Final
 
 from harness.explore.picture import LEGEND, picture
 from harness.explore.story import Event, Story
-from harness.programs.language import Kind
+from harness.programs.language import FAILING, Kind
 
 _ADVICE: Final = {
     Kind.MERGEABLE: "MADV_MERGEABLE",
@@ -36,9 +36,6 @@ _MOVES: Final = {
     Kind.MOVE_DONTUNMAP: "syscalls.MREMAP_DONTUNMAP",
     Kind.MOVE_RELOCATE: "syscalls.MREMAP_RELOCATE_ANON",
     Kind.MOVE_MUST_RELOCATE: "syscalls.MREMAP_MUST_RELOCATE_ANON",
-}
-#: moves that are made to fail
-_FAILING: Final = {
     Kind.MOVE_UNDONE: "syscalls.MREMAP_MUST_RELOCATE_ANON",
     Kind.MOVE_FALLBACK: "syscalls.MREMAP_RELOCATE_ANON",
 }
@@ -190,11 +187,11 @@ def _function(event: Event) -> tuple[str, list[str]]:
     kind = event.kind
     where = f"pages(area, {event.start}, {event.pages})"
     if kind in _HELPERS:
-        numbers = {Kind.MAP_FILE: (event.dst, event.new), Kind.UFFD_MOVE: (event.start, event.dst)}
-        return _HELPERS[kind], ["area", *map(str, numbers.get(kind, (event.start, event.pages)))]
-    if kind in _FAILING:
-        from_to = [str(each) for each in (event.start, event.pages, event.dst)]
-        return "move_failing", ["area", *from_to, _FAILING[kind], str(event.operation.arg)]
+        others = {Kind.MAP_FILE: (event.dst, event.new), Kind.UFFD_MOVE: (event.start, event.dst)}
+        return _HELPERS[kind], ["area", *map(str, others.get(kind, (event.start, event.pages)))]
+    if kind in FAILING:
+        numbers = map(str, (event.start, event.pages, event.dst))
+        return "move_failing", ["area", *numbers, _MOVES[kind], str(event.operation.arg)]
     if kind in (Kind.MAP, Kind.MAP_SHARED):
         shared = ["shared=True"] if kind is Kind.MAP_SHARED else []
         return "map_anonymous", [str(event.new), f"area.page({event.dst})", *shared]

@@ -190,17 +190,25 @@ def apply(machine: Machine, step: Step, tags: bytes = b"") -> None:
                 each.more[:] = each.more.translate(_EVERYWHERE[kind])
 
 
-def refuse(machine: Machine, step: Step) -> None:
-    """Change the model as an operation did that was refused.
+def unmapped_by_refusal(step: Step) -> list[tuple[int, int]]:
+    """What a refused move may have unmapped: its destination, and the tail of one that shrinks. The guest always does.
 
-    A refused move may have unmapped its destination, and the tail of one that shrinks. The guest's actions always do.
+    mremap_to() unmaps both before it looks at the source (mm/mremap.c).
+
+    :returns: the first page and the number of pages of each range.
     """
-    if step.kind in MOVES and step.dst != step.start:
-        pages = machine.processes[step.process]
-        assert pages is not None
-        pages.clear(step.dst, step.dst + step.new)
-        if step.new < step.pages:
-            pages.clear(step.start + step.new, step.end)
+    if step.kind not in MOVES or step.dst == step.start:
+        return []
+    tail = [(step.start + step.new, step.pages - step.new)] if step.new < step.pages else []
+    return [(step.dst, step.new), *tail]
+
+
+def refuse(machine: Machine, step: Step) -> None:
+    """Change the model as an operation did that was refused."""
+    pages = machine.processes[step.process]
+    assert pages is not None
+    for start, count in unmapped_by_refusal(step):
+        pages.clear(start, start + count)
 
 
 _EVERYWHERE: Final[dict[int, bytes]] = {
@@ -265,7 +273,7 @@ def _move(pages: Pages, step: Step) -> None:
     kept = min(step.pages, new)
     of_file = pages.attr[start] & SHARED or pages.kept[start] & FILED
     # The series relocates no memory whose marks are lost on the way.
-    relocated = step.kind in RELOCATES and step.kind != _FALLBACK and not pages.kept[start] & REGISTERED
+    relocated = step.kind in RELOCATES and not pages.kept[start] & REGISTERED
     natural = not of_file and (relocated or not any(each & TOUCHED for each in pages.more[start:end]))
     parts = [each[start : start + kept] for each in (pages.attr, pages.more, pages.kept, pages.tags)]
     home = pages.home[start]

@@ -170,19 +170,23 @@ def numbers(*kinds: Kind) -> frozenset[int]:
 
 #: operations that make memory
 MAPPING: Final = frozenset({Kind.MAP, Kind.MAP_SHARED, Kind.MAP_FILE})
+#: moves with relocation that are made to fail
+FAILING: Final = frozenset({Kind.MOVE_UNDONE, Kind.MOVE_FALLBACK})
 #: operations that make memory at a place, or move it there
-PLACED: Final = MAPPING | frozenset(
-    {
-        Kind.MOVE,
-        Kind.MOVE_DONTUNMAP,
-        Kind.MOVE_RELOCATE,
-        Kind.MOVE_MUST_RELOCATE,
-        Kind.MOVE_GROW,
-        Kind.MOVE_SHRINK,
-        Kind.MOVE_UNDONE,
-        Kind.MOVE_FALLBACK,
-        Kind.UFFD_MOVE,
-    }
+PLACED: Final = (
+    MAPPING
+    | FAILING
+    | frozenset(
+        {
+            Kind.MOVE,
+            Kind.MOVE_DONTUNMAP,
+            Kind.MOVE_RELOCATE,
+            Kind.MOVE_MUST_RELOCATE,
+            Kind.MOVE_GROW,
+            Kind.MOVE_SHRINK,
+            Kind.UFFD_MOVE,
+        }
+    )
 )
 #: those of them whose result gets the name of a slot
 NAMING: Final = PLACED - {Kind.UFFD_MOVE}
@@ -193,7 +197,7 @@ SLOTLESS: Final = frozenset(
 #: operations that are about one page
 SINGLE: Final = frozenset({Kind.UFFD_MOVE, Kind.POKE, Kind.SOFT_OFFLINE})
 #: operations whose ``arg`` means something
-COUNTED: Final = MAPPING | frozenset({Kind.MOVE_GROW, Kind.GROW, Kind.MOVE_UNDONE, Kind.MOVE_FALLBACK, Kind.FORK})
+COUNTED: Final = MAPPING | FAILING | frozenset({Kind.MOVE_GROW, Kind.GROW, Kind.FORK})
 
 
 class BadProgram(ValueError):

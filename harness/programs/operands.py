@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from harness.programs.language import (
+    FAILING,
     PARTS,
     PROCESSES,
     SINGLE,
@@ -230,7 +231,7 @@ _MUSTS = numbers(Kind.MOVE_MUST_RELOCATE, Kind.MOVE_UNDONE)
 _MARKS = numbers(Kind.UFFD_PROTECT, Kind.UFFD_UNPROTECT)
 _UFFD = _MARKS | numbers(Kind.UFFD_REGISTER, Kind.UFFD_UNREGISTER, Kind.UFFD_MOVE)
 #: what children do not do: they have neither the pipes nor a userfaultfd of their own, and do not learn what is to fail
-_FIRST_ONLY = _UFFD | {_HOLD} | numbers(Kind.MOVE_UNDONE, Kind.MOVE_FALLBACK)
+_FIRST_ONLY = _UFFD | {_HOLD} | numbers(*FAILING)
 #: what writes to pages, or faults them in for writing
 _WRITES = numbers(Kind.WRITE, Kind.WRITE_SAME, Kind.POKE, Kind.POPULATE, Kind.LOCK)
 _SLOTLESS = numbers(*SLOTLESS)
@@ -252,13 +253,12 @@ _ANONYMOUS = numbers(
     Kind.UNNAME,
     Kind.MOVE_RELOCATE,
     Kind.MOVE_MUST_RELOCATE,
-    Kind.MOVE_UNDONE,
-    Kind.MOVE_FALLBACK,
+    *FAILING,
 )
-#: moves that give the memory the page offset of its new place
-RELOCATES = numbers(Kind.MOVE_RELOCATE, Kind.MOVE_MUST_RELOCATE, Kind.MOVE_UNDONE, Kind.MOVE_FALLBACK)
+#: moves that give the memory the page offset of its new place, if they succeed
+RELOCATES = _MUSTS | numbers(Kind.MOVE_RELOCATE)
 #: all forms of mremap()
-MOVES = _RESIZES | RELOCATES | numbers(Kind.MOVE, Kind.MOVE_DONTUNMAP)
+MOVES = _RESIZES | RELOCATES | numbers(Kind.MOVE, Kind.MOVE_DONTUNMAP, Kind.MOVE_FALLBACK)
 #: Advice is given mapping by mapping (madvise_walk_vmas(), mm/madvise.c), and some is refused for locked or for shared
 #: memory: a call that is refused in the middle has changed the mappings before.
 _ADVICES = numbers(
