@@ -43,10 +43,8 @@ from harness.guests.guest import Guest
 from harness.host.cache import Cache
 from harness.kernels import grammar
 from harness.kernels.kernel import BootSpec, Kernel
-from harness.machine import payload, provision, qemu
-from harness.machine.payload import LIBRARY
+from harness.machine import provision, qemu
 from harness.machine.vm import Vm
-from harness.markers import MARKERS
 from harness.options import MachineOptions
 from tests import figures, virtme_ng
 from tests.figures import Figure, MeasureError, Results, side_by_side, timed
@@ -163,7 +161,7 @@ def clones(fleet: Fleet, rounds: int) -> list[Figure]:
 
 def clones_of(machine: qemu.Machine, rounds: int) -> list[Figure]:
     """The figures of :func:`clones` for one machine."""
-    fleet = Fleet(machine, payload.tests_archive(LIBRARY, MARKERS), ["guest_tests", "--tb=auto"], False, print)
+    fleet = Fleet.with_library(machine, print)
     try:
         return clones(fleet, rounds)
     finally:

@@ -25,8 +25,7 @@ from harness.guests.fleet import Fleet
 from harness.host.terminal import ProgressLine
 from harness.kernels import grammar
 from harness.kernels.kernel import BootSpec
-from harness.machine import payload, provision
-from harness.markers import MARKERS
+from harness.machine import provision
 from harness.options import MachineOptions
 from harness.programs import generate, language
 from harness.programs.language import Kind
@@ -54,7 +53,7 @@ def curve(spec: BootSpec, names: list[str], seed: int, programs: int, *, steered
     generate._CANDIDATES = 3 if steered else 1
     # KCOV gives addresses as they were linked (canonicalize_ip(), kernel/kcov.c), kallsyms those of this boot.
     _, machine = provision.provision(spec, MachineOptions(append="nokaslr"), say)
-    fleet = Fleet(machine, payload.tests_archive(payload.LIBRARY, MARKERS), list(payload.LIBRARY_ARGS), False, say)
+    fleet = Fleet.with_library(machine, say)
     guest, _ = fleet.fresh()
     reached: list[int] = []
     try:

@@ -25,8 +25,7 @@ from harness.guests.fleet import Fleet
 from harness.host.terminal import ProgressLine
 from harness.kernels import grammar
 from harness.kernels.kernel import BootSpec
-from harness.machine import payload, provision
-from harness.markers import MARKERS
+from harness.machine import provision
 from harness.options import MachineOptions
 
 
@@ -53,8 +52,7 @@ def look(spec: BootSpec, mutant: str, seed: int, minutes: float, progress: Progr
     :returns: None if nothing did in time.
     """
     kernel, machine = provision.provision(spec, MachineOptions(mutant=mutant), progress)
-    tests = payload.tests_archive(payload.LIBRARY, MARKERS)
-    fleet = Fleet(machine, tests, list(payload.LIBRARY_ARGS), False, progress, mutant)
+    fleet = Fleet.with_library(machine, progress, mutant)
     runner = Runner(fleet)
     began = time.monotonic()
     runs: list[Run] = []

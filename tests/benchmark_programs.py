@@ -31,8 +31,7 @@ from harness.guests.guest import Guest
 from harness.host.terminal import ProgressLine
 from harness.kernels import grammar
 from harness.kernels.kernel import BootSpec
-from harness.machine import payload, provision
-from harness.markers import MARKERS
+from harness.machine import provision
 from harness.options import MachineOptions
 from harness.programs import generate, language
 from harness.programs.language import Kind
@@ -139,7 +138,7 @@ def main() -> int:
     assert isinstance(spec, BootSpec)
     say = ProgressLine.on(sys.stderr)
     kernel, machine = provision.provision(spec, MachineOptions(), say)
-    fleet = Fleet(machine, payload.tests_archive(payload.LIBRARY, MARKERS), list(payload.LIBRARY_ARGS), False, say)
+    fleet = Fleet.with_library(machine, say)
     try:
         rates = in_guest(fleet, chosen.programs, chosen.rounds)
         rate, share = exploring(fleet, kernel.release, chosen.arch, chosen.seconds, say)

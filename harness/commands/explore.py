@@ -27,8 +27,7 @@ from harness.host import safe_text
 from harness.host.files import check_creatable
 from harness.host.terminal import ProgressLine
 from harness.kernels.kernel import BootSpec, Kernel, SshSpec
-from harness.machine import payload, provision
-from harness.markers import MARKERS
+from harness.machine import provision
 from harness.options import MachineOptions
 from harness.programs.language import Kind, Program
 
@@ -126,8 +125,7 @@ def _opened(spec: BootSpec, chosen: argparse.Namespace, progress: ProgressLine) 
     machine_options = MachineOptions.of(vars(chosen))
     kernel, machine = provision.provision(spec, machine_options, progress)
     auditor = _auditor(kernel, machine_options, progress) if chosen.audit else None
-    tests = payload.tests_archive(payload.LIBRARY, MARKERS)
-    fleet = Fleet(machine, tests, list(payload.LIBRARY_ARGS), False, progress, chosen.mutant)
+    fleet = Fleet.with_library(machine, progress, chosen.mutant)
     runner = Runner(fleet, auditor)
     try:
         runner.open()

@@ -13,9 +13,8 @@ from harness.guests.fleet import Fleet
 from harness.guests.guest import Guest
 from harness.host.terminal import ProgressLine, colourful
 from harness.kernels.kernel import BootSpec, Kernel
-from harness.machine import payload, provision
+from harness.machine import provision
 from harness.machine.qemu import Machine
-from harness.markers import MARKERS
 from harness.options import MachineOptions
 
 
@@ -31,8 +30,7 @@ def shell(spec: BootSpec, options: MachineOptions, command: Sequence[str], progr
         )
     line = command[0] if len(command) == 1 else shlex.join(command)
     kernel, machine = provision.provision(spec, options, progress)
-    tests = payload.tests_archive(payload.LIBRARY, MARKERS)
-    fleet = Fleet(machine, tests, list(payload.LIBRARY_ARGS), False, progress, options.mutant)
+    fleet = Fleet.with_library(machine, progress, options.mutant)
     guest, _ = fleet.fresh()
     try:
         progress("starting the SSH server in the guest")

@@ -14,8 +14,9 @@ from harness.guests.template import Template, TemplateError, thaw
 from harness.guests.template_store import TemplateStore
 from harness.host import memory
 from harness.host.cache import Progress
-from harness.machine import qemu
+from harness.machine import payload, qemu
 from harness.machine.vm import Vm
+from harness.markers import MARKERS
 
 #: The next clone is started early only if more than this much host memory is available, in MiB.
 _HEADROOM = 512
@@ -39,6 +40,12 @@ class Fleet:
     cold: bool
     progress: Progress
     mutant: str = ""
+
+    @classmethod
+    def with_library(cls, machine: qemu.Machine, progress: Progress, mutant: str = "") -> Fleet:
+        """Guests that are cloned, with the library for guest tests and the project's own tests."""
+        tests = payload.tests_archive(payload.LIBRARY, MARKERS)
+        return cls(machine, tests, list(payload.LIBRARY_ARGS), False, progress, mutant)
 
     def __post_init__(self) -> None:
         self.patience = Patience.scaled(self.machine.accelerator.slowdown)

@@ -23,8 +23,7 @@ from harness.guests.guest import Guest
 from harness.host.cache import silent
 from harness.kernels import grammar
 from harness.kernels.kernel import BootSpec
-from harness.machine import payload, provision
-from harness.markers import MARKERS
+from harness.machine import provision
 from harness.options import MachineOptions
 
 #: What the tests of shells and boards run on.
@@ -49,8 +48,7 @@ def running(kernel: str = KERNEL) -> Iterator[Guest]:
     spec = grammar.parse(kernel)
     assert isinstance(spec, BootSpec)
     _, machine = provision.provision(spec, MachineOptions(), silent)
-    tests = payload.tests_archive(payload.LIBRARY, MARKERS)
-    fleet = Fleet(machine, tests, list(payload.LIBRARY_ARGS), False, silent)
+    fleet = Fleet.with_library(machine, silent)
     guest, _ = fleet.fresh()
     try:
         yield guest
