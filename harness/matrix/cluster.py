@@ -172,7 +172,9 @@ def _local_cluster(slots: int) -> Any:
         n_workers=slots,
         threads_per_worker=1,
         host="127.0.0.1",
-        dashboard_address=None,
+        # Without a dashboard a scheduler still serves its routes, by default on port 8787, which may be in use.
+        dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard": False},
         worker_dashboard_address=None,
         silence_logs=logging.CRITICAL,
     )

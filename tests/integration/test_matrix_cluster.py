@@ -249,3 +249,13 @@ def test_a_cluster_of_this_machine_needs_no_set_up(tmp_path: Path) -> None:
         assert collect(executor)["quick"]["trouble"] == ""
     finally:
         executor.cancel()
+
+
+def test_two_clusters_of_this_machine_do_not_meet_at_a_port() -> None:
+    # Dask warns that its port 8787 is in use, and warnings are errors here.
+    clusters = [ClusterExecutor("", 1)]
+    try:
+        clusters.append(ClusterExecutor("", 1))
+    finally:
+        for each in clusters:
+            each.cancel()
