@@ -6,13 +6,11 @@ It touches nothing itself. So what the program has written, and where it is mapp
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import random
 import signal
 import struct
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -94,21 +92,15 @@ def _steps(target: int) -> list[Callable[[], object]]:
         if present:
             arena.migrate(target, present, [nodes[0]] * len(present))
 
-    whole = ctypes.create_string_buffer(struct.pack("=QQ", BASE, LENGTH))
     process = syscalls.call("pidfd_open", target)
 
     def advise(advice: int) -> Callable[[], object]:
         # Where nothing is mapped it goes on, and says ENOMEM in the end (madvise(2)).
-        return lambda: syscalls.call("process_madvise", process, ctypes.addressof(whole), 1, advice)
-
-    def scan() -> None:
-        ksm.write("run", 1)
-        time.sleep(_SCAN)
-        ksm.write("run", 0)
+        return lambda: syscalls.process_madvise(process, BASE, LENGTH, advice)
 
     steps: list[Callable[[], object]] = [advise(syscalls.MADV_PAGEOUT), advise(syscalls.MADV_COLD)]
     if len(nodes) > 1:
         steps += [migrate] * 6
     if ksm.available():
-        steps.append(scan)
+        steps.append(lambda: ksm.scan_for(_SCAN))
     return steps

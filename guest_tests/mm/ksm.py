@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -125,6 +126,13 @@ def write(knob: str, value: int | str) -> None:
     """
     with open(DIRECTORY / knob, "w") as file:
         file.write(str(value))
+
+
+def scan_for(seconds: float) -> None:
+    """Let ksmd scan for a while, however far it comes. :class:`Ksm` is for scans that end."""
+    write("run", 1)
+    time.sleep(seconds)
+    write("run", 0)
 
 
 def counters() -> Counters:

@@ -15,6 +15,7 @@ import errno
 import functools
 import os
 import platform
+import struct
 from typing import Any, Final
 
 # --- numbers -----------------------------------------------------------------------------------------------------
@@ -247,6 +248,17 @@ def mremap(old_address: int, old_length: int, new_length: int, flags: int, new_a
 def madvise(address: int, length: int, advice: int) -> None:
     """Give advice ``MADV_*`` for ``length`` bytes."""
     call("madvise", address, length, advice)
+
+
+def process_madvise(process: int, address: int, length: int, advice: int) -> int:
+    """process_madvise(2) for one range.
+
+    :param process: a descriptor by pidfd_open(2).
+    :returns: how many bytes were advised.
+    :raises OSError: errno of the call.
+    """
+    ranges = ctypes.create_string_buffer(struct.pack("=QQ", address, length))
+    return call("process_madvise", process, ctypes.addressof(ranges), 1, advice)
 
 
 def mlock(address: int, length: int) -> None:

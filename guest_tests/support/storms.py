@@ -20,7 +20,6 @@ import os
 import random
 import signal
 import struct
-import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -233,8 +232,7 @@ def _advice(target: _Target, order: random.Random, advice: int) -> Step:
         if process < 0:
             process = syscalls.call("pidfd_open", target.pid)
         start, pages = target.chunk(order)
-        vector = ctypes.create_string_buffer(struct.pack("=QQ", start, pages * PAGE_SIZE))
-        return syscalls.call("process_madvise", process, ctypes.addressof(vector), 1, advice) > 0
+        return syscalls.process_madvise(process, start, pages * PAGE_SIZE, advice) > 0
 
     return step
 
@@ -291,9 +289,7 @@ def _soft_offline(frame: int | None) -> bool:
 
 
 def _merge() -> bool:
-    ksm.write("run", 1)
-    time.sleep(_SCAN)
-    ksm.write("run", 0)
+    ksm.scan_for(_SCAN)
     return True
 
 
