@@ -24,8 +24,6 @@ _GCC = ("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s", "-pthread"
 _SHOWN, _NOT_SHOWN = 1, 0
 #: findings that take a configuration which no packaged kernel has
 _ONLY_BUILT = {name for name, finding in known().items() if finding.kernel}
-#: findings that 7.3 has, and for which docs/findings/ has no patch
-_NO_FIX = {"move-table-not-soft-dirty"}
 #: how many CPUs a program needs, if more than one
 _CPUS = {"uffd-move-deadlock": 3}
 #: what a kernel with the bug reports when the program ends
@@ -134,9 +132,7 @@ def test_no_bug_is_left_with_the_fixes(programs: Mapping[str, Path], own_lab: La
     """On the newest series, with every patch in docs/findings/."""
     kernel = f"linux-source-7.3+{FINDINGS}"
     _build(kernel)
-    _assert_programs_end(
-        own_lab, kernel, programs, dict.fromkeys(sorted(set(known()) - _ONLY_BUILT - _NO_FIX), _NOT_SHOWN)
-    )
+    _assert_programs_end(own_lab, kernel, programs, dict.fromkeys(sorted(set(known()) - _ONLY_BUILT), _NOT_SHOWN))
 
 
 @pytest.mark.builds_kernel
