@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,8 +216,36 @@ OPTIONS = (
     USERLAND,
 )
 
+#: Those that a result depends on, without the kernel's own.
+_RESULT = (
+    APPEND,
+    GUEST_MEMORY,
+    GUEST_CPUS,
+    ICOUNT,
+    AUDIT,
+    EXPLORE,
+    EXPLORE_SEED,
+    RACE_SECONDS,
+    RACE_SEED,
+    MUTANT,
+    KSELFTEST_TREE,
+)
+
 #: Those that shape a machine: see :class:`MachineOptions`.
 MACHINE = (APPEND, GUEST_MEMORY, GUEST_CPUS, MUTANT, DEBIAN_MIRROR, USERLAND)
+
+
+def again(value: Callable[[str], Any]) -> str:
+    """The options that a result depends on, for a command that shows it again: each with a blank in front.
+
+    :param value: gives the value of an option by its name. Options that have their default are left out.
+    """
+    given = {each: value(each.name) for each in _RESULT}
+    return "".join(
+        f" {each.name}" + ("" if chosen is True else f"={shlex.quote(str(chosen))}")
+        for each, chosen in given.items()
+        if chosen and chosen != each.default
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness import options
 from harness.judging import findings
 from harness.judging.findings import Expect
 from harness.pytest_plugin.session import GuestTests
@@ -123,5 +124,6 @@ class Answer:
                 continue
             about = f"{target.kernel.release} ({target.kernel.arch}, {target.machine.accelerator.name})"
             terminalreporter.section("Does mremap() break KSM's reverse map?")
-            for line in answer.answer(about, seen, target.label, f"{target.again} --answer"):
+            again = f"{target.again}{options.again(terminalreporter.config.getoption)} --answer"
+            for line in answer.answer(about, seen, target.label, again):
                 terminalreporter.write_line(line)

@@ -55,9 +55,10 @@ class Target(ABC):
         return None
 
     @property
-    @abstractmethod
     def again(self) -> str:
         """The start of a command line that names this kernel once more."""
+        arch = f" --arch={self.arch}" if self.arch else ""
+        return f"pytest --kernel={shlex.quote(self.spec.text)}{arch}"
 
     @abstractmethod
     def prepare(self) -> None:
@@ -108,17 +109,6 @@ class VirtualTarget(Target):
         """See :class:`Target`."""
         return self._prepared[1] if self._prepared else None
 
-    @property
-    def again(self) -> str:
-        """See :class:`Target`."""
-        append = f" --append={shlex.quote(self._options.append)}" if self._options.append else ""
-        mutant = f" --mutant={self._options.mutant}" if self._options.mutant else ""
-        tree = self._options.kselftest_tree
-        upstream = f" --kselftest-tree={shlex.quote(str(tree))}" if tree else ""
-        if self._options.kselftest:  # what some of these tests need
-            upstream += f" --guest-memory={self._options.memory} --guest-cpus={self._options.cpus}"
-        return f"pytest --kernel={shlex.quote(self.spec.text)} --arch={self.spec.arch}{append}{mutant}{upstream}"
-
     def prepare(self) -> None:
         """See :class:`Target`."""
         if self._prepared or self.broken:
@@ -154,12 +144,6 @@ class BoardTarget(Target):
     def arch(self) -> Architecture | None:
         """See :class:`Target`."""
         return self.spec.arch
-
-    @property
-    def again(self) -> str:
-        """See :class:`Target`."""
-        arch = f" --arch={self.spec.arch}" if self.spec.arch else ""
-        return f"pytest --kernel={shlex.quote(self.spec.text)}{arch}"
 
     def prepare(self) -> None:
         """See :class:`Target`. A board is connected to when the first test needs it."""

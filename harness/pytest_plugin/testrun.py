@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from harness import options
 from harness.agent import protocol
 from harness.deadline import Deadline
 from harness.errors import GuestLost, HarnessError, LostCondition, ProtocolError
@@ -217,7 +218,8 @@ class TestRunner:
         where = f" from {kernel.provenance}" if kernel else ""
         running = safe_text.escape(f"{ready.release}, {ready.machine}")
         facts = [f"kernel:  {running}{where}", *self._open()[0].source.facts(lease.guest)]
-        again = f"{self.target.again}{upstream.option(item)} {shlex.quote(selector(item))}"
+        given = options.again(item.config.getoption) + upstream.option(item)
+        again = f"{self.target.again}{given} {shlex.quote(selector(item))}"
         return [("kernel console", shown), ("machine", "\n".join(facts)), ("run it again", again)]
 
 
