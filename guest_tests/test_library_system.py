@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import signal
@@ -20,6 +21,7 @@ from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, move
 from guest_tests.mm.probes.ageing import drain
 from guest_tests.mm.proctree import Child, ChildDied
 from guest_tests.support.folios import THP, huge_kb, knob, pmd_size, thp
+from guest_tests.support.races import Busy
 
 
 @pytest.fixture
@@ -240,12 +242,43 @@ def _kcsan() -> dict[str, int]:
     return {name: int(value) for name, _, value in pairs if value.strip().isdigit()}
 
 
-def test_kcsan_watches_memory_while_tests_run() -> None:
-    """A KCSAN that is compiled in and not enabled reports nothing (CONFIG_KCSAN_EARLY_ENABLE, lib/Kconfig.kcsan)."""
+def require_kcsan() -> None:
     if not _KCSAN.exists():
         pytest.skip("needs CONFIG_KCSAN, and debugfs at /sys/kernel/debug")
+
+
+def test_kcsan_watches_memory_while_tests_run() -> None:
+    """A KCSAN that is compiled in and not enabled reports nothing (CONFIG_KCSAN_EARLY_ENABLE, lib/Kconfig.kcsan)."""
+    require_kcsan()
     before = _kcsan()
     assert before["enabled"] == 1, "KCSAN is in this kernel, and is off"
     waiting.wait_until(
         lambda: _kcsan()["setup_watchpoints"] > before["setup_watchpoints"], "KCSAN to set up another watchpoint"
     )
+
+
+def test_kcsan_finds_a_data_race() -> None:
+    """F_SETFL reads the flags of a file without the lock under which it writes them (setfl(), fs/fcntl.c).
+
+    KCSAN is told not to report races there, so that the console stays clean. It counts them all the same.
+    """
+    require_kcsan()
+    system.require_cpus(2)
+    _KCSAN.write_text(f"!__{'x64' if os.uname().machine == 'x86_64' else 'arm64'}_sys_fcntl")
+    reader, writer = os.pipe()
+
+    def change_flags() -> None:
+        for flag in (os.O_NONBLOCK, 0) * 100:
+            fcntl.fcntl(reader, fcntl.F_SETFL, flag)
+
+    def found() -> bool:
+        change_flags()
+        return _kcsan()["data_races"] > before
+
+    before = _kcsan()["data_races"]
+    try:
+        with Busy(change_flags):
+            waiting.wait_until(found, "KCSAN to find a data race")
+    finally:
+        os.close(reader)
+        os.close(writer)
