@@ -215,12 +215,25 @@ def _watch_own_move(mapping: Mapping, to: int) -> None:
 # --- huge pages --------------------------------------------------------------------------------------------------
 
 
+def require_init_of_harness() -> None:
+    pmd_size()
+    if (THP / "khugepaged/scan_sleep_millisecs").read_text() != "4294967295\n":
+        pytest.skip("needs a guest of the harness, whose init has khugepaged sleep")
+
+
+def test_huge_pages_are_on_in_guests() -> None:
+    """Also with less than 512 MB, for which the kernel turns them off."""
+    require_init_of_harness()
+    if "transparent_hugepage=" in Path("/proc/cmdline").read_text():
+        pytest.skip("the kernel's command line says whether there are huge pages")
+    assert "[never]" not in (THP / "enabled").read_text()
+
+
 def test_khugepaged_sleeps_in_guests() -> None:
     """It collapses nothing by itself; the same memory is collapsed as soon as it may scan."""
+    require_init_of_harness()
     pages = pmd_size() // PAGE_SIZE
     sleep = THP / "khugepaged/scan_sleep_millisecs"
-    if sleep.read_text() != "4294967295\n":
-        pytest.skip("needs a guest of the harness, whose init has khugepaged sleep")
     with thp(), carve_out(3 * pages) as area:
         memory = area.map(0, 2 * pages + 1).madvise(mmap.MADV_NOHUGEPAGE).touch(range(pages))
         memory.madvise(mmap.MADV_HUGEPAGE)
