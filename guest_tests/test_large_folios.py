@@ -381,9 +381,9 @@ def test_half_of_a_pinned_huge_page(relocate: bool, scene: Scene, half: int) -> 
     """
     count = scene.pages // 2
     part = scene.source.part(half * count, count)
-    before = State.of(scene.area)
-    assert before.huge_kb, "no PMD maps the huge page"
     with pinned(scene.at(0, 7)):
+        before = State.of(scene.area)
+        assert before.huge_kb, "no PMD maps the huge page"
         refusal = errno.EFAULT if relocate else errno.EINVAL
         fails(refusal, lambda: move(part, scene.at(4), MREMAP_MUST_RELOCATE_ANON), "a move with flag 16")
         wanted = replace(before, huge_kb=0) if relocate else before

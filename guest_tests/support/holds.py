@@ -179,7 +179,8 @@ def require_ring() -> None:
 def pinned(address: int, length: int = PAGE_SIZE) -> Iterator[None]:
     """Pin memory while the block runs, as for direct memory access. Skips the test where nothing can pin.
 
-    The pin is made by gup_test where the kernel has it (CONFIG_GUP_TEST), else by an io_uring fixed buffer.
+    The pin is made by gup_test where the kernel has it (CONFIG_GUP_TEST), else by an io_uring fixed buffer, which moves
+    memory out of CMA areas first (folio_is_longterm_pinnable(), include/linux/mm.h). So look at frames in the block.
     """
     pin: _Pinner
     if Path(_GUP_TEST).exists():
