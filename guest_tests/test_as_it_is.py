@@ -120,6 +120,36 @@ def test_the_way_home_needs_no_relocation(relocate: bool, area: CarveOut, flags:
 
 
 @ways
+def test_a_neighbour_that_is_cut_off(relocate: bool, area: CarveOut, flags: int) -> None:
+    """Row 44 (mremap-shrink-move): a range of two mappings shrinks to the first while it moves, to the place directly
+    behind the second. Their page offsets would fit, but the same call cuts the second off.
+
+    ::
+
+        page      0        6     10        20     24       30     34
+        before  | aaaaaa | bbbb |        |      |        |      | nn |
+        plain   |                        | bbbb | aaaaaa |      | nn |
+        after   |                                        | bbbb | nn |   relocated: one mapping
+
+    Unpatched: a plain move; EINVAL with a flag, and nothing changes.
+    Patched: there is nothing to merge with as it is, so the pages are relocated with either flag, and merge with what
+    lies behind them.
+    """
+    area.hole(20, 14)
+    behind = area.map(34, 2).fill(seed=1)
+    whole = area.map(0, 10).fill()
+    last = move(whole.part(6, 4), area.page(20))
+    first = move(whole.part(0, 6), area.page(24))
+    source = Mapping(area.page(20), 10, [*last.contents, *first.contents])
+    with counted(relocate, relocated=1 if flags else 0):
+        result = move_or_refused(relocate, area, source, area.page(30), flags, pages=4)
+        if result is not None:
+            expect_layout(area, [(30, 6)] if flags else [(30, 4), (34, 2)], "a mapping that shrank while it moved")
+    assert_found(source if result is None else result)
+    assert_found(behind)
+
+
+@ways
 @pytest.mark.parametrize("at", [_PAGES, 2 * _PAGES - 1], ids=["first-of-it", "last"])
 def test_a_pin_in_the_tail_that_is_cut_off(relocate: bool, area: CarveOut, flags: int, at: int) -> None:
     """Rows 44 (mremap-shrink-move) and 73 (pinned-4k): ten pages move to a place and shrink to five, while a page of

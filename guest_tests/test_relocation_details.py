@@ -17,16 +17,17 @@ import pytest
 
 from guest_tests.mm import kpage, maps, numa, pagemap, syscalls, system
 from guest_tests.mm.ksm import Ksm
-from guest_tests.mm.mapping import CarveOut, Mapping, move
+from guest_tests.mm.mapping import PAGE_SIZE, CarveOut, Mapping, carve_out, move
 from guest_tests.mm.probes import offline
 from guest_tests.mm.proctree import Child
 from guest_tests.mm.syscalls import MREMAP_DONTUNMAP, MREMAP_MUST_RELOCATE_ANON, MREMAP_RELOCATE_ANON
 from guest_tests.mm.waiting import patience, wait_until
 from guest_tests.support.checks import State, counted, expect_layout, fails
 from guest_tests.support.failing import failing_relocation
+from guest_tests.support.folios import is_large, mthp, mthp_size, stamp, thp
 from guest_tests.support.found import assert_found, require_migration
 from guest_tests.support.ksm_scenes import in_swap_cache
-from guest_tests.support.moves import move_or_refused, refused_move, ways
+from guest_tests.support.moves import move_or_refused, refused_move, unknown_flags, ways
 from guest_tests.support.stalled import stalled_swaps
 from guest_tests.support.swapping import assert_pages_out, read_back
 from harness.agent.processes import state_of
@@ -71,6 +72,31 @@ def test_a_refusal_half_way_leaves_nothing(relocate: bool, area: CarveOut, kind:
         refused_move(relocate, area, source, to, flags, pages=pages, arm=partial(arm, number))
     assert_found(source)
     assert_found(move(source, to, flags, pages=pages).check())
+
+
+@pytest.mark.shared_guest
+def test_a_refusal_before_anything_has_moved(relocate: bool, area: CarveOut) -> None:
+    """Row 93 (undo-must): a range of which one page was touched is to move with flag 16, and the relocation of this
+    page is made to fail.
+
+    ::
+
+        page     0           12
+                 |.....X......|      nothing is mapped at the dots
+
+    Unpatched: EINVAL, and nothing changes.
+    Patched: EFAULT, and nothing changes; no undo is counted, because nothing had been moved.
+    """
+    touched = area.map(0, _PAGES).touch([5]).part(5)
+    source = Mapping(area.page(0), _PAGES)  # what it holds is not known, because a read would map the zero page
+    area.hole(20, 20)
+    if not relocate:
+        refused_move(relocate, area, source, area.page(20))
+        assert_found(touched)
+        return
+    with failing_relocation() as arm, counted(relocate, relocated=0, undone=0, refused_injected=1):
+        refused_move(relocate, area, source, area.page(20), arm=partial(arm, 1))
+    assert_found(touched)
 
 
 # --- what the new mapping keeps ----------------------------------------------------------------------------------
@@ -144,6 +170,39 @@ def test_a_merged_page_in_the_swap_cache_is_refused(relocate: bool, area: CarveO
         read_back(pair.moved, pair.stayed)
     there.check()
     assert_found(pair.stayed, pair.moved, pageout=False)
+
+
+@ways
+@pytest.mark.shared_guest
+def test_a_large_folio_in_the_swap_cache(relocate: bool, flags: int) -> None:
+    """Row 71 (swapcache): a large folio moves that is swapped out and still in the swap cache, because it is not
+    written yet.
+
+    Unpatched: after a plain move the data is right, and every page is found.
+    Patched: the same with either flag; each page of the folio is counted as relocated.
+    """
+    size = mthp_size()
+    pages = size // PAGE_SIZE
+    with carve_out(8 * pages) as area, stalled_swaps(1024) as (write,):
+        source = area.map(pages, pages)
+        with thp("madvise"), mthp(size):
+            stamp(source)
+        assert all(map(is_large, source.page_addresses)), f"faults got no folio of {size >> 10} kB"
+        frames = pagemap.pfns(source.address, pages)
+        assert_pages_out(source)
+        state = [kpage.flags(pfn) for pfn in frames if pfn is not None]
+        assert all(kpage.Flag.SWAPCACHE in of_page for of_page in state), f"not in the swap cache: {state}"
+        if not all(of_page & kpage.LARGE for of_page in state):
+            pytest.skip("this kernel splits a large folio when it swaps it out")
+        if flags and not relocate:
+            unknown_flags(source, area.page(4 * pages), flags)
+            result = source
+        else:
+            with counted(relocate, relocated_pages=pages if flags else 0):
+                result = move(source, area.page(4 * pages), flags)
+        result.check()
+        write()
+        assert_found(result, pageout=False)
 
 
 # --- locked by somebody else -------------------------------------------------------------------------------------
