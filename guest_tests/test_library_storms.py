@@ -68,7 +68,7 @@ def test_pages_that_leak_are_noticed(own_group: Memcg | None) -> None:
         pytest.skip("needs a control group that says how much memory the kernel uses: Linux 5.18 and CONFIG_MEMCG")
     with ExitStack() as pipes:
         area = pipes.enter_context(carve_out(256))
-        for part in range(4):
+        for part in range(8):
             memory = area.map(0, 256).fill_same(part + 1)
             pipes.enter_context(Spliced(memory.address, memory.length))
             memory.unmap()

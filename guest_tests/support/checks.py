@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
@@ -162,8 +163,9 @@ def same_accounts(call: Callable[[], object], what: str, slack: int = 0, group: 
     raise AssertionError(f"{what} changes the accounting every time: {pairs[-1][0]} became {pairs[-1][1]}")
 
 
-#: what a group may be charged with that its statistics do not explain: batches of each CPU, in bytes
-_UNEXPLAINED: Final = 2 << 20
+#: what a group may be charged with that its statistics do not explain, in bytes: each CPU charges 64 pages ahead
+#: (MEMCG_CHARGE_BATCH, include/linux/memcontrol.h), and its statistics may be as many pages behind
+_UNEXPLAINED: Final = max(2 << 20, 2 * 64 * (os.cpu_count() or 1) * PAGE_SIZE)
 
 
 def assert_explained(group: Memcg, seconds: float = 20.0) -> None:
