@@ -201,6 +201,10 @@ def test_a_run_without_failures_says_nothing(staged: Lab) -> None:
 
 
 def test_a_directory_that_cannot_be_used_is_a_usage_error(staged: Lab) -> None:
-    outcome = staged.run("-p", "stage", "--artifacts=checks")
+    old = staged.root / "old.jsonl"
+    old.write_text("results of an earlier run")
+    outcome = staged.run("-p", "stage", "--results=old.jsonl", "--artifacts=checks")
     assert outcome.status == pytest.ExitCode.USAGE_ERROR
     outcome.said("checks is not empty: give --artifacts a new directory")
+    assert "ResourceWarning" not in outcome.output
+    assert old.read_text() == "results of an earlier run", "a run that was refused has replaced a file"

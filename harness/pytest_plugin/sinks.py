@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -146,16 +145,18 @@ def _artifacts(directory: Path | None) -> Artifacts:
     return Artifacts(directory)
 
 
-def sinks(config: pytest.Config) -> Iterator[Sink]:
+def sinks(config: pytest.Config) -> list[Sink]:
     """Those that the options ask for, and the files of failures, which each run writes.
+
+    An old file of results is replaced only when nothing else is wrong with the options.
 
     :raises UsageError: if a file cannot be written.
     """
     there = config.invocation_params.dir
+    artifacts = config.getoption("artifacts")
+    found: list[Sink] = [FailureFiles(there / Path(artifacts).expanduser() if artifacts else None)]
     results = config.getoption("results")
-    if results:
-        path = there / Path(results).expanduser()
-        yield ResultsFile(path)
+    path = there / Path(results).expanduser() if results else None
     # Without a default, because pytest-html replaces one of the options: see plugin.py.
     wanted = {name: file for name in _FORMATS if (file := config.getoption(name, default=""))}
     if wanted:
@@ -164,6 +165,7 @@ def sinks(config: pytest.Config) -> Iterator[Sink]:
         named = {
             name: file if file == STDOUT else str(there / Path(file).expanduser()) for name, file in wanted.items()
         }
-        yield Formats(Outputs(named, {"--results": path} if results else {}))
-    artifacts = config.getoption("artifacts")
-    yield FailureFiles(there / Path(artifacts).expanduser() if artifacts else None)
+        found.insert(0, Formats(Outputs(named, {"--results": path} if path else {})))
+    if path:
+        found.insert(0, ResultsFile(path))
+    return found

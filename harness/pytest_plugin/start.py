@@ -90,7 +90,7 @@ def _record(config: pytest.Config, guests: GuestTests) -> Record | None:
     from harness.pytest_plugin.sinks import sinks
 
     try:
-        wanted = list(sinks(config))
+        wanted = sinks(config)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
     from harness.pytest_plugin.record import Record
