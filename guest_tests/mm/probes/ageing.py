@@ -110,11 +110,8 @@ class DamonAccess(Probe):
             remark = self.force(page)
             if not kdamond.running:
                 return self.unable("DAMON does not run", remark or "nobody started it")
-            # The first samples still see accesses from before.
-            time.sleep(2 * kdamond.aggregation)
-            before = kdamond.applied()
-            time.sleep(2 * kdamond.aggregation)
-            self._applied = kdamond.applied()
+            before = kdamond.settled()  # the first samples still see accesses from before
+            self._applied = kdamond.settled()
             if self._applied != before:
                 evidence = f"seen accessed in {self._applied - before} aggregations"
                 return self.unable("the page is accessed although nobody touches it", evidence)
@@ -125,9 +122,7 @@ class DamonAccess(Probe):
 
     def _seen(self, kdamond: damon.Kdamond, place: Place, window: int) -> bool:
         place.run(touch_for, place.address, window * kdamond.aggregation, kdamond.sample / 2)
-        # What the last samples saw must not be counted for the next place.
-        time.sleep(2 * kdamond.aggregation)
-        before, self._applied = self._applied, kdamond.applied()
+        before, self._applied = self._applied, kdamond.settled()
         return self._applied > before
 
 

@@ -6,6 +6,8 @@ Files and commands as in Documentation/admin-guide/mm/damon/usage.rst of Linux 6
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -48,6 +50,13 @@ def zero_page() -> int:
         scratch.unmap()
 
 
+#: samples in an aggregation
+_SAMPLES: Final = 4
+#: Seconds. 6.12 waits a tenth of a second for the answer to a command (damon_sysfs_handle_cmd(), mm/damon/sysfs.c), and
+#: 7.3 no longer than the thread needs (damon_call()).
+_WAITS: Final = 0.09
+
+
 class Kdamond:
     """DAMON's kernel thread, set up for one page frame and one scheme. A context manager that undoes everything.
 
@@ -67,10 +76,11 @@ class Kdamond:
         self._action = action
         self._accessed = accessed
         self._stat = ""
+        self._fastest = math.inf  # seconds that a command took
         #: seconds between two looks at the page's accessed bits
         self.sample = 0.001 * slowness()
         #: seconds after which the scheme is applied to what was seen
-        self.aggregation = 4 * self.sample
+        self.aggregation = _SAMPLES * self.sample
 
     def __enter__(self) -> Self:
         if _STAT.exists():
@@ -133,3 +143,19 @@ class Kdamond:
         """How often the scheme's access pattern held so far, at the end of an aggregation."""
         self.command("update_schemes_stats")
         return int((_KDAMONDS / "0/contexts/0/schemes/0/stats/nr_tried").read_text())
+
+    def settled(self) -> int:
+        """The same when all that was seen until now has been counted: after the aggregation that has begun.
+
+        The thread executes such a command itself, and at most one with each sample (kdamond_fn(), mm/damon/core.c of
+        6.12 and 7.3). So this counts its samples. Time would say little: a guest on a busy host stands still again and
+        again, and its clock goes on, so that two aggregations may pass with a sample or two. Older kernels take many
+        samples while they wait for the answer to one command, so that one is enough.
+        """
+        for _ in range(_SAMPLES + 3):  # the sample that is being taken, and those before and after the count
+            begin = time.monotonic()
+            self.applied()
+            self._fastest = min(self._fastest, time.monotonic() - begin)
+            if self._fastest > _WAITS:
+                break
+        return self.applied()
