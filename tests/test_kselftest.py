@@ -183,6 +183,11 @@ def test_a_failed_subtest_fails_the_test_whatever_the_exit_status(run: Run) -> N
         assert run(says(FAILS, status)).failures == ["1 subtest failed: b"]
 
 
+def test_what_a_failed_subtest_said_is_kept(run: Run) -> None:
+    text = "TAP version 13\n1..2\n# fine\nok 1 a\n# no room for it\nnot ok 2 b\n"
+    assert run(says(text, 1)).failures == ["1 subtest failed: b", "b:\nno room for it"]
+
+
 def test_a_program_that_says_in_the_end_that_something_failed_has_not_given_up(run: Run) -> None:
     assert run(says(f"{FAILS}Bail out! 1 out of 2 tests failed\n", 1)).failures == ["1 subtest failed: b"]
 

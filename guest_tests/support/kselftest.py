@@ -37,6 +37,8 @@ _SKIP: Final = 4
 #: limits: bytes that a program may print, and subtests that are reported one by one; the host takes 1023 reports
 _MOST_BYTES: Final = 4 << 20
 _MOST_REPORTED: Final = 1000
+#: subtests that failed whose messages are kept
+_MOST_SAID: Final = 5
 #: bytes of stderr that are kept
 _STDERR: Final = 4096
 #: of the memory that a guest is given, the kernel keeps up to this share to itself
@@ -58,6 +60,8 @@ class Outcome:
     subtests: dict[Verdict, list[str]] = field(default_factory=lambda: {verdict: [] for verdict in Verdict})
     #: why the whole test failed, in sentences
     failures: list[str] = field(default_factory=list)
+    #: what the program printed with the first subtests that failed
+    said: list[str] = field(default_factory=list)
     #: why the whole test was skipped
     skipped: str = ""
 
@@ -125,6 +129,8 @@ def run(test: Test, tell: Tell) -> Outcome:
             return
         known = test.known(result.name) if result.verdict is Verdict.FAILED else ""
         outcome.subtests[Verdict.XFAILED if known else result.verdict].append(result.name)
+        if result.verdict is Verdict.FAILED and not known and result.diagnostics and len(outcome.said) < _MOST_SAID:
+            outcome.said.append("\n".join([f"{result.name}:", *result.diagnostics]))
         if reader.count <= _MOST_REPORTED:
             tell(result, known)
 
@@ -163,6 +169,7 @@ def _judge(program: str, ended: _Ended, reader: ktap.Reader, outcome: Outcome, l
         more = f" and {len(failed) - 20} more" if len(failed) > 20 else ""
         noun = "subtests" if len(failed) > 1 else "subtest"
         outcome.failures.insert(0, f"{len(failed)} {noun} failed: {', '.join(failed[:20])}{more}")
+        outcome.failures += outcome.said
 
 
 @contextlib.contextmanager
