@@ -33,9 +33,9 @@ def test_poison_is_told_while_a_large_folio_moves(relocate: bool, flags: int) ->
 
     Every kernel: the process gets SIGBUS for the page at its old or its new place, however it moves.
     """
+    size = mthp_size()
     if missing := HwPoison().missing():
         pytest.skip(missing)
-    size = mthp_size()
     pages = size // PAGE_SIZE
     with carve_out(8 * pages) as area, Child() as poisoner, sigbus.Watch() as watch:
         source = area.map(pages, pages)
