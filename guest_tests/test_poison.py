@@ -6,12 +6,12 @@ from __future__ import annotations
 import pytest
 
 from guest_tests.mm import pagemap, sigbus
-from guest_tests.mm.mapping import PAGE_SIZE, Mapping, carve_out, move
+from guest_tests.mm.mapping import PAGE_SIZE, carve_out, move
 from guest_tests.mm.probes import offline
 from guest_tests.mm.probes.poison import HwPoison
 from guest_tests.mm.proctree import Child
 from guest_tests.mm.waiting import wait_until
-from guest_tests.support.folios import is_large, mthp, mthp_size, stamp, thp
+from guest_tests.support.folios import large_folio, mthp_size
 from guest_tests.support.holds import Spliced
 from guest_tests.support.moves import unknown_flags, ways
 
@@ -33,16 +33,12 @@ def test_poison_is_told_while_a_large_folio_moves(relocate: bool, flags: int) ->
 
     Every kernel: the process gets SIGBUS for the page at its old or its new place, however it moves.
     """
-    size = mthp_size()
+    pages = mthp_size() // PAGE_SIZE
     if missing := HwPoison().missing():
         pytest.skip(missing)
-    pages = size // PAGE_SIZE
     with carve_out(8 * pages) as area, Child() as poisoner, sigbus.Watch() as watch:
-        source = area.map(pages, pages)
+        source = large_folio(area.map(pages, pages))
         area.hole(4 * pages, pages)
-        with thp("madvise"), mthp(size):
-            stamp(source)
-        assert all(map(is_large, source.page_addresses)), f"faults got no folio of {size >> 10} kB"
         frame = pagemap.pfn(source.page(3))
         with Spliced(source.page(5)):
             poisoner.start(offline.offline, "hard", frame)
@@ -54,6 +50,6 @@ def test_poison_is_told_while_a_large_folio_moves(relocate: bool, flags: int) ->
                 result = move(source, area.page(4 * pages), flags)
             remark = poisoner.result()
             heard = watch.wait()
-            Mapping(result.address, pages).unmap()  # reading poisoned memory kills, also when evidence is collected
+            result.unmap()  # reading poisoned memory kills, also when evidence is collected
     assert heard is not None, f"the process that maps the poisoned page was told nothing; the other one: {remark}"
     assert heard.address in (source.page(3), result.page(3)), f"the page is not where SIGBUS says: {heard}"

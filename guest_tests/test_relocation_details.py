@@ -24,7 +24,7 @@ from guest_tests.mm.syscalls import MREMAP_DONTUNMAP, MREMAP_MUST_RELOCATE_ANON,
 from guest_tests.mm.waiting import patience, wait_until
 from guest_tests.support.checks import State, counted, expect_layout, fails
 from guest_tests.support.failing import failing_relocation
-from guest_tests.support.folios import is_large, mthp, mthp_size, stamp, thp
+from guest_tests.support.folios import large_folio, mthp_size
 from guest_tests.support.found import assert_found, require_migration
 from guest_tests.support.ksm_scenes import in_swap_cache
 from guest_tests.support.moves import move_or_refused, refused_move, unknown_flags, ways
@@ -181,13 +181,9 @@ def test_a_large_folio_in_the_swap_cache(relocate: bool, flags: int) -> None:
     Unpatched: after a plain move the data is right, and every page is found.
     Patched: the same with either flag; each page of the folio is counted as relocated.
     """
-    size = mthp_size()
-    pages = size // PAGE_SIZE
+    pages = mthp_size() // PAGE_SIZE
     with carve_out(8 * pages) as area, stalled_swaps(1024) as (write,):
-        source = area.map(pages, pages)
-        with thp("madvise"), mthp(size):
-            stamp(source)
-        assert all(map(is_large, source.page_addresses)), f"faults got no folio of {size >> 10} kB"
+        source = large_folio(area.map(pages, pages))
         frames = pagemap.pfns(source.address, pages)
         assert_pages_out(source)
         state = [kpage.flags(pfn) for pfn in frames if pfn is not None]

@@ -111,6 +111,14 @@ def mthp(size: int) -> Iterator[None]:
         yield
 
 
+def large_folio(mapping: Mapping) -> Mapping:
+    """Fill ``mapping``, which is as long as :func:`mthp_size` and aligned to it, so that one large folio backs it."""
+    with thp("madvise"), mthp(mapping.length):
+        stamp(mapping)
+    assert all(map(is_large, mapping.page_addresses)), f"faults got no folio of {mapping.length >> 10} kB"
+    return mapping
+
+
 @contextmanager
 def advised_folios() -> Iterator[None]:
     """Folios of 4 and 8 pages for memory with MADV_HUGEPAGE, while the block runs, if the kernel has them (6.8)."""

@@ -165,7 +165,7 @@ def sinks(config: pytest.Config) -> list[Sink]:
         named = {
             name: file if file == STDOUT else str(there / Path(file).expanduser()) for name, file in wanted.items()
         }
-        found.insert(0, Formats(Outputs(named, {"--results": path} if path else {})))
+        found.append(Formats(Outputs(named, {"--results": path} if path else {})))
     if path:
-        found.insert(0, ResultsFile(path))
-    return found
+        found.append(ResultsFile(path))
+    return found[::-1]  # the results are complete before anything else is written

@@ -21,6 +21,11 @@ _KDAMONDS: Final = Path("/sys/kernel/mm/damon/admin/kdamonds")
 #: (damon_start() with "exclusive", mm/damon/stat.c).
 _STAT: Final = Path("/sys/module/damon_stat/parameters/enabled")
 _ANY: Final = 1 << 31
+#: samples in an aggregation
+_SAMPLES: Final = 4
+#: Seconds. 6.12 waits a tenth of a second for the answer to a command (damon_sysfs_handle_cmd(), mm/damon/sysfs.c), and
+#: 7.3 no longer than the thread needs (damon_call()).
+_WAITS: Final = 0.09
 
 
 def missing() -> str | None:
@@ -48,13 +53,6 @@ def zero_page() -> int:
         return pagemap.pfn(scratch.address)
     finally:
         scratch.unmap()
-
-
-#: samples in an aggregation
-_SAMPLES: Final = 4
-#: Seconds. 6.12 waits a tenth of a second for the answer to a command (damon_sysfs_handle_cmd(), mm/damon/sysfs.c), and
-#: 7.3 no longer than the thread needs (damon_call()).
-_WAITS: Final = 0.09
 
 
 class Kdamond:
