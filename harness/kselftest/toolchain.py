@@ -54,7 +54,10 @@ def flags(arch: Architecture, root: Path) -> list[str]:
     """Variables for the Makefiles of selftests, so that they link with these libraries alone."""
     # -B comes before the compiler's own directories, where a native compiler finds the host's libraries.
     return [
-        f"USERCFLAGS=--sysroot={root} -B{root}/usr/lib/{arch.triple}/",
-        # Nothing of the guest is needed at run time, and symbols would take memory there.
-        "USERLDFLAGS=-static -s",
+        f"USERCFLAGS=--sysroot={root} -B{root}/usr/lib/{arch.triple}/ -fPIE",
+        # Nothing of the guest is needed at run time, and symbols would take memory there. Upstream's own build makes
+        # position independent programs. The kernel puts the heap of others at a random place within 1 GiB after the
+        # program (arch_randomize_brk() of x86 and arm64, Linux 7.3), which is where mremap_test maps with
+        # MAP_FIXED_NOREPLACE and expects nothing.
+        "USERLDFLAGS=-static-pie -s",
     ]
