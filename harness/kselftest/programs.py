@@ -32,7 +32,7 @@ from harness.kselftest import toolchain
 from harness.kselftest.sources import DIRECTORY, Origin
 
 #: must change when this module compiles differently, so that cached programs are compiled again
-_GENERATION = "3"
+_GENERATION = "4"
 
 #: what the goal "headers" of the kernel's Makefile and the tests need; {arch} is the directory below arch/
 _PARTS = (

@@ -18,6 +18,12 @@ from harness.host.cache import Cache
 #: static libraries and headers: of C, and what programs of selftests/mm are linked with
 _PACKAGES = ("libc6-dev", "linux-libc-dev", "libcap-dev", "libnuma-dev", "liburing-dev")
 
+#: Where programs are linked to. Upstream's own build makes position independent programs, whose heap is far from low
+#: addresses. The heap of others is at a random place within 1 GiB after the program (arch_randomize_brk() of x86 and
+#: arm64, Linux 7.3). If that begins at 4 MiB, mremap_test finds it where it maps with MAP_FIXED_NOREPLACE. On x86-64 the
+#: address has to be below 2 GiB.
+_ADDRESS = 1 << 30
+
 #: what they depend on and static programs do not need
 _WITHOUT = (
     "gcc-14-base",
@@ -54,10 +60,7 @@ def flags(arch: Architecture, root: Path) -> list[str]:
     """Variables for the Makefiles of selftests, so that they link with these libraries alone."""
     # -B comes before the compiler's own directories, where a native compiler finds the host's libraries.
     return [
-        f"USERCFLAGS=--sysroot={root} -B{root}/usr/lib/{arch.triple}/ -fPIE",
-        # Nothing of the guest is needed at run time, and symbols would take memory there. Upstream's own build makes
-        # position independent programs. The kernel puts the heap of others at a random place within 1 GiB after the
-        # program (arch_randomize_brk() of x86 and arm64, Linux 7.3), which is where mremap_test maps with
-        # MAP_FIXED_NOREPLACE and expects nothing.
-        "USERLDFLAGS=-static-pie -s",
+        f"USERCFLAGS=--sysroot={root} -B{root}/usr/lib/{arch.triple}/",
+        # Nothing of the guest is needed at run time, and symbols would take memory there.
+        f"USERLDFLAGS=-static -Wl,-Ttext-segment={_ADDRESS:#x} -s",
     ]

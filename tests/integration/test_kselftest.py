@@ -23,7 +23,7 @@ PROGRAMS = {
     "guard-regions": 'puts("TAP version 13\\n1..2\\nok 1 good"); fflush(stdout); sleep(2);\n'
     'int fd = open("/proc/sysrq-trigger", O_WRONLY); write(fd, "c", 1); return 0;',
     "mremap_test": "return 1;",
-    "pagemap_ioctl": 'printf("TAP version 13\\n1..1\\n%s 1 heap\\n", (unsigned long)sbrk(0) >> 32 ? "ok" : "not ok"); '
+    "pagemap_ioctl": 'printf("TAP version 13\\n1..1\\n%s 1 heap\\n", (unsigned long)sbrk(0) >> 30 ? "ok" : "not ok"); '
     "return 0;",
     "madv_populate": "this is no C;",
 }
@@ -77,8 +77,8 @@ def cases(outcome: Outcome) -> dict[str, Case]:
 
 
 def test_the_heap_is_not_where_tests_expect_nothing(cases: dict[str, Case]) -> None:
-    # mremap_test maps a few dozen MiB above the lowest address. In a program that is not position independent, the
-    # heap was there in 4 of 100 runs.
+    # mremap_test maps a few dozen MiB above the lowest address. In a program that was linked to 4 MiB, the heap was
+    # there in 5 of 100 runs.
     assert cases["pagemap_ioctl"].verdict == "PASS"
 
 
