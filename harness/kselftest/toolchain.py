@@ -20,8 +20,8 @@ _PACKAGES = ("libc6-dev", "linux-libc-dev", "libcap-dev", "libnuma-dev", "liburi
 
 #: Where programs are linked to. Upstream's own build makes position independent programs, whose heap is far from low
 #: addresses. The heap of others is at a random place within 1 GiB after the program (arch_randomize_brk() of x86 and
-#: arm64, Linux 7.3). If that begins at 4 MiB, mremap_test finds it where it maps with MAP_FIXED_NOREPLACE. On x86-64 the
-#: address has to be below 2 GiB.
+#: arm64, Linux 7.3). If that begins at 4 MiB, mremap_test finds it where it maps with MAP_FIXED_NOREPLACE. On x86-64
+#: the address has to be below 2 GiB.
 _ADDRESS = 1 << 30
 
 #: what they depend on and static programs do not need
