@@ -89,7 +89,7 @@ def compiled(origin: Origin, arch: Architecture, names: Sequence[str], cache: Ca
     root = toolchain.sysroot(arch, cache, archive)
     version = origin.source.identify(cache, archive)
     series = patchset_hash(origin.patches)
-    parts = [_GENERATION, version.digest, series, compiler.version, root.parent.name, *names]
+    parts = [_GENERATION, version.digest, series, compiler.version, *toolchain.flags(arch, root), *names]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     described = version.description + (f" + {len(origin.patches)} patches" if origin.patches else "")
 

@@ -18,12 +18,6 @@ from harness.host.cache import Cache
 #: static libraries and headers: of C, and what programs of selftests/mm are linked with
 _PACKAGES = ("libc6-dev", "linux-libc-dev", "libcap-dev", "libnuma-dev", "liburing-dev")
 
-#: Where programs are linked to. Upstream's own build makes position independent programs, whose heap is far from low
-#: addresses. The heap of others is at a random place within 1 GiB after the program (arch_randomize_brk() of x86 and
-#: arm64, Linux 7.3). If that begins at 4 MiB, mremap_test finds it where it maps with MAP_FIXED_NOREPLACE. On x86-64
-#: the address has to be below 2 GiB.
-_ADDRESS = 1 << 30
-
 #: what they depend on and static programs do not need
 _WITHOUT = (
     "gcc-14-base",
@@ -37,6 +31,12 @@ _WITHOUT = (
     "liburing2",
     "rpcsvc-proto",
 )
+
+#: Where programs are linked to. Upstream's own build makes position independent programs, whose heap is far from low
+#: addresses. The heap of others is at a random place within 1 GiB after the program (arch_randomize_brk() of x86 and
+#: arm64, Linux 7.3). If that begins at 4 MiB, mremap_test finds it where it maps with MAP_FIXED_NOREPLACE. On x86-64
+#: the address has to be below 2 GiB.
+_ADDRESS = 1 << 30
 
 
 def sysroot(arch: Architecture, cache: Cache, archive: Archive) -> Path:
